@@ -1,0 +1,286 @@
+"""WebDataset tar shards on disk: written, indexed, opened and verified.
+
+A data set is one folder:
+
+    shard-000000.tar …   members <key>.jpg|png and <key>.cls (the class index as text)
+    manifest.json        classes, and for each shard its samples, bytes and SHA-256
+    index.npz            for each sample its shard, byte offset, size, label and key
+
+The manifest is the truth about which shards belong to the set. The index is a cache of what the tar
+headers say, so that any sample can be read with one seek; it is made again when it is missing or stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import decode
+from data_pipelines.sources import IMAGE_SUFFIXES, RawSample, Source
+
+MANIFEST = "manifest.json"
+INDEX = "index.npz"
+MANIFEST_VERSION = 1
+IMAGE_EXTENSIONS = set(IMAGE_SUFFIXES.values())
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard as the manifest describes it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where each sample lies. All arrays have one entry per sample, in the order of the shards."""
+
+    shard: np.ndarray  # int32, position in the manifest
+    offset: np.ndarray  # int64, first byte of the image within the tar
+    size: np.ndarray  # int64, bytes of the image
+    label: np.ndarray  # int64, class index
+    key: np.ndarray  # str
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def write_shards(
+    source: Source, folder: Path, *, samples_per_shard: int = 1000, seed: int = 0, progress: Callable[[int], None] = lambda done: None
+) -> None:
+    """Write a source into `folder`, shuffled by `seed`, as shards, index and manifest (last, so that a set is whole or not one).
+
+    progress is called with the number of samples written since its last call.
+    Raises DataError if the folder already holds a data set: nothing is ever overwritten.
+    """
+    if (folder / MANIFEST).exists():
+        raise DataError(f"{folder} already holds a data set; choose another folder, or remove this one first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(seed).permutation(len(source))
+    shards = []
+    for number, start in enumerate(range(0, len(source), samples_per_shard)):
+        samples = [source[int(index)] for index in order[start : start + samples_per_shard]]
+        shards.append(_write_shard(folder / f"shard-{number:06d}.tar", samples))
+        progress(len(samples))
+    _save_index(folder, shards, _scan(folder, shards))
+    manifest = {"version": MANIFEST_VERSION, "classes": list(source.classes), "shards": [asdict(shard) for shard in shards]}
+    _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+
+
+def _write_shard(path: Path, samples: list[RawSample]) -> ShardInfo:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in samples:
+                tar.write({"__key__": sample.key, sample.extension: sample.image, "cls": str(sample.label).encode()})
+
+    _replace(path, write)
+    return ShardInfo(path.name, len(samples), path.stat().st_size, sha256(path))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a name of this process alone and rename it: it is never seen half-written."""
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    write(partial)
+    partial.replace(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- opening -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened data set: what the manifest says, and the index."""
+
+    folder: Path
+    classes: list[str]
+    shards: list[ShardInfo]
+    index: Index
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardSet:
+        """Read manifest and index; every shard must exist with the size that the manifest gives.
+
+        Raises DataError with the shard's name for a missing or empty folder, a missing, truncated or
+        unreadable shard, and a label that is no class.
+        """
+        classes, shards = _read_manifest(folder)
+        for shard in shards:
+            _check_size(folder / shard.name, shard)
+        index = _load_index(folder, shards)
+        opened = cls(folder, classes, shards, index)
+        opened._check_labels()
+        return opened
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def path_of(self, sample: int) -> Path:
+        return self.folder / self.shards[self.index.shard[sample]].name
+
+    def describe(self, sample: int) -> str:
+        """Where a sample lies, for messages."""
+        return f"sample {self.index.key[sample]} in {self.path_of(sample)}"
+
+    def _check_labels(self) -> None:
+        outside = np.flatnonzero((self.index.label < 0) | (self.index.label >= len(self.classes)))
+        if len(outside):
+            first = int(outside[0])
+            raise DataError(
+                f"{self.describe(first)} has label {self.index.label[first]}, but the manifest names {len(self.classes)} "
+                f"classes; prepare the data set again or mend its classes ({len(outside)} such samples)."
+            )
+
+
+def _read_manifest(folder: Path) -> tuple[list[str], list[ShardInfo]]:
+    path = folder / MANIFEST
+    if not path.exists():
+        state = "has no manifest.json" if folder.is_dir() else "does not exist"
+        raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
+    try:
+        manifest = json.loads(path.read_text())
+        version, classes = manifest["version"], [str(name) for name in manifest["classes"]]
+        shards = [ShardInfo(**shard) for shard in manifest["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data set again.") from None
+    if version != MANIFEST_VERSION:
+        raise DataError(f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; prepare the data set again.")
+    if not shards:
+        raise DataError(f"{path} lists no shard; prepare the data set again.")
+    return classes, shards
+
+
+def _check_size(path: Path, shard: ShardInfo) -> None:
+    if not path.exists():
+        raise DataError(f"shard {path} is missing; copy it again or prepare the data set again.")
+    if (size := path.stat().st_size) != shard.bytes:
+        raise DataError(
+            f"shard {path} has {size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; "
+            f"copy it again or prepare the data set again."
+        )
+
+
+# --- the index ---------------------------------------------------------------------------------------------
+
+
+def _load_index(folder: Path, shards: list[ShardInfo]) -> Index:
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as saved:
+            if saved["sha256"].tolist() == [shard.sha256 for shard in shards]:
+                return Index(*(saved[name] for name in ("shard", "offset", "size", "label", "key")))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        pass  # missing or damaged: the tar headers hold all of it
+    index = _scan(folder, shards)
+    try:
+        _save_index(folder, shards, index)
+    except OSError:
+        pass  # a read-only data set is scanned at every start
+    return index
+
+
+def _save_index(folder: Path, shards: list[ShardInfo], index: Index) -> None:
+    columns = {name: getattr(index, name) for name in ("shard", "offset", "size", "label", "key")}
+    hashes = np.array([shard.sha256 for shard in shards])
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, sha256=hashes, **columns)
+
+    _replace(folder / INDEX, write)
+
+
+def _scan(folder: Path, shards: list[ShardInfo]) -> Index:
+    rows = [(number, *row) for number, shard in enumerate(shards) for row in _scan_shard(folder / shard.name, shard)]
+    shard, offset, size, label, key = zip(*rows, strict=True)
+    return Index(np.array(shard, np.int32), np.array(offset), np.array(size), np.array(label), np.array(key))
+
+
+def _scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, str]]:
+    """(offset, size, label, key) of every sample of one tar, in its order."""
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if extension in IMAGE_EXTENSIONS:
+                    images[key] = (member.offset_data, member.size)
+                elif extension == "cls":
+                    labels[key] = _read_label(tar, member, path)
+    except tarfile.TarError as error:
+        raise DataError(f"shard {path} is no readable tar file ({error}); copy it again or prepare the data set again.") from None
+    if unpaired := sorted(images.keys() ^ labels.keys()):
+        raise DataError(f"sample {unpaired[0]} in {path} lacks its image or its .cls label; prepare the data set again.")
+    if len(images) != shard.samples:
+        raise DataError(f"shard {path} holds {len(images)} samples, the manifest says {shard.samples}; prepare the data set again.")
+    for key, (offset, size) in images.items():
+        yield offset, size, labels[key], key
+
+
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+    file = tar.extractfile(member)
+    text = file.read(20) if file else b""
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"{member.name} in {path} holds {text!r}, not a class number; prepare the data set again.") from None
+
+
+# --- verifying ---------------------------------------------------------------------------------------------
+
+
+def count_samples(folder: Path) -> int:
+    """How many samples the manifest promises."""
+    return sum(shard.samples for shard in _read_manifest(folder)[1])
+
+
+def verify(folder: Path, progress: Callable[[int], None] = lambda done: None) -> list[str]:
+    """Every damage of a data set: hashes of all shards, and every image decoded. An empty list means whole.
+
+    progress is called with the number of samples checked since its last call.
+    """
+    classes, shards = _read_manifest(folder)
+    damage = []
+    for shard in shards:
+        path = folder / shard.name
+        try:
+            _check_size(path, shard)
+            if sha256(path) != shard.sha256:
+                damage.append(f"shard {path} does not match its SHA-256 in the manifest.")
+            damage += _undecodable(path, shard, len(classes))
+        except DataError as error:
+            damage.append(str(error))
+        progress(shard.samples)
+    return damage
+
+
+def _undecodable(path: Path, shard: ShardInfo, classes: int) -> Iterator[str]:
+    with path.open("rb") as file:
+        for offset, size, label, key in _scan_shard(path, shard):
+            if not 0 <= label < classes:
+                yield f"sample {key} in {path} has label {label}, but there are {classes} classes."
+            file.seek(offset)
+            try:
+                decode(file.read(size))
+            except DataError as error:
+                yield f"sample {key} in {path}: {error}"

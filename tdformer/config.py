@@ -1,0 +1,197 @@
+"""One run, as a typed tree. Every component gets its own section of it, never the whole.
+
+Imports no torch: a login node can read and check a configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data_pipelines.config import DataConfig, Probability, Section
+from data_pipelines.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class BackboneConfig(Section):
+    """QKFormer, ImageNet variant ("HST-L-D"): dims D/4, D/2, D over three stages, stride 16."""
+
+    embed_dims: Positive = 768
+    """D, the channels of the last stage."""
+    num_heads: Positive = 12
+    """Attention heads, the same number in every stage."""
+    depths: tuple[Positive, Positive, Positive] = (1, 2, 7)
+    """Blocks per stage; L in the published names is their sum."""
+    mlp_ratio: Positive = 4
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping a residual branch in the last block; it grows linearly over the blocks."""
+    samples_share_projection: bool = False
+    """true: as the public QKFormer code, whose attention projection neurons keep their membrane from one sample of
+    the batch to the next; what its published checkpoints were trained with. A result then depends on its batch."""
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> BackboneConfig:
+        if self.embed_dims % 8:
+            raise ValueError(f"embed_dims must be a multiple of 8 (the first conv has D/8 channels), got {self.embed_dims}")
+        if self.embed_dims // 4 % self.num_heads:
+            raise ValueError(
+                f"embed_dims/4 must be a multiple of num_heads, got {self.embed_dims}/4 = {self.embed_dims // 4} and {self.num_heads} heads"
+            )
+        return self
+
+
+class FeedbackConfig(Section):
+    """The top-down path (paper sections 4.1 and 4.2)."""
+
+    blocks: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    """Which blocks of the last stage have a control module, counted from 0."""
+    control: Literal["cm1"] = "cm1"
+    """Where the top-down spikes enter: cm1 = the keys, so that they steer the attention map."""
+    processing: Literal["v1"] = "v1"
+    """How they are made: v1 = linear channel mixer and LIF."""
+    clamp: tuple[float, float] = (0.0, 2.0)
+    """(b, a): bounds of the spatial map."""
+    init_std: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the new top-down weights at the start; 0 starts exactly at the backbone's function."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> FeedbackConfig:
+        if self.clamp[0] >= self.clamp[1]:
+            raise ValueError(f"clamp must be (lower, upper) with lower < upper, got {self.clamp}")
+        return self
+
+
+class ModelConfig(Section):
+    """The network: a backbone, unrolled over time steps, and the top-down path over its segments."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    num_classes: Positive = 1000
+    time_steps: Positive = 4
+    segments: Positive = 2
+    """Sub-networks into which the time steps are cut; each but the first is controlled by the one before it."""
+    carry_membrane: bool = True
+    """Membrane potentials go on from one segment to the next; false resets them."""
+    feedback: FeedbackConfig | None = FeedbackConfig()
+    """null: the plain backbone."""
+    loss_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """alpha_n of the segments' losses, summing to 1; null: proportional to n, and (0.3, 0.7) for two segments."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        if self.time_steps % self.segments:
+            raise ValueError(f"time_steps must be a multiple of segments, got {self.time_steps} time steps and {self.segments} segments")
+        blocks, depth = self.feedback.blocks if self.feedback else (), self.backbone.depths[2]
+        if blocks != "all" and any(block >= depth for block in blocks):
+            raise ValueError(f"feedback.blocks must lie within 0 to {depth - 1} (the last stage has {depth} blocks), got {list(blocks)}")
+        weights = self.loss_weights
+        if weights is not None and (len(weights) != self.segments or abs(sum(weights) - 1) > 1e-6):
+            raise ValueError(f"loss_weights must be {self.segments} numbers (one per segment) that sum to 1, got {list(weights)}")
+        return self
+
+    def segment_loss_weights(self) -> tuple[float, ...]:
+        """alpha_n. Values are our choice: the paper gives none, only that they sum to 1 and that the last is the largest."""
+        if self.loss_weights is not None:
+            return self.loss_weights
+        if self.segments == 2:
+            return (0.3, 0.7)
+        total = self.segments * (self.segments + 1) / 2
+        return tuple(n / total for n in range(1, self.segments + 1))
+
+
+class OptimizerConfig(Section):
+    """AdamW with a cosine schedule, stepped per optimizer step."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 6e-4
+    """Peak learning rate for a global batch of base_batch; the real one is scaled linearly with the global batch."""
+    base_batch: Positive = 256
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Where the cosine ends, unscaled."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    """Epochs of linear warm-up from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """On weights of two or more dimensions; biases and BatchNorm are not decayed."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
+class TrainingConfig(Section):
+    """How long, in which pieces, at which precision."""
+
+    epochs: Positive = 200
+    global_batch: Positive = 512
+    """Samples per optimizer step over all ranks and accumulation steps."""
+    micro_batch: Positive = 64
+    """Samples per rank and forward pass. BatchNorm sees one micro-batch, so this is part of the recipe."""
+    eval_batch: Positive = 64
+    """Samples per rank and forward pass in evaluation; does not change its result."""
+    label_smoothing: Probability = 0.1
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Upper bound of the global gradient norm; null: no clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 is autocast: parameters, BatchNorm statistics and membranes stay fp32."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """DeepSpeed ZeRO: what is sharded over the ranks (0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too)."""
+    log_every: Positive = 50
+    """Optimizer steps between two points of the training metrics."""
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per rank and optimizer step, for a number of ranks. Raises UserError if it is no whole number."""
+        steps, rest = divmod(self.global_batch, self.micro_batch * world)
+        if rest or not steps:
+            lower = self.micro_batch * world * max(steps, 1)
+            raise UserError(
+                f"training.global_batch must be a multiple of training.micro_batch x ranks, got {self.global_batch} with "
+                f"{self.micro_batch} x {world} = {self.micro_batch * world}; for {world} ranks {lower} or "
+                f"{lower + self.micro_batch * world} would fit"
+            )
+        return steps
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved. It is also saved at the end of every epoch and when the run is told to stop."""
+
+    every_steps: Positive | None = None
+    """Additional saves within an epoch, in optimizer steps."""
+    keep_last: Positive = 2
+    """Older ones are removed; the best one by validation top-1 stays as well."""
+
+
+class TrackingConfig(Section):
+    """MLflow, written by rank 0."""
+
+    uri: str = "sqlite:///runs/mlflow.db"
+    """Any MLflow tracking URI; sqlite needs no server."""
+    experiment: str = "tdformer"
+    system_metrics: bool = True
+    """CPU, memory and GPU use of rank 0's node, every ten seconds."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Prefix of the run directories and of the run's name in MLflow."""
+    output: Path = Path("runs")
+    """Where run directories are made."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the initial weights, the sample order, augmentation and drop path."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        if self.data.image_size % 16:
+            raise ValueError(f"data.image_size must be a multiple of 16 (the backbone's stride), got {self.data.image_size}")
+        self.training.accumulation(world=1)
+        return self
+
+    def learning_rate(self) -> float:
+        """Peak learning rate after scaling."""
+        return self.optimizer.base_lr * self.training.global_batch / self.optimizer.base_batch

@@ -1,0 +1,141 @@
+"""Reading a RunConfig from YAML and dotted overrides, and writing the resolved one. Errors name the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data_pipelines.errors import UserError
+from tdformer.config import RunConfig
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read one YAML file, apply `section.key=value` overrides (values are YAML), and check everything."""
+    tree = _read_yaml(path)
+    for override in overrides:
+        _apply(tree, override)
+    return _checked(tree, f"configuration {path}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved run as YAML, every default spelled out. load_config reads it back to an equal RunConfig."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """{"training.epochs": 15, …}: each leaf under its dotted key."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            flat[prefix] = value
+
+    visit("", config.model_dump(mode="json"))
+    return flat
+
+
+def differences(old: BaseModel, new: BaseModel) -> list[str]:
+    """One line per dotted key whose value differs: `key: old -> new`."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"configuration {path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration {path} must hold sections (a YAML mapping), it holds {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        tree[leaf] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+
+
+def _checked(tree: dict[str, Any], what: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {_sentence(problem)}" for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{what} cannot be run:\n" + "\n".join(lines)) from None
+
+
+def _sentence(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_nearest(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"{path}: this key is required"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: got {problem['input']!r}, allowed is {message.removeprefix('a ')}"
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """Keys that exist where an unknown one was given, the most similar one named first."""
+    section: Any = RunConfig
+    for part in loc[:-1]:
+        field = section.model_fields.get(part)
+        section = next((kind for kind in _section_types(field.annotation) if kind), None) if field else None
+        if section is None:
+            return ""
+    known = list(section.model_fields)
+    similar = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    meant = f"; did you mean {similar[0]}?" if similar else ""
+    return f"{meant} (allowed: {', '.join(known)})"
+
+
+def _section_types(annotation: Any) -> list[Any]:
+    options = getattr(annotation, "__args__", (annotation,))
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 2e-5 as a number (YAML 1.1 wants 2.0e-5) and refuses keys given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {str(key) for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {min(twice)} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

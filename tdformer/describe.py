@@ -1,0 +1,45 @@
+"""What a configuration would run, computed without running it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from data_pipelines.shards import ShardSet
+from tdformer.config import RunConfig
+from tdformer.models.feedback import ControlModule
+from tdformer.models.tdformer import TDFormer
+
+
+def describe(config: RunConfig, world: int) -> dict[str, Any]:
+    """Sizes and rates of a run on `world` ranks. Where the data set is not on this machine, data.train_samples stands for it.
+
+    Raises DataError if the set is here but damaged, ValueError if the global batch does not divide.
+    """
+    training = config.training
+    accumulation = training.accumulation(world)
+    with torch.device("meta"):
+        model = TDFormer(config.model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    topdown = [module for module in model.modules() if isinstance(module, ControlModule) or module is model.processing]
+    samples = len(ShardSet.open(config.data.train)) if config.data.train.exists() else config.data.train_samples
+    return {
+        "name": config.name,
+        "parameters": total,
+        "backbone_parameters": total - sum(parameter.numel() for module in topdown for parameter in module.parameters()),
+        "time_steps": config.model.time_steps,
+        "segments": config.model.segments,
+        "image_size": config.data.image_size,
+        "classes": config.model.num_classes,
+        "micro_batch": training.micro_batch,
+        "world": world,
+        "accumulation": accumulation,
+        "global_batch": training.global_batch,
+        "samples": samples,
+        "steps_per_epoch": samples // training.global_batch if samples is not None else None,
+        "epochs": training.epochs,
+        "lr": config.learning_rate(),
+        "precision": training.precision,
+        "zero_stage": training.zero_stage,
+    }

@@ -1,0 +1,88 @@
+"""Exact accuracy: every sample counted once over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data_pipelines.batch import PADDING_LABEL, Batch
+from tdformer.ranks import Ranks
+
+
+class Stopped(Exception):
+    """The evaluation was left because the run was told to stop; it has no result."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent. The last segment is the network's answer; the earlier ones show what feedback adds."""
+
+    samples: int
+    top1: float
+    top5: float
+    loss: float
+    top1_by_segment: list[float]
+
+
+@torch.no_grad()
+def evaluate(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    batches: Iterable[Batch],
+    ranks: Ranks,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluate `logits_of` (images -> [segments, B, classes]) over this rank's batches and sum up over the ranks.
+
+    Integer counts are summed, so that accuracies do not depend on the number of ranks. Every rank must bring equally
+    many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
+    """
+    totals = None
+    for batch in _agreed(batches, ranks):
+        if ranks.largest(int(should_stop())):
+            raise Stopped
+        batch = batch.to(ranks.device)
+        counts = _count(logits_of(batch.images_BCHW).double(), batch.labels_B)
+        totals = counts if totals is None else totals + counts
+    assert totals is not None, "a ShardSet is never empty"
+    samples, loss, top5, *top1 = ranks.sum(totals.cpu()).tolist()
+    by_segment = [100 * correct / samples for correct in top1]
+    return Evaluation(int(samples), by_segment[-1], 100 * top5 / samples, loss / samples, by_segment)
+
+
+def _agreed(batches: Iterable[Batch], ranks: Ranks) -> Iterator[Batch]:
+    """The batches; a sample that cannot be read on one rank is an error on all."""
+    remaining = iter(batches)
+    while (batch := ranks.together(lambda: next(remaining, None))) is not None:
+        yield batch
+
+
+def _count(logits_NBK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    """[samples, summed loss, correct in top 5, correct in top 1 of segment 1, …, of segment N], float64, without padding slots."""
+    real = labels_B != PADDING_LABEL
+    logits_NBK, labels_B = logits_NBK[:, real], labels_B[real]
+    loss = nn.functional.cross_entropy(logits_NBK[-1], labels_B, reduction="sum")
+    top5_BK = logits_NBK[-1].topk(min(5, logits_NBK.shape[-1])).indices
+    top5 = (top5_BK == labels_B[:, None]).sum()
+    top1_N = (logits_NBK.argmax(-1) == labels_B).sum(1)
+    return torch.cat([torch.stack([real.sum(), loss, top5]).double(), top1_N.double()])
+
+
+@contextmanager
+def averaged_statistics(model: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Inside, BatchNorm's running statistics are the mean over all ranks, each of which has seen other samples.
+
+    Afterwards every rank has its own again: looking at a model must not change how its training goes on.
+    """
+    own = [buffer.clone() for buffer in model.buffers()]
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            ranks.sum(buffer).div_(ranks.world)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(model.buffers(), own, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,53 @@
+"""What started this process, and which place among the others it was given. Imports no torch."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from data_pipelines.errors import UserError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch and DeepSpeed read. torchrun and `tdformer train --processes` set them; for srun they are derived here."""
+
+
+def started_by_launcher(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun, srun or `tdformer train --processes` started this process as one of several."""
+    return "RANK" in environment or "SLURM_STEP_ID" in environment
+
+
+def rank_in(environment: Mapping[str, str]) -> int:
+    """This process's rank; 0 for a process started alone."""
+    return int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0)
+
+
+def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """VARIABLES, from whatever started this process; a process started alone is a world of one."""
+    if "RANK" in environment:
+        if missing := [name for name in VARIABLES if name not in environment]:
+            raise UserError(f"RANK is set but {missing[0]} is not; start with tdformer train --processes, torchrun or srun, or unset RANK.")
+        return {name: environment[name] for name in VARIABLES}
+    if "SLURM_STEP_ID" in environment:
+        return _slurm_variables(environment)
+    return dict(zip(VARIABLES, ("0", "1", "0", "127.0.0.1", str(free_port())), strict=True))
+
+
+def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """From srun's own variables. The port is a function of the job and step, so that jobs on one node do not meet."""
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
+    port = environment.get("MASTER_PORT") or str(20000 + (job * 31 + step) % 20000)
+    place = (environment["SLURM_PROCID"], environment["SLURM_STEP_NUM_TASKS"], environment["SLURM_LOCALID"])
+    return dict(zip(VARIABLES, (*place, host, port), strict=True))
+
+
+def _first_host(nodelist: str) -> str:
+    listed = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+    return listed.stdout.split()[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

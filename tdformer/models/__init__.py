@@ -1,0 +1,1 @@
+"""The networks. Nothing here knows how they are trained."""

@@ -1,0 +1,111 @@
+"""MLflow, on rank 0. The run is always closed with the status that it deserves, and no point is written twice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tdformer.config import RunConfig
+from tdformer.config_io import flatten
+
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+RUN_ID_FILE = "mlflow_run_id"
+
+
+class Tracker:
+    """One MLflow run. As a context manager it ends the run: FAILED after an exception, else what `end` was told, else FINISHED."""
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        mlflow = _import_mlflow()
+        _make_sqlite_folder(config.tracking.uri)
+        self._client = mlflow.MlflowClient(config.tracking.uri)
+        self._metric = mlflow.entities.Metric
+        self._status = FINISHED
+        self.run_id = read_run_id(run_dir) or self._create(config, run_dir)
+        self._client.update_run(self.run_id, "RUNNING")
+        self._last_steps: dict[str, int] = {}
+        self._monitor = self._watch_system(mlflow, config) if config.tracking.system_metrics else None
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one point of each metric, unless the run had it before this resume: what a resume replays is equal."""
+        now = int(time.time() * 1000)
+        points = [self._metric(name, value, now, step) for name, value in metrics.items() if step > self._last_step(name)]
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def log_file(self, path: Path) -> None:
+        self._client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """How the run is closed when the context is left without an exception."""
+        self._status = status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+        self._client.set_terminated(self.run_id, self._status if kind is None else FAILED)
+
+    def _create(self, config: RunConfig, run_dir: Path) -> str:
+        """A new MLflow run, remembered in the run directory at once: a resume finds it even if no checkpoint was reached."""
+        from mlflow.entities import Param
+
+        run_id = self._client.create_run(self._experiment(config.tracking.experiment), run_name=run_dir.name).info.run_id
+        (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
+        params = [Param(name, str(value)) for name, value in flatten(config).items()]
+        self._client.log_batch(run_id, params=params)
+        return run_id
+
+    def _experiment(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else self._client.create_experiment(name)
+
+    def _last_step(self, name: str) -> int:
+        """Of the points that were in MLflow when this process started."""
+        if name not in self._last_steps:
+            history = self._client.get_metric_history(self.run_id, name)
+            self._last_steps[name] = max((point.step for point in history), default=-1)
+        return self._last_steps[name]
+
+    def _watch_system(self, mlflow: Any, config: RunConfig) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        mlflow.set_tracking_uri(config.tracking.uri)  # the monitor knows no other way
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
+        monitor.start()
+        return monitor
+
+
+def read_run_id(run_dir: Path) -> str | None:
+    """The MLflow run of a run directory, once it has one."""
+    path = run_dir / RUN_ID_FILE
+    return path.read_text().strip() if path.exists() else None
+
+
+def close_if_running(uri: str, run_dir: Path) -> None:
+    """Mark the run of a run directory FAILED if its process died without being able to."""
+    if (run_id := read_run_id(run_dir)) is None:
+        return
+    client = _import_mlflow().MlflowClient(uri)
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, FAILED)
+
+
+def _import_mlflow() -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow
+
+    return mlflow
+
+
+def _make_sqlite_folder(uri: str) -> None:
+    """sqlite makes its file, but not the folder around it."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

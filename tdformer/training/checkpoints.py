@@ -1,0 +1,258 @@
+"""Saved training state: everything that a resume needs, in plain tensors and JSON, written by rank 0 alone.
+
+    checkpoints/
+      latest, best                names of checkpoints, replaced atomically
+      step-00000186/
+        model.safetensors         parameters, and BatchNorm statistics averaged over the ranks
+        optimizer.safetensors     AdamW's moments, in full, by parameter name
+        statistics.safetensors    BatchNorm statistics of each rank
+        state.json                the position in the run
+        config.yaml               the resolved run
+        manifest.json             size and SHA-256 of the files above
+
+A checkpoint is written under a hidden name, synced to disk and then renamed: a folder named step-… is whole.
+Tensors are full and by name, so a checkpoint does not depend on the ZeRO stage. There is no random state:
+every random draw of training is a function of (seed, step, micro-batch), see training.loop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data_pipelines.errors import UserError
+from data_pipelines.shards import sha256
+
+MODEL, OPTIMIZER, STATISTICS, STATE, CONFIG, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "statistics.safetensors",
+    "state.json",
+    "config.yaml",
+    "manifest.json",
+)
+TENSOR_FILES, LATEST, BEST = (MODEL, OPTIMIZER, STATISTICS), "latest", "best"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come. Epoch and place within it follow from `step`, as all steps are equal."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    evaluated_epochs: int = 0
+    """Epochs whose evaluation is done."""
+    best_top1: float = -1.0
+    world: int = 1
+    """Ranks of the process group that saved this."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, complete on rank 0."""
+
+    position: Position
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    statistics: list[dict[str, torch.Tensor]]
+    """BatchNorm buffers by rank."""
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def save(root: Path, snapshot: Snapshot, config_yaml: str, *, is_best: bool, keep_last: int) -> Path:
+    """Write a checkpoint, point `latest` (and `best`) to it, remove old ones. Only rank 0 calls this."""
+    final = root / f"step-{snapshot.position.step:08d}"
+    partial = root / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    by_rank = {f"{rank}.{name}": tensor for rank, own in enumerate(snapshot.statistics) for name, tensor in own.items()}
+    for name, tensors in zip(TENSOR_FILES, (snapshot.model, snapshot.optimizer, by_rank), strict=True):
+        save_file(tensors, partial / name)
+    (partial / STATE).write_text(json.dumps(asdict(snapshot.position), indent=1))
+    (partial / CONFIG).write_text(config_yaml)
+    files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in (*TENSOR_FILES, STATE, CONFIG)}
+    (partial / MANIFEST).write_text(json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1))
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    if final.exists():  # the same step again, with more done after it (its epoch's evaluation)
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync(root)
+    _point(root / LATEST, final.name)
+    if is_best:
+        _point(root / BEST, final.name)
+    _remove_old(root, keep_last)
+    return final
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point(pointer: Path, name: str) -> None:
+    partial = pointer.with_name(f".{pointer.name}")
+    partial.write_text(name + "\n")
+    _sync(partial)
+    partial.replace(pointer)
+
+
+def _remove_old(root: Path, keep_last: int) -> None:
+    kept = {pointer.read_text().strip() for name in (LATEST, BEST) if (pointer := root / name).exists()}
+    for old in sorted(root.glob("step-*"))[:-keep_last]:
+        if old.name not in kept:
+            shutil.rmtree(old)
+
+
+# --- finding and reading -----------------------------------------------------------------------------------
+
+
+def find(path: Path, which: str = LATEST) -> Path:
+    """The checkpoint that a user means by a run directory, its checkpoints folder, or a checkpoint itself."""
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return path
+    root = path if path.name == "checkpoints" else path / "checkpoints"
+    pointer = root / which
+    if not pointer.exists():
+        raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
+    return root / pointer.read_text().strip()
+
+
+def has_any(run_dir: Path) -> bool:
+    """Whether a run directory holds anything that a resume could mean: a pointer or a checkpoint, whole or not."""
+    root = run_dir / "checkpoints"
+    return (root / LATEST).exists() or any(root.glob("step-*"))
+
+
+def check(checkpoint: Path) -> Position:
+    """Raise CheckpointError, naming file and remedy, unless every file is there with its size and SHA-256."""
+    remedy = _remedy(checkpoint)
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {checkpoint} is incomplete: it has no {MANIFEST}. {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read ({error}). {remedy}") from None
+    if missing := sorted({*TENSOR_FILES, STATE, CONFIG} - files.keys()):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {MANIFEST} does not list {missing[0]}. {remedy}")
+    for name, (size, digest) in files.items():
+        path = checkpoint / name
+        if not path.exists():
+            raise CheckpointError(f"checkpoint {checkpoint} is incomplete: {name} is missing. {remedy}")
+        if path.stat().st_size != size:
+            raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} has {path.stat().st_size} bytes instead of {size}. {remedy}")
+        if sha256(path) != digest:
+            raise CheckpointError(f"checkpoint {checkpoint} is damaged: {name} does not match its SHA-256. {remedy}")
+    return read_position(checkpoint)
+
+
+def read_position(checkpoint: Path) -> Position:
+    state = json.loads((checkpoint / STATE).read_text())
+    if state.get("version") != FORMAT_VERSION:
+        raise CheckpointError(f"checkpoint {checkpoint} has format version {state.get('version')}; this program reads {FORMAT_VERSION}.")
+    return Position(**state)
+
+
+def inspect(checkpoint: Path) -> dict[str, Any]:
+    """Verify a checkpoint and tell what it holds, for people and for JSON."""
+    position = check(checkpoint)
+    with safe_open(checkpoint / MODEL, "pt") as model:
+        sizes = {name: math.prod(model.get_slice(name).get_shape()) for name in model.keys()}
+    moments = len(load_optimizer(checkpoint))
+    megabytes = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6
+    return {
+        "checkpoint": str(checkpoint),
+        "step": position.step,
+        "evaluated_epochs": position.evaluated_epochs,
+        "world": position.world,
+        "model_tensors": len(sizes),
+        "model_values": sum(sizes.values()),
+        "optimizer_tensors": moments,
+        "megabytes": round(megabytes, 1),
+        "best_top1": position.best_top1,
+        **position.metrics,
+    }
+
+
+def _remedy(checkpoint: Path) -> str:
+    others = [other.name for other in sorted(checkpoint.parent.glob("step-*")) if other != checkpoint and _is_whole(other)]
+    if not others:
+        return "No other checkpoint beside it is whole: restore it from a copy, or start a new run."
+    return f"Restore it from a copy, or go on from {others[-1]}: write that name into {checkpoint.parent / LATEST}."
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """By sizes alone: quick enough for a message."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def load_model(checkpoint: Path, model: nn.Module) -> None:
+    """Parameters and averaged statistics into a model; nothing is changed if names or shapes do not all fit."""
+    load_exactly(model, _read(checkpoint / MODEL), f"checkpoint {checkpoint}")
+
+
+def load_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """AdamW's moments as Engine.optimizer_state gave them."""
+    return _read(checkpoint / OPTIMIZER)
+
+
+def load_statistics(checkpoint: Path, model: nn.Module, rank: int) -> None:
+    """This rank's own BatchNorm statistics, for an exact resume on as many ranks as saved them."""
+    prefix = f"{rank}."
+    own = {name.removeprefix(prefix): tensor for name, tensor in _read(checkpoint / STATISTICS).items() if name.startswith(prefix)}
+    for name, buffer in model.named_buffers():
+        buffer.copy_(own[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it from a copy.") from None
+
+
+def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """load_state_dict, but names and shapes are compared first and told in one sentence."""
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{what} is of another model: {len(missing)} of this model's tensors are not in it"
+            f"{f' (first: {missing[0]})' if missing else ''} and it holds {len(unexpected)} that this model lacks"
+            f"{f' (first: {unexpected[0]})' if unexpected else ''}; use the configuration that it was trained with."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{what} is of another model: {name} has shape {list(tensor.shape)}, this model's has {list(expected[name].shape)}; "
+                f"use the configuration that it was trained with."
+            )
+    model.load_state_dict(state)

@@ -1,0 +1,171 @@
+"""The door to DeepSpeed: nothing outside this file knows its keys or its insides.
+
+An Engine takes optimizer steps and hands out, or takes back, its state as plain full tensors by parameter
+name. That form is the same for every ZeRO stage and number of ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from tdformer.config import RunConfig
+from tdformer.ranks import Ranks
+from tdformer.training.objective import Objective
+from tdformer.training.optim import make_optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state per parameter, besides its step count."""
+
+
+class Engine:
+    """An Objective under DeepSpeed."""
+
+    def __init__(self, objective: Objective, config: RunConfig, ranks: Ranks) -> None:
+        deepspeed = _import_deepspeed()
+        self.ranks = ranks
+        self.zero_stage = config.training.zero_stage
+        self.accumulation = config.training.accumulation(ranks.world)
+        self.clip_grad = config.training.clip_grad
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=make_optimizer(objective, config.optimizer),
+            config=deepspeed_config(config, ranks.world),
+            dist_init_required=False,
+        )
+        self._utils = deepspeed.utils
+        self._gathered_parameters = deepspeed.zero.GatheredParameters
+        self._make_optimizer_state()
+
+    @property
+    def objective(self) -> Objective:
+        return self._engine.module
+
+    def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """[segments, B, classes]. Under ZeRO 3 all ranks must call it together."""
+        return self._engine(images_BCHW)
+
+    def micro_step(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, learning_rate: float) -> torch.Tensor:
+        """Forward and backward of one micro-batch, and the optimizer step after the last of a global batch. Returns the loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = self._engine(images_BCHW, labels_B)
+        self._engine.backward(loss)
+        self._engine.step()
+        return loss.detach()
+
+    def gradient_norm(self) -> float | None:
+        """The global gradient norm of the last step, before clipping; None where DeepSpeed does not compute one (ZeRO 0 unclipped)."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    # --- state as full tensors -------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Every parameter in full, fp32 on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
+        full = {}
+        for name, parameter in self._named_parameters():
+            with self._gathered_parameters([parameter], enabled=self.zero_stage == 3):
+                if self.ranks.is_first:
+                    full[name] = parameter.detach().to("cpu", copy=True)
+        return full
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """`<moment>.<parameter name>` in full, fp32 on the CPU. Collective; complete on rank 0 only."""
+        full = {}
+        for name, parameter in self._named_parameters():
+            for moment in MOMENTS:
+                tensor = self._moment(parameter, moment)
+                if self.ranks.is_first:
+                    full[f"{moment}.{name}"] = tensor.detach().to("cpu", copy=True).view(_full_shape(parameter))
+        return full
+
+    def load_optimizer_state(self, full: dict[str, torch.Tensor], steps: int) -> None:
+        """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `steps`: taken so far."""
+        for partition in self._partitions():
+            self._adamw.state[partition]["step"].fill_(steps)
+        for name, parameter in self._named_parameters():
+            for moment in MOMENTS:
+                self._set_moment(parameter, moment, full[f"{moment}.{name}"])
+        self._engine.global_steps = steps
+
+    def _named_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        return self.objective.model.named_parameters()
+
+    def _partitions(self) -> list[torch.Tensor]:
+        """What this rank's AdamW really steps: the parameters themselves, or its flat fp32 partitions of them."""
+        if self.zero_stage == 0:
+            return [parameter for _, parameter in self._named_parameters()]
+        if self.zero_stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
+
+    def _make_optimizer_state(self) -> None:
+        """The zeros with which AdamW starts, made now instead of in its first step.
+
+        A resume needs a place to load into; and DeepSpeed 0.19 links moments to parameters once, after the step of
+        the first parameter group, when the other groups have none yet.
+        """
+        for partition in self._partitions():
+            moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+            self._adamw.state[partition] = {"step": torch.tensor(0.0), **moments}
+        if self.zero_stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
+        if self.zero_stage == 0:
+            return self._optimizer.state[parameter][moment]
+        return self._utils.safe_get_full_optimizer_state(parameter, moment)
+
+    def _set_moment(self, parameter: torch.nn.Parameter, moment: str, full: torch.Tensor) -> None:
+        full = full.to(self.ranks.device)
+        if self.zero_stage == 0:
+            self._optimizer.state[parameter][moment].copy_(full)
+        elif self.zero_stage == 3:
+            # Not safe_set_full_optimizer_state: it fails where a parameter's size is no multiple of the ranks.
+            length = parameter.ds_tensor.numel()
+            padded = torch.nn.functional.pad(full.flatten(), (0, length * self.ranks.world - full.numel()))
+            own = padded[self.ranks.rank * length :][:length]
+            self._utils.safe_set_local_optimizer_state(parameter, own, moment)
+        else:
+            self._utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+
+def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
+    """The run in DeepSpeed's words. Its scheduler, checkpoints and monitors are not used."""
+    training = config.training
+    return {
+        "train_batch_size": training.global_batch,
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": training.accumulation(world),
+        "gradient_clipping": training.clip_grad or 0.0,
+        "zero_optimization": {"stage": training.zero_stage},
+        # Not "bf16": that also rounds BatchNorm's running statistics, which fails on a CPU and loses accuracy anywhere.
+        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": None,
+    }
+
+
+def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet (what a user must know, this project says itself) and without the C++ it compiles at the first start."""
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # A CPU kernel for inference that training never calls; building it would need a compiler on every node.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

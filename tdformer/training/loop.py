@@ -1,0 +1,238 @@
+"""The training loop, and the state that it moves from step to step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipelines.batch import Batch
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.loading import evaluation_batches, train_batches
+from data_pipelines.order import TrainOrder
+from data_pipelines.shards import ShardSet
+from tdformer.config import RunConfig
+from tdformer.config_io import dump_config
+from tdformer.evaluation import Evaluation, Stopped, averaged_statistics, evaluate
+from tdformer.ranks import Ranks
+from tdformer.training import checkpoints
+from tdformer.training.checkpoints import Position, Snapshot
+from tdformer.training.engine import Engine
+from tdformer.training.objective import Objective
+from tdformer.training.optim import learning_rate_at
+from tdformer.training.preemption import StopFlag, stop_on_signals
+from tdformer.training.report import Report, Throughput, reporting
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    position: Position
+    stopped: bool
+    """True if a signal ended it before its last epoch; its state is saved."""
+    images_per_s: float
+    parameters: int
+    checkpoint: Path
+
+
+def train(config: RunConfig, run_dir: Path, ranks: Ranks) -> Outcome:
+    """Train a run from its beginning, or from its latest checkpoint, to its end or to a stop signal.
+
+    Raises UserError, on all ranks alike, for what a user can mend.
+    """
+    with stop_on_signals() as stop:
+        trainer = Trainer(config, run_dir, ranks, stop)
+        speaker = reporting(config, run_dir, trainer.position, trainer.total_steps, speak=ranks.is_first)
+        with closing(trainer.batches), speaker as report:
+            trainer.announce(report)
+            while not trainer.is_done():
+                if trainer.evaluation_is_due():
+                    trainer.evaluate_and_save(report)
+                else:
+                    trainer.step(report)
+                    if trainer.save_is_due():
+                        trainer.save()
+                if ranks.largest(int(bool(stop))):
+                    trainer.save()
+                    report.stopped()
+                    return trainer.outcome(stopped=True)
+            return trainer.outcome(stopped=False)
+
+
+class Trainer:
+    """A run in progress: data, engine and position."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks, stop: StopFlag) -> None:
+        self.config, self.ranks, self.stop = config, ranks, stop
+        self.root = run_dir / "checkpoints"
+        self.train_set, self.val_set = ranks.together(lambda: open_data(config))
+        training = config.training
+        self.order = TrainOrder(len(self.train_set), config.seed, training.global_batch, training.micro_batch, ranks.rank, ranks.world)
+        self.total_steps = training.epochs * self.order.steps_per_epoch
+        self.engine, self.position = self._start_or_resume(run_dir)
+        self.saved: Position | None = self.position if self.position.step else None
+        self.batches = train_batches(config.data, self.train_set, self.order, self.position.step, self.total_steps)
+        self.throughput = Throughput()
+
+    # --- starting --------------------------------------------------------------------------------------------
+
+    def _start_or_resume(self, run_dir: Path) -> tuple[Engine, Position]:
+        torch.manual_seed(self.config.seed)
+        objective = Objective(self.config.model, self.config.training.label_smoothing).to(self.ranks.device)
+        if not self.ranks.from_first(checkpoints.has_any(run_dir)):
+            return Engine(objective, self.config, self.ranks), Position(world=self.ranks.world)
+        checkpoint = self.ranks.together(lambda: checkpoints.find(run_dir))
+        checked = self.ranks.together(lambda: checkpoints.check(checkpoint) if self.ranks.is_first else None)
+        position = self.ranks.from_first(checked)
+        self.ranks.together(lambda: checkpoints.load_model(checkpoint, objective.model))
+        if position.world == self.ranks.world:
+            checkpoints.load_statistics(checkpoint, objective.model, self.ranks.rank)
+        engine = Engine(objective, self.config, self.ranks)
+        engine.load_optimizer_state(self.ranks.together(lambda: checkpoints.load_optimizer(checkpoint)), position.step)
+        return engine, replace(position, world=self.ranks.world)
+
+    def announce(self, report: Report) -> None:
+        training, order = self.config.training, self.order
+        left_out = order.samples % training.global_batch
+        report.say(
+            f"{order.samples} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
+            f"{training.micro_batch} x {self.ranks.world} ranks x {order.accumulation} accumulation; "
+            f"{order.steps_per_epoch} steps per epoch"
+            + (f", {left_out} images (others in each epoch) are left out to make steps equal" if left_out else "")
+        )
+        if self.position.step:
+            report.say(f"resumed at step {self.position.step} of {self.total_steps}")
+
+    # --- where we are ----------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> float:
+        return self.position.step / self.order.steps_per_epoch
+
+    def is_done(self) -> bool:
+        return self.position.evaluated_epochs == self.config.training.epochs
+
+    def evaluation_is_due(self) -> bool:
+        return self.position.step == (self.position.evaluated_epochs + 1) * self.order.steps_per_epoch
+
+    def save_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        return every is not None and self.position.step % every == 0
+
+    def learning_rate(self) -> float:
+        optimizer, per_epoch = self.config.optimizer, self.order.steps_per_epoch
+        return learning_rate_at(
+            self.position.step,
+            peak=self.config.learning_rate(),
+            floor=optimizer.min_lr,
+            warmup_steps=optimizer.warmup_epochs * per_epoch,
+            total_steps=self.total_steps,
+        )
+
+    # --- what is done there ----------------------------------------------------------------------------------
+
+    def step(self, report: Report) -> None:
+        """One optimizer step: this rank's micro-batches of the next global batch."""
+        rate = self.learning_rate()
+        with self.throughput.training(self.config.training.global_batch):
+            with self.throughput.waiting():
+                micro_batches = self.ranks.together(lambda: list(itertools.islice(self.batches, self.order.accumulation)))
+            losses = [self._micro_step(number, batch, rate) for number, batch in enumerate(micro_batches)]
+        self.position = replace(self.position, step=self.position.step + 1)
+        is_logged = self.position.step % self.config.training.log_every == 0
+        report.step(self.position.step, self.epoch, self._step_metrics(losses, rate) if is_logged else None)
+
+    def _micro_step(self, number: int, batch: Batch, rate: float) -> torch.Tensor:
+        """Random draws of a micro-batch (drop path) depend on (seed, step, its number in the global batch), not on its rank."""
+        key = [self.config.seed, self.position.step, number * self.ranks.world + self.ranks.rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        batch = batch.to(self.ranks.device)
+        return self.engine.micro_step(batch.images_BCHW, batch.labels_B, rate)
+
+    def _step_metrics(self, losses: list[torch.Tensor], rate: float) -> dict[str, float]:
+        """Loss is the mean over this step's global batch, so that it does not depend on when the run was interrupted."""
+        loss = self.ranks.sum(torch.stack(losses).double().mean()).item() / self.ranks.world
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.position.step}; lower optimizer.base_lr, set training.clip_grad or use "
+                f"training.precision=fp32, and go on from the latest checkpoint in {self.root} or start again."
+            )
+        norm = self.engine.gradient_norm()
+        metrics = {"train/loss": loss, "train/lr": rate, **self.throughput.take()}
+        return metrics if norm is None else metrics | {"train/gradient_norm": norm}
+
+    def evaluate_and_save(self, report: Report) -> None:
+        """Evaluate the epoch just finished; if told to stop meanwhile, leave it to the resume."""
+        try:
+            result = self._evaluate()
+        except Stopped:
+            return
+        is_best = result.top1 > self.position.best_top1
+        self.position = replace(
+            self.position,
+            evaluated_epochs=self.position.evaluated_epochs + 1,
+            best_top1=max(result.top1, self.position.best_top1),
+            metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss},
+        )
+        report.evaluation(self.position.step, self.position.evaluated_epochs, result)
+        self.save(is_best)
+
+    def _evaluate(self) -> Evaluation:
+        model, size = self.engine.objective, self.config.training.eval_batch
+        batches = evaluation_batches(self.config.data, self.val_set, batch=size, rank=self.ranks.rank, world=self.ranks.world)
+        model.eval()
+        with averaged_statistics(model, self.ranks):
+            try:
+                return evaluate(self.engine.logits, batches, self.ranks, should_stop=lambda: bool(self.stop))
+            finally:
+                model.train()
+
+    def save(self, is_best: bool = False) -> None:
+        """Save the state, unless this very state is saved already."""
+        if self.saved == self.position:
+            return
+        model = self.engine.objective.model
+        parameters, optimizer = self.engine.parameters(), self.engine.optimizer_state()
+        statistics = self.ranks.to_first({name: buffer.cpu() for name, buffer in model.named_buffers()})
+        with averaged_statistics(model, self.ranks):
+            averaged = {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers()}
+        if self.ranks.is_first:
+            snapshot = Snapshot(self.position, parameters | averaged, optimizer, statistics)
+            keep = self.config.checkpoint.keep_last
+            checkpoints.save(self.root, snapshot, dump_config(self.config), is_best=is_best, keep_last=keep)
+        self.saved = self.position
+
+    def outcome(self, stopped: bool) -> Outcome:
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.objective.parameters())
+        checkpoint = self.root / f"step-{self.position.step:08d}"
+        return Outcome(self.position, stopped, self.throughput.overall(), parameters, checkpoint)
+
+
+def open_data(config: RunConfig) -> tuple[ShardSet, ShardSet]:
+    """The training and validation sets, checked against the run. Raises DataError if they cannot serve it."""
+    train_set, val_set = ShardSet.open(config.data.train), ShardSet.open(config.data.val)
+    if val_set.classes != train_set.classes:
+        raise DataError(f"{config.data.val} and {config.data.train} name different classes; prepare them from the same source.")
+    for opened in (train_set, val_set):
+        if len(opened.classes) > config.model.num_classes:
+            raise DataError(
+                f"{opened.folder} has labels of {len(opened.classes)} classes, outside the {config.model.num_classes} of "
+                f"model.num_classes; set it to {len(opened.classes)}."
+            )
+    if config.data.train_samples not in (None, len(train_set)):
+        raise DataError(
+            f"{config.data.train} holds {len(train_set)} samples, data.train_samples says {config.data.train_samples}; "
+            f"prepare or copy it again, or correct that key."
+        )
+    if len(train_set) < config.training.global_batch:
+        raise DataError(
+            f"{config.data.train} holds {len(train_set)} samples, fewer than training.global_batch "
+            f"({config.training.global_batch}); lower it or add data."
+        )
+    return train_set, val_set

@@ -1,0 +1,61 @@
+"""The run's own record of its metrics (metrics.jsonl) and the picture of its learning curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """One JSON object per line: `step`, `epoch`, and metrics by name. Reads back to its last whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "epoch": epoch, **metrics}) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # cut off by a crash; what follows is computed again
+        return rows
+
+    def cut_after(self, step: int, evaluated_epochs: int) -> None:
+        """Forget the steps after `step` and the evaluations after the first `evaluated_epochs`: a resumed run computes them again."""
+        kept = [row for row in self.rows() if row["step"] <= step and ("val/top1" not in row or row["epoch"] <= evaluated_epochs)]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(self.path)
+
+
+def draw_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss and accuracy over epochs, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure.suptitle(title)
+    for axes, names, label in ((left, ("train/loss", "val/loss"), "loss"), (right, ("val/top1",), "top-1 accuracy (%)")):
+        segments = sorted({name for row in rows for name in row if name.startswith("val/top1_segment")})
+        for name in (*names, *(segments if axes is right else ())):
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            if points:
+                last = name == "val/top1" or axes is left
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 60 else None, alpha=1 if last else 0.4)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

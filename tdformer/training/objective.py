@@ -1,0 +1,30 @@
+"""What is minimised: the weighted sum of the segments' losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tdformer.config import ModelConfig
+from tdformer.models.tdformer import TDFormer
+
+
+class Objective(nn.Module):
+    """A TDFormer together with its loss, as the one module that DeepSpeed runs.
+
+    loss = sum_n alpha_n * cross_entropy(O(n), y), alpha summing to 1 (paper section 4.3).
+    """
+
+    def __init__(self, config: ModelConfig, label_smoothing: float) -> None:
+        super().__init__()
+        self.model = TDFormer(config)
+        self.weights = config.segment_loss_weights()
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    def forward(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
+        """With labels the loss (a scalar, mean over the samples); without, the logits [segments, B, classes]."""
+        logits_NBK = self.model.forward_segments(images_BCHW)
+        if labels_B is None:
+            return logits_NBK
+        losses = [self.cross_entropy(logits_BK.float(), labels_B) for logits_BK in logits_NBK]
+        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))

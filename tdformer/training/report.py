@@ -1,0 +1,123 @@
+"""What rank 0 tells while a run goes on: a progress bar or plain lines, metrics.jsonl, MLflow. Other ranks are silent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tdformer.config import RunConfig
+from tdformer.evaluation import Evaluation
+from tdformer.tracking import KILLED, Tracker
+from tdformer.training.checkpoints import Position
+from tdformer.training.metrics import MetricsFile, draw_learning_curve
+from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
+
+
+class Report:
+    """Silent as it stands; FirstRankReport speaks."""
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
+        """After each optimizer step; metrics at every log_every-th."""
+
+    def evaluation(self, step: int, epoch: int, result: Evaluation) -> None:
+        """After an evaluation."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def stopped(self) -> None:
+        """The run was told to stop and its state is saved."""
+
+
+class FirstRankReport(Report):
+    def __init__(self, config: RunConfig, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int) -> None:
+        self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
+        self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
+        self.metrics_file.cut_after(position.step, position.evaluated_epochs)
+        self.title = run_dir.name
+        self.total_steps = total_steps
+        self.task = progress.add_task("", total=total_steps, completed=position.step)
+        tracker.log_file(run_dir / CONFIG_FILE)
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
+        self.progress.update(self.task, completed=step)
+        if metrics is not None:
+            self._record(step, epoch, metrics)
+            text = f"loss {metrics['train/loss']:.4f}  {metrics['train/images_per_s']:.0f} img/s"
+            self.progress.update(self.task, description=f"epoch {epoch:.1f}  {text}")
+            if not self.progress.live.is_started:
+                self.say(f"step {step}/{self.total_steps}  epoch {epoch:.2f}  {text}  lr {metrics['train/lr']:.2e}")
+
+    def evaluation(self, step: int, epoch: int, result: Evaluation) -> None:
+        segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
+        self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments})
+        draw_learning_curve(self.metrics_file.rows(), self.run_dir / CURVE_FILE, self.title)
+        self.tracker.log_file(self.run_dir / CURVE_FILE)
+        self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %  loss {result.loss:.4f}  ({result.samples} images)")
+
+    def say(self, text: str) -> None:
+        self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def stopped(self) -> None:
+        self.tracker.end(KILLED)
+
+    def _record(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        self.metrics_file.append(step, epoch, metrics)
+        self.tracker.log(step, metrics)
+
+
+@contextmanager
+def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, *, speak: bool) -> Iterator[Report]:
+    """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
+    if not speak:
+        yield Report()
+        return
+    with ExitStack() as stack:
+        tracker = stack.enter_context(Tracker(config, run_dir))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        progress = Progress(*columns, console=Console(file=sys.stdout))
+        if sys.stdout.isatty():
+            stack.enter_context(progress)
+        yield FirstRankReport(config, run_dir, progress, tracker, position, total_steps)
+
+
+class Throughput:
+    """Images per second of the training steps, and the share of that time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.images = self.seconds = self.waited = 0.0
+        self._total_images = self._total_seconds = 0.0
+
+    @contextmanager
+    def training(self, images: int) -> Iterator[None]:
+        """Around one optimizer step, its wait for data included."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+        self.images += images
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for data, inside `training`."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The metrics since the last call."""
+        metrics = {"train/images_per_s": self.images / self.seconds, "train/data_wait_share": self.waited / self.seconds}
+        self._total_images += self.images
+        self._total_seconds += self.seconds
+        self.images = self.seconds = self.waited = 0.0
+        return metrics
+
+    def overall(self) -> float:
+        """Images per second since the start of this process; 0 before the first step."""
+        seconds = self._total_seconds + self.seconds
+        return (self._total_images + self.images) / seconds if seconds else 0.0
