@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -41,7 +42,7 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
     """Closing the generator ends its worker processes."""
     loader = DataLoader(
         dataset,
-        batch_sampler=places,  # type: ignore[arg-type]  # torch's annotation knows only lists of ints
+        batch_sampler=places,
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
@@ -55,7 +56,8 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
         yield batch
 
 
-def _unchanged(batch: Batch | DataError) -> Batch | DataError:
+def _unchanged(batch: Any) -> Any:
+    """The data set makes whole batches; there is nothing left to collate."""
     return batch
 
 

@@ -57,13 +57,12 @@ class TrainOrder:
 
     def from_step(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """(epoch, sample index) pairs of each micro-batch from global step first_step up to last_step."""
-        order, order_epoch = None, -1
-        for step in range(first_step, last_step):
-            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.samples, self.seed, epoch), epoch
-            for indices in self.micro_batches(order, step_in_epoch):
-                yield [(epoch, int(index)) for index in indices]
+        for epoch in range(first_step // self.steps_per_epoch, -(-last_step // self.steps_per_epoch)):
+            order = epoch_order(self.samples, self.seed, epoch)
+            epoch_start = epoch * self.steps_per_epoch
+            for step in range(max(first_step, epoch_start), min(last_step, epoch_start + self.steps_per_epoch)):
+                for indices in self.micro_batches(order, step - epoch_start):
+                    yield [(epoch, int(index)) for index in indices]
 
 
 def evaluation_indices(samples: int, rank: int, world: int) -> np.ndarray:

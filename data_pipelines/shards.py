@@ -3,7 +3,7 @@
 A data set is one folder:
 
     shard-000000.tar …   members <key>.jpg|png and <key>.cls (the class index as text)
-    manifest.json        classes, and for each shard its samples, bytes and SHA-256
+    manifest.json        what it was made from, its classes, and for each shard its samples, bytes and SHA-256
     index.npz            for each sample its shard, byte offset, size, label and key
 
 The manifest is the truth about which shards belong to the set. The index is a cache of what the tar
@@ -12,6 +12,7 @@ headers say, so that any sample can be read with one seek; it is made again when
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -63,14 +65,17 @@ class Index:
 
 def write_shards(
     source: Source, folder: Path, *, samples_per_shard: int = 1000, seed: int = 0, progress: Callable[[int], None] = lambda done: None
-) -> None:
-    """Write a source into `folder`, shuffled by `seed`, as shards, index and manifest (last, so that a set is whole or not one).
+) -> bool:
+    """Write a source into `folder`, shuffled by `seed`, as shards, index and manifest (last: a set without one is not whole).
 
-    progress is called with the number of samples written since its last call.
-    Raises DataError if the folder already holds a data set: nothing is ever overwritten.
+    progress is called with the number of samples written since its last call. Returns False, and writes nothing, if
+    this very set is there already. Raises DataError if another one is: nothing is ever overwritten.
     """
+    recipe = {"samples": len(source), "classes": list(source.classes), "samples_per_shard": samples_per_shard, "seed": seed}
     if (folder / MANIFEST).exists():
-        raise DataError(f"{folder} already holds a data set; choose another folder, or remove this one first.")
+        if _read_json(folder / MANIFEST).get("recipe") == recipe:
+            return False
+        raise DataError(f"{folder} already holds another data set; choose another folder, or remove this one first.")
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(seed).permutation(len(source))
     shards = []
@@ -79,8 +84,9 @@ def write_shards(
         shards.append(_write_shard(folder / f"shard-{number:06d}.tar", samples))
         progress(len(samples))
     _save_index(folder, shards, _scan(folder, shards))
-    manifest = {"version": MANIFEST_VERSION, "classes": list(source.classes), "shards": [asdict(shard) for shard in shards]}
+    manifest = {"version": MANIFEST_VERSION, "recipe": recipe, "shards": [asdict(shard) for shard in shards]}
     _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+    return True
 
 
 def _write_shard(path: Path, samples: list[RawSample]) -> ShardInfo:
@@ -157,17 +163,27 @@ def _read_manifest(folder: Path) -> tuple[list[str], list[ShardInfo]]:
     if not path.exists():
         state = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
+    manifest = _read_json(path)
     try:
-        manifest = json.loads(path.read_text())
-        version, classes = manifest["version"], [str(name) for name in manifest["classes"]]
+        version, classes = manifest["version"], [str(name) for name in manifest["recipe"]["classes"]]
         shards = [ShardInfo(**shard) for shard in manifest["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the data set again.") from None
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); prepare the data set again.") from None
     if version != MANIFEST_VERSION:
         raise DataError(f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; prepare the data set again.")
     if not shards:
         raise DataError(f"{path} lists no shard; prepare the data set again.")
     return classes, shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data set again.") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged (no JSON object); prepare the data set again.")
+    return content
 
 
 def _check_size(path: Path, shard: ShardInfo) -> None:
@@ -191,10 +207,8 @@ def _load_index(folder: Path, shards: list[ShardInfo]) -> Index:
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         pass  # missing or damaged: the tar headers hold all of it
     index = _scan(folder, shards)
-    try:
+    with contextlib.suppress(OSError):  # a read-only data set is scanned at every start
         _save_index(folder, shards, index)
-    except OSError:
-        pass  # a read-only data set is scanned at every start
     return index
 
 

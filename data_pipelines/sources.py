@@ -30,7 +30,8 @@ class RawSample:
 class Source(Protocol):
     """A finite set of samples in a fixed order, readable by position."""
 
-    classes: Sequence[str]
+    @property
+    def classes(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -47,10 +48,7 @@ class ImageFolderSource:
             raise DataError(f"{root}: class folders {unknown[:5]} do not occur in the training set; remove or rename them.")
         class_of = {name: index for index, name in enumerate(self.classes)}
         self._files = [
-            (path, class_of[name])
-            for name in found
-            for path in sorted((root / name).iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES
+            (path, class_of[name]) for name in found for path in sorted((root / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not self._files:
             raise DataError(f"{root}: no .jpg, .jpeg or .png file in any class folder; expected {root}/<class>/<image>.")

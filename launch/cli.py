@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +25,10 @@ EXIT_ERROR = 2
 EXIT_STOPPED = 75
 """Stopped by a signal with its state saved: the same command goes on. (sysexits.h calls it EX_TEMPFAIL.)"""
 
-PLAIN = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-app = typer.Typer(help="Train, evaluate and look after top-down spiking transformers.", add_completion=False, **PLAIN)
-data_app = typer.Typer(help="Write and check data sets.", **PLAIN)
-checkpoint_app = typer.Typer(help="Look into checkpoints.", **PLAIN)
+plain_typer = partial(typer.Typer, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = plain_typer(help="Train, evaluate and look after top-down spiking transformers.")
+data_app = plain_typer(help="Write and check data sets.")
+checkpoint_app = plain_typer(help="Look into checkpoints.")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
@@ -84,7 +85,9 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
 
 
 @app.command()
-def evaluate(trained: Trained, overrides: Overrides = None, which: Which = "best", processes: Processes = 1, as_json: Json = False) -> None:
+def evaluate(
+    trained: Trained, overrides: Overrides = None, which: Which = "latest", processes: Processes = 1, as_json: Json = False
+) -> None:
     """Accuracy of a checkpoint on the validation set, every sample counted once over all processes."""
     from tdformer.config_io import load_config
     from tdformer.launchers import started_by_launcher
@@ -131,8 +134,9 @@ def prepare(
 
     for split, samples in open_splits(source):
         with _progress(f"{out / split}", len(samples)) as advance:
-            write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
-        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes")
+            written = write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
+        done = "" if written else ", already there"
+        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes{done}")
 
 
 @data_app.command("verify")

@@ -87,4 +87,3 @@ def _failure(children: list[subprocess.Popen[bytes]]) -> int:
             print(f"error: rank {rank} was killed by {name}; if that was SIGKILL, the machine may be out of memory.", file=sys.stderr)
             return 128 - code
     return codes[0][1] if codes else 0
-

@@ -69,6 +69,12 @@ class QKFormer(nn.Module):
         self.head = nn.Linear(dims[2], num_classes)
         self.apply(_init_weights)
 
+    def controlled(self, block: int) -> SpikingSelfAttention:
+        """The attention of one block of the last stage, where a control module can be put."""
+        attention = self.stage3[block].attn
+        assert isinstance(attention, SpikingSelfAttention)
+        return attention
+
     def bottom_up(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """Images [T, B, 3, H, W] -> spikes S_bu [T, B, D, H/16, W/16] (sums of up to two spikes)."""
         x = self.patch_embed1(x_TBCHW, membranes)

@@ -1,9 +1,9 @@
 """TDFormer: a backbone run segment by segment, each segment's result controlling the attention of the next.
 
-    S_bu(n) = bottom-up stages at the steps of segment n
-    H(n)    = transformer blocks (S_bu(n), S_td(n-1))
-    S_td(n) = processing module (H(n))
-    O(n)    = head (H(n))                                         (paper section 4, figure 2)
+S_bu(n) = bottom-up stages at the steps of segment n
+H(n)    = transformer blocks (S_bu(n), S_td(n-1))
+S_td(n) = processing module (H(n))
+O(n)    = head (H(n))                                         (paper section 4, figure 2)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TDFormer(nn.Module):
         if config.feedback is not None:
             blocks = range(len(self.backbone.stage3)) if config.feedback.blocks == "all" else config.feedback.blocks
             for index in blocks:
-                self.backbone.stage3[index].attn.control = ControlModule(self.backbone.num_features, config.feedback.init_std)
+                self.backbone.controlled(index).control = ControlModule(self.backbone.num_features, config.feedback.init_std)
             self.processing = ProcessingModule(self.backbone.num_features, config.feedback.clamp)
 
     def forward_features(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:

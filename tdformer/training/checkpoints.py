@@ -181,7 +181,7 @@ def inspect(checkpoint: Path) -> dict[str, Any]:
     """Verify a checkpoint and tell what it holds, for people and for JSON."""
     position = check(checkpoint)
     with safe_open(checkpoint / MODEL, "pt") as model:
-        sizes = {name: math.prod(model.get_slice(name).get_shape()) for name in model.keys()}
+        sizes = {name: math.prod(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118  # not a dict
     moments = len(load_optimizer(checkpoint))
     megabytes = sum(path.stat().st_size for path in checkpoint.iterdir()) / 1e6
     return {

@@ -131,7 +131,7 @@ class Engine:
             self._optimizer.state[parameter][moment].copy_(full)
         elif self.zero_stage == 3:
             # Not safe_set_full_optimizer_state: it fails where a parameter's size is no multiple of the ranks.
-            length = parameter.ds_tensor.numel()
+            length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
             padded = torch.nn.functional.pad(full.flatten(), (0, length * self.ranks.world - full.numel()))
             own = padded[self.ranks.rank * length :][:length]
             self._utils.safe_set_local_optimizer_state(parameter, own, moment)

@@ -36,7 +36,9 @@ class Report:
 
 
 class FirstRankReport(Report):
-    def __init__(self, config: RunConfig, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int
+    ) -> None:
         self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
         self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
         self.metrics_file.cut_after(position.step, position.evaluated_epochs)

@@ -1,0 +1,50 @@
+# Everything a newcomer runs. Each target does its own set-up; .venv is the only thing installed.
+#   make demo        data, training in two processes, evaluation
+#   make test        the whole suite, system packages included
+#   make test-fast   the developer's loop
+#   make lint        ruff, mypy, import direction
+
+BIN := .venv/bin
+# The first Python of a supported version that is on the PATH; override with make PYTHON=…
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-fast lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed
+	$(BIN)/tdformer data prepare mnist data/mnist
+	$(BIN)/tdformer train configs/demo.yaml --processes 2
+	$(BIN)/tdformer evaluate "$$(ls -td runs/demo-* | head -n 1)" --processes 2
+
+test: .venv/.installed-ffcv
+	$(BIN)/pytest
+
+test-fast: .venv/.installed-dev
+	$(BIN)/pytest -m "not slow and not slurm and not gpu"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and was not found on the PATH; install it or use make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/.installed-ffcv: .venv/.installed-dev tests/install_system_packages.sh
+	bash tests/install_system_packages.sh
+	$(BIN)/pip install --constraint constraints.txt --editable '.[ffcv]'
+	@touch $@
