@@ -1,0 +1,145 @@
+"""What a user gets wrong ends in one sentence and exit code 2, on two processes, without a hang, with nothing overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from mlflow import MlflowClient
+
+from data_pipelines.shards import write_shards
+from data_pipelines.sources import RawSample
+from tests.conftest import StripesSource, tdformer, write_config
+
+pytestmark = pytest.mark.slow
+
+
+def assert_one_sentence(result: CompletedProcess[str], *parts: str) -> None:
+    """One error line with all parts in it, no traceback, exit code 2."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in errors[0], result.stderr
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def own_data(run_config: dict, tmp_path: Path) -> Path:
+    """A copy of the data that the run reads, free to be damaged."""
+    folder = tmp_path / "data"
+    shutil.copytree(Path(run_config["data"]["train"]).parent, folder)
+    run_config["data"] |= {"train": str(folder / "train"), "val": str(folder / "val")}
+    return folder
+
+
+def train(run_config: dict, tmp_path: Path, *arguments: str) -> CompletedProcess[str]:
+    return tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", "--processes", 2, *arguments, timeout=120)
+
+
+def test_missing_data_folder(run_config: dict, tmp_path: Path) -> None:
+    run_config["data"]["train"] = str(tmp_path / "nowhere")
+    assert_one_sentence(train(run_config, tmp_path), "nowhere does not exist", "tdformer data prepare")
+
+
+def test_empty_data_folder(run_config: dict, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run_config["data"]["val"] = str(tmp_path / "empty")
+    assert_one_sentence(train(run_config, tmp_path), "empty has no manifest.json", "tdformer data prepare")
+
+
+def test_truncated_shard(run_config: dict, tmp_path: Path, own_data: Path) -> None:
+    shard = own_data / "train" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-700])
+    assert_one_sentence(train(run_config, tmp_path), "shard-000001.tar", "truncated", "copy it again")
+
+
+class Undecodable(StripesSource):
+    def __getitem__(self, index: int) -> RawSample:
+        sample = super().__getitem__(index)
+        return sample if index != 20 else RawSample(sample.key, "png", sample.image[:60], sample.label)
+
+
+def test_undecodable_image_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path) -> None:
+    """Only the rank that reads it can know; both end. MLflow says FAILED, and what was trained before is kept."""
+    write_shards(Undecodable(26, seed=1), tmp_path / "bad")
+    run_config["data"]["train"] = str(tmp_path / "bad")
+    run_config["training"]["epochs"] = 4
+    result = train(run_config, tmp_path)
+    assert_one_sentence(result, "stripes-1-0020", "shard-000000.tar", "cannot be decoded", "on rank")
+    run_id = (tmp_path / "run" / "mlflow_run_id").read_text().strip()
+    assert MlflowClient(run_config["tracking"]["uri"]).get_run(run_id).info.status == "FAILED"
+
+
+def test_labels_outside_the_classes(run_config: dict, tmp_path: Path) -> None:
+    run_config["model"]["num_classes"] = 2
+    assert_one_sentence(train(run_config, tmp_path), "labels of 3 classes", "model.num_classes", "set it to 3")
+
+
+def test_a_label_that_the_manifest_does_not_name(run_config: dict, tmp_path: Path, own_data: Path) -> None:
+    manifest_path = own_data / "train" / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest["recipe"]["classes"].pop()
+    manifest_path.write_text(json.dumps(manifest))
+    assert_one_sentence(train(run_config, tmp_path), "has label 2, but the manifest names 2 classes", "shard-00000")
+
+
+def test_configuration_typo(run_config: dict, tmp_path: Path) -> None:
+    result = train(run_config, tmp_path, "training.epocs=3")
+    assert_one_sentence(result, "cannot be run")
+    assert "training.epocs: unknown key; did you mean epochs?" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_global_batch_that_does_not_divide_over_the_processes(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"] |= {"global_batch": 6, "micro_batch": 2}
+    assert_one_sentence(train(run_config, tmp_path), "got 6 with 2 x 2 = 4", "4 or 8 would fit")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_samples_than_a_global_batch(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["global_batch"] = 32
+    assert_one_sentence(train(run_config, tmp_path), "holds 26 samples, fewer than training.global_batch (32)")
+
+
+def test_half_a_data_set(run_config: dict, tmp_path: Path) -> None:
+    run_config["data"]["train_samples"] = 27
+    assert_one_sentence(train(run_config, tmp_path), "holds 26 samples, data.train_samples says 27")
+
+
+def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> None:
+    """Incomplete, damaged, of another model, of another configuration: nothing of them is overwritten."""
+    run_config["training"]["epochs"] = 1
+    run = tmp_path / "run"
+    assert train(run_config, tmp_path).returncode == 0
+    latest = run / "checkpoints" / "step-00000003"
+
+    optimizer = latest / "optimizer.safetensors"
+    before, whole = fingerprint(run), optimizer.read_bytes()
+    optimizer.write_bytes(whole[:-8])
+    result = tdformer("train", run, "--processes", 2)
+    assert_one_sentence(result, "step-00000003 is damaged: optimizer.safetensors", "go on from step-00000002")
+    optimizer.unlink()
+    result = tdformer("train", run, "--processes", 2)
+    assert_one_sentence(result, "step-00000003 is incomplete: optimizer.safetensors is missing")
+    optimizer.write_bytes(whole)
+
+    result = train(run_config, tmp_path, "model.time_steps=2")
+    assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 4 -> 2")
+
+    result = tdformer("evaluate", run, "model.backbone.depths=[1, 1, 2]", "--processes", 2)
+    assert_one_sentence(result, "is of another model", "stage3.1")
+    assert fingerprint(run) == before
+
+
+def test_a_folder_that_is_no_run_directory(tmp_path: Path) -> None:
+    assert_one_sentence(tdformer("train", tmp_path), "config.yaml")
+    assert_one_sentence(tdformer("evaluate", tmp_path), "holds no latest checkpoint")

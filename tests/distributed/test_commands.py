@@ -1,0 +1,99 @@
+"""Ways to start: alone, by --processes, under torchrun; and what happens when a process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import REPOSITORY, tdformer, write_config
+
+pytestmark = pytest.mark.slow
+
+
+def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
+    """The whole way of a user; evaluation counts each of the 11 samples once on any number of processes."""
+    run_config["training"] |= {"epochs": 1, "global_batch": 12, "micro_batch": 6}
+    run_config["output"] = str(tmp_path / "runs")
+    config = write_config(run_config, tmp_path)
+    result = tdformer("train", config, "--processes", 2)
+    assert result.returncode == 0, result.stderr
+    assert "2 steps per epoch, 2 images (others in each epoch) are left out" in result.stdout
+    run = tmp_path / "runs" / "tiny-001"
+    assert all(name in result.stdout for name in ("validation top-1", "images/s", "parameters", str(run), "learning curve", "MLflow"))
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert tdformer("train", config).returncode == 0
+    assert (tmp_path / "runs" / "tiny-002" / "checkpoints" / "latest").exists(), "a second run is a new one"
+
+    results = [json.loads(tdformer("evaluate", run, "--processes", n, "--json").stdout) for n in (1, 2, 3)]
+    assert {result["samples"] for result in results} == {11}
+    assert len({result["top1"] for result in results}) == 1
+    best = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert results[0]["top1"] == best["metrics"]["top1"] == best["best_top1"]
+
+    inspected = json.loads(tdformer("checkpoint", "inspect", run, "--json").stdout)
+    assert (inspected["step"], inspected["world"], inspected["evaluated_epochs"]) == (2, 2, 1)
+
+    client = MlflowClient(run_config["tracking"]["uri"])
+    logged = client.get_run((run / "mlflow_run_id").read_text().strip())
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["training.global_batch"] == "12"
+    assert {
+        "train/loss",
+        "train/lr",
+        "train/images_per_s",
+        "train/gradient_norm",
+        "val/top1",
+        "val/top1_segment1",
+    } <= logged.data.metrics.keys()
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "learning_curve.png"}
+
+
+def test_under_torchrun(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 1
+    config, run = write_config(run_config, tmp_path), tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "launch", "train", str(config), "--run-dir", str(run)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["world"] == 2
+
+
+def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 8
+    run_config["tracking"]["system_metrics"] = True
+    environment = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
+    result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", environment=environment)
+    assert result.returncode == 0, result.stderr
+    logged = MlflowClient(run_config["tracking"]["uri"]).get_run((tmp_path / "run" / "mlflow_run_id").read_text().strip())
+    assert "system/cpu_utilization_percentage" in logged.data.metrics
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dict, tmp_path: Path, victim: int) -> None:
+    """SIGKILL, as the kernel does when memory runs out: the others end, MLflow says FAILED, no process is left."""
+    run_config["training"]["epochs"] = 1000
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "launch", "train", str(write_config(run_config, tmp_path)), "--run-dir", str(run), "--processes", "2"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while not (run / "checkpoints" / "latest").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        family = psutil.Process(process.pid).children(recursive=True)
+        ranks = [child for child in family if child.environ().get("RANK") == str(victim) and child.ppid() == process.pid]
+        os.kill(ranks[0].pid, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert f"error: rank {victim} was killed by SIGKILL" in errors
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    run_id = (run / "mlflow_run_id").read_text().strip()
+    assert MlflowClient(run_config["tracking"]["uri"]).get_run(run_id).info.status == "FAILED"

@@ -1,0 +1,183 @@
+"""Random transforms are functions of (seed, epoch, sample); the evaluation transform is plain arithmetic."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from data_pipelines.augment import eval_transform, seeded, train_transform
+from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
+
+SIZE = 16
+EVERYTHING = AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1", erase=0.5)
+NOTHING = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, erase=0)
+
+
+def config(augment: AugmentConfig = EVERYTHING, **values: Any) -> DataConfig:
+    return DataConfig(train=Path("train"), val=Path("val"), image_size=SIZE, augment=augment, **values)
+
+
+def noise(width: int = SIZE, height: int = SIZE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def normalised(image: Image.Image) -> torch.Tensor:
+    """By hand: [3, H, W], (x / 255 - mean) / std."""
+    pixels = np.asarray(image, np.float64) / 255
+    return torch.tensor(((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1), dtype=torch.float32)
+
+
+def draw_from_all_generators() -> tuple[float, float, float]:
+    return random.random(), float(np.random.random()), float(torch.rand(()))
+
+
+# --- seeded ------------------------------------------------------------------------------------------------
+
+
+def states() -> list[Any]:
+    """The states of the three global generators, comparable with ==."""
+    name, words, *rest = np.random.get_state()
+    return [random.getstate(), (name, words.tolist(), *rest), torch.get_rng_state().tolist()]
+
+
+def test_seeded_restores_the_three_global_generators_exactly() -> None:
+    draw_from_all_generators()
+    np.random.normal()  # leaves the second of a pair of normal numbers in NumPy's state
+    random.gauss(0, 1)
+    before = states()
+    with seeded(1, 2, 3):
+        draw_from_all_generators()
+        np.random.normal()
+        random.gauss(0, 1)
+        assert all(inside != outside for inside, outside in zip(states(), before, strict=True))
+    assert states() == before
+
+
+def test_seeded_restores_the_generators_after_an_error_too() -> None:
+    before = states()
+
+    def fail() -> None:
+        with seeded(1, 2, 3):
+            draw_from_all_generators()
+            raise RuntimeError("in the transform")
+
+    with pytest.raises(RuntimeError, match="in the transform"):
+        fail()
+    assert states() == before
+
+
+def test_what_is_drawn_outside_does_not_change_what_is_drawn_inside() -> None:
+    drawn = []
+    for seed in (10, 20):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        with seeded(1, 2, 3):
+            drawn.append(draw_from_all_generators())
+    assert drawn[0] == drawn[1]
+
+
+places = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 10**7))
+
+
+@given(places, places)
+def test_every_place_has_draws_of_its_own(place: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    with seeded(*place):
+        drawn = draw_from_all_generators()
+    with seeded(*other):
+        drawn_elsewhere = draw_from_all_generators()
+    assert (drawn == drawn_elsewhere) == (place == other)
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+def augmented(seed: int, epoch: int, sample: int) -> torch.Tensor:
+    with seeded(seed, epoch, sample):
+        return train_transform(config())(noise(40, 30))
+
+
+def test_the_same_seed_epoch_and_sample_give_the_same_tensor() -> None:
+    first = augmented(1, 2, 3)
+    assert (first.dtype, first.shape) == (torch.float32, (3, SIZE, SIZE))
+    draw_from_all_generators()
+    assert torch.equal(augmented(1, 2, 3), first)
+
+
+@pytest.mark.parametrize("other", [(9, 2, 3), (1, 9, 3), (1, 2, 9), (2, 1, 3), (1, 3, 2)])
+def test_another_seed_epoch_or_sample_gives_another_tensor(other: tuple[int, int, int]) -> None:
+    assert not torch.equal(augmented(*other), augmented(1, 2, 3))
+
+
+def test_a_transform_keeps_no_memory_of_the_images_before() -> None:
+    transform = train_transform(config())
+    for sample in (5, 6, 7, 3):
+        with seeded(1, 2, sample):
+            result = transform(noise(40, 30))
+    assert torch.equal(result, augmented(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("flip", "expected"), [(0.0, lambda image: image), (1.0, ImageOps.mirror)], ids=["never flipped", "always flipped"]
+)
+def test_without_random_parts_training_only_flips_as_configured_and_normalises(
+    flip: float, expected: Callable[[Image.Image], Image.Image]
+) -> None:
+    transform = train_transform(config(NOTHING.model_copy(update={"flip": flip})))
+    for sample in range(8):
+        with seeded(0, 0, sample):
+            torch.testing.assert_close(transform(noise()), normalised(expected(noise())), rtol=0, atol=1e-5)
+
+
+def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
+    transform = train_transform(config(NOTHING.model_copy(update={"erase": 1.0})))
+    with seeded(0, 0, 0):
+        result = transform(noise())
+    kept_HW = (result - normalised(noise())).abs().amax(0) < 1e-5
+    assert 0 < int(kept_HW.sum()) < SIZE * SIZE
+    assert result[:, ~kept_HW].unique().numel() > 10
+
+
+# --- evaluation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(16, 16), (50, 31), (7, 90)])
+def test_evaluation_of_a_constant_colour_is_the_normalised_colour(interpolation: str, size: tuple[int, int]) -> None:
+    colour = (200, 100, 30)
+    result = eval_transform(config(interpolation=interpolation))(Image.new("RGB", size, colour))
+    expected_C = torch.tensor([(value / 255 - mean) / std for value, mean, std in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)])
+    assert (result.dtype, result.shape) == (torch.float32, (3, SIZE, SIZE))
+    torch.testing.assert_close(result, expected_C[:, None, None].expand(3, SIZE, SIZE), rtol=0, atol=1e-5)
+
+
+def test_evaluation_normalises_with_the_configured_mean_and_std() -> None:
+    result = eval_transform(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))(Image.new("RGB", (20, 20), (255, 0, 255)))
+    torch.testing.assert_close(result.amax((1, 2)), torch.tensor([1.0, -1.0, 0.5]))
+    torch.testing.assert_close(result.amin((1, 2)), torch.tensor([1.0, -1.0, 0.5]))
+
+
+def test_evaluation_of_an_image_of_the_right_size_changes_no_pixel() -> None:
+    torch.testing.assert_close(eval_transform(config(crop_pct=1.0))(noise()), normalised(noise()), rtol=0, atol=1e-5)
+
+
+def test_evaluation_crops_the_centre_after_resizing_the_short_side() -> None:
+    # crop_pct 0.5: the short side becomes 32, which the image has already, so that the crop is its middle 16x16.
+    image = noise(48, 32)
+    middle = image.crop((16, 8, 32, 24))
+    torch.testing.assert_close(eval_transform(config(crop_pct=0.5))(image), normalised(middle), rtol=0, atol=1e-5)
+
+
+def test_evaluation_draws_no_random_number() -> None:
+    before = states()
+    eval_transform(config())(noise(40, 30))
+    assert states() == before

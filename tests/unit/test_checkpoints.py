@@ -1,0 +1,106 @@
+"""Checkpoints on disk: whole or named as damaged; old ones go, the best one stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tdformer.training import checkpoints
+from tdformer.training.checkpoints import CheckpointError, Position, Snapshot
+
+
+def snapshot(step: int) -> Snapshot:
+    tensor = torch.full((3,), float(step))
+    statistics = [{"bn.running_mean": tensor + rank} for rank in range(2)]
+    return Snapshot(Position(step=step, world=2), {"w": tensor}, {"exp_avg.w": tensor, "exp_avg_sq.w": tensor.clone()}, statistics)
+
+
+def save(root: Path, step: int, *, is_best: bool = False, keep_last: int = 2) -> Path:
+    return checkpoints.save(root, snapshot(step), "name: x\n", is_best=is_best, keep_last=keep_last)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+def test_what_is_saved_is_read_back(root: Path) -> None:
+    path = save(root, 7)
+    assert checkpoints.check(path) == Position(step=7, world=2)
+    assert checkpoints.find(root.parent) == checkpoints.find(root) == checkpoints.find(path) == path
+    assert torch.equal(checkpoints.load_optimizer(path)["exp_avg.w"], torch.full((3,), 7.0))
+    bn = nn.Module()
+    bn.bn = nn.Module()
+    bn.bn.register_buffer("running_mean", torch.zeros(3))
+    checkpoints.load_statistics(path, bn, rank=1)
+    assert torch.equal(bn.bn.running_mean, torch.full((3,), 8.0))
+
+
+def test_the_last_ones_and_the_best_one_are_kept(root: Path) -> None:
+    for step in range(1, 6):
+        save(root, step, is_best=step == 2)
+    assert sorted(path.name for path in root.glob("step-*")) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert checkpoints.find(root, "best").name == "step-00000002"
+    assert checkpoints.find(root).name == "step-00000005"
+
+
+def test_saving_a_step_again_replaces_it_and_leaves_no_partial_folder(root: Path) -> None:
+    (root / ".partial-step-00000003").mkdir(parents=True)
+    save(root, 3)
+    save(root, 3, is_best=True)
+    assert sorted(path.name for path in root.iterdir()) == ["best", "latest", "step-00000003"]
+
+
+@pytest.mark.parametrize("name", [*checkpoints.TENSOR_FILES, checkpoints.STATE, checkpoints.CONFIG, checkpoints.MANIFEST])
+def test_a_missing_file_is_named_with_the_remedy(root: Path, name: str) -> None:
+    save(root, 1)
+    path = save(root, 2)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"step-00000002 is incomplete: .*{name}.* go on from step-00000001"):
+        checkpoints.check(path)
+
+
+@pytest.mark.parametrize("name", [*checkpoints.TENSOR_FILES, checkpoints.STATE, checkpoints.CONFIG])
+def test_a_truncated_or_flipped_file_is_named(root: Path, name: str) -> None:
+    path = save(root, 2)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=f"{name} has {len(whole) - 1} bytes instead of {len(whole)}.* No other checkpoint"):
+        checkpoints.check(path)
+    (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"{name} does not match its SHA-256"):
+        checkpoints.check(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"files": {}}', '{"files": {"model.safetensors": 3}}'])
+def test_a_damaged_manifest_is_told(root: Path, text: str) -> None:
+    path = save(root, 2)
+    (path / checkpoints.MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        checkpoints.check(path)
+
+
+def test_another_format_version_is_told(root: Path) -> None:
+    path = save(root, 2)
+    (path / checkpoints.STATE).write_text(json.dumps({"version": 99}))
+    with pytest.raises(CheckpointError, match="format version 99"):
+        checkpoints.read_position(path)
+
+
+def test_a_folder_without_checkpoints_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no latest checkpoint"):
+        checkpoints.find(tmp_path)
+
+
+def test_another_models_weights_are_refused_before_anything_is_changed() -> None:
+    model = nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"1 of this model's tensors are not in it \(first: bias\) and it holds 1 .*\(first: gain\)"):
+        checkpoints.load_exactly(model, {"weight": torch.ones(2, 2), "gain": torch.ones(1)}, "checkpoint x")
+    with pytest.raises(CheckpointError, match=r"weight has shape \[3, 2\], this model's has \[2, 2\]"):
+        checkpoints.load_exactly(model, {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, "checkpoint x")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

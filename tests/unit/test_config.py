@@ -1,0 +1,98 @@
+"""Configurations: what is refused, and in which words; what is written is what is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tdformer.config_io import ConfigError, differences, dump_config, flatten, load_config
+from tests.conftest import REPOSITORY
+
+MINIMAL = {"name": "x", "data": {"train": "a", "val": "b"}}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_says_what_it_is_for(path: Path) -> None:
+    load_config(path)
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(line.split()[1:2] == ["run"] for line in head), "a configuration opens with its command"
+
+
+def test_the_resolved_run_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path), ["training.epochs=7", "model.feedback=null", "optimizer.base_lr=2e-5"])
+    assert (config.training.epochs, config.model.feedback, config.optimizer.base_lr) == (7, None, 2e-5)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_config(config))
+    assert load_config(resolved) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("training.epoch=3", r"training\.epoch: unknown key; did you mean epochs\? \(allowed: epochs, global_batch"),
+        ("trainin.epochs=3", r"trainin: unknown key; did you mean training\?"),
+        ("model.feedback.klamp=1", r"model\.feedback\.klamp: unknown key; did you mean clamp\?"),
+        ("training.epochs=many", r"training\.epochs: got 'many', allowed is valid integer"),
+        ("training.epochs=0", r"training\.epochs: got 0, allowed is greater than or equal to 1"),
+        ("training.precision=fp8", r"training\.precision: got 'fp8', allowed is 'fp32' or 'bf16'"),
+        ("model.segments=3", r"model: time_steps must be a multiple of segments, got 4 time steps and 3 segments"),
+        ("model.feedback.blocks=[7]", r"feedback\.blocks must lie within 0 to 6 .*got \[7\]"),
+        ("model.feedback.clamp=[2, 1]", r"clamp must be \(lower, upper\)"),
+        ("model.loss_weights=[0.5, 0.4]", r"loss_weights must be 2 numbers \(one per segment\) that sum to 1"),
+        ("model.backbone.num_heads=7", r"embed_dims/4 must be a multiple of num_heads, got 768/4 = 192 and 7 heads"),
+        ("model.backbone.embed_dims=100", r"embed_dims must be a multiple of 8"),
+        ("data.image_size=100", r"data\.image_size must be a multiple of 16 .*got 100"),
+        ("training.global_batch=100", r"global_batch must be a multiple of training\.micro_batch x ranks, got 100 .* 64 or 128 would fit"),
+        ("training.micro_batch=1024", r"global_batch must be a multiple of .* 1024 or 2048 would fit"),
+        ("epochs", r"override 'epochs' is not of the form section\.key=value"),
+        ("name.first=x", r"override 'name\.first=x': name is a value, not a section"),
+        ("training.epochs=[1", r"'\[1' is not a valid YAML value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_path_and_what_is_allowed(tmp_path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(written(tmp_path), [override])
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path), ["training.epochs=0", "seed=-1", "data.mean=3"])
+    assert all(key in str(caught.value) for key in ("training.epochs", "seed", "data.mean"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: [", "not valid YAML at line"),
+        ("- a list", "must hold sections"),
+        ("name: a\nname: b\n", "the key name is given twice"),
+        ("name: x\n", "data: this key is required"),
+        ("name: ../x\ndata: {train: a, val: b}\n", "name: got '../x', allowed is"),
+        ("name: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_differences_name_the_keys(tmp_path: Path) -> None:
+    old, new = load_config(written(tmp_path)), load_config(written(tmp_path), ["seed=4", "model.feedback=null"])
+    assert "seed: 0 -> 4" in differences(old, new)
+    assert all(line.startswith(("seed:", "model.feedback")) for line in differences(old, new))
+    assert flatten(old)["training.global_batch"] == 512

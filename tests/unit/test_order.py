@@ -1,0 +1,148 @@
+"""The order of samples is a pure function of seed and epoch; ranks only share it out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from data_pipelines.order import PADDING, TrainOrder, epoch_order, evaluation_indices
+
+seeds = st.integers(0, 2**32 - 1)
+epochs = st.integers(0, 500)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set of `samples` is shared out."""
+
+    samples: int
+    micro_batch: int
+    accumulation: int
+    world: int
+    seed: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.world
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.global_batch
+
+    def order(self, rank: int) -> TrainOrder:
+        return TrainOrder(self.samples, self.seed, self.global_batch, self.micro_batch, rank, self.world)
+
+    def alone(self) -> TrainOrder:
+        """The same training in one process."""
+        return TrainOrder(self.samples, self.seed, self.global_batch, self.micro_batch)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    micro_batch, accumulation, world = (draw(st.integers(1, 4)) for _ in range(3))
+    global_batch = micro_batch * accumulation * world
+    samples = draw(st.integers(1, 4)) * global_batch + draw(st.integers(0, global_batch - 1))
+    return Layout(samples, micro_batch, accumulation, world, draw(seeds))
+
+
+def of_epoch(order: TrainOrder, epoch: int) -> list[list[tuple[int, int]]]:
+    return list(order.from_step(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch))
+
+
+def flat(micro_batches: Iterable[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    return [place for micro_batch in micro_batches for place in micro_batch]
+
+
+@given(layouts(), epochs)
+def test_an_epoch_visits_each_sample_once_over_all_ranks_but_for_the_left_out_rest(layout: Layout, epoch: int) -> None:
+    visits = Counter(place for rank in range(layout.world) for place in flat(of_epoch(layout.order(rank), epoch)))
+    assert set(visits.values()) == {1}
+    assert {visited_epoch for visited_epoch, _ in visits} == {epoch}
+    assert {sample for _, sample in visits} <= set(range(layout.samples))
+    assert layout.samples - len(visits) == layout.samples % layout.global_batch
+
+
+@given(layouts(), epochs)
+def test_every_rank_takes_equally_many_micro_batches_of_equal_size(layout: Layout, epoch: int) -> None:
+    for rank in range(layout.world):
+        order = layout.order(rank)
+        assert (order.steps_per_epoch, order.accumulation) == (layout.steps, layout.accumulation)
+        sizes = [len(micro_batch) for micro_batch in of_epoch(order, epoch)]
+        assert sizes == [layout.micro_batch] * (layout.steps * layout.accumulation)
+
+
+@given(layouts(), epochs)
+def test_micro_batches_of_a_global_batch_do_not_depend_on_the_world_size(layout: Layout, epoch: int) -> None:
+    alone = of_epoch(layout.alone(), epoch)
+    per_rank = [of_epoch(layout.order(rank), epoch) for rank in range(layout.world)]
+    # zip puts the a-th micro-batches of all ranks side by side: together they are the run that one process takes in a row.
+    together = [micro_batch for side_by_side in zip(*per_rank, strict=True) for micro_batch in side_by_side]
+    assert together == alone
+
+
+@given(layouts(), epochs)
+def test_steps_are_consecutive_runs_of_the_epochs_order(layout: Layout, epoch: int) -> None:
+    visited = [sample for _, sample in flat(of_epoch(layout.alone(), epoch))]
+    assert visited == epoch_order(layout.samples, layout.seed, epoch)[: layout.steps * layout.global_batch].tolist()
+
+
+@given(layouts(), st.data())
+def test_starting_later_gives_the_tail_of_the_whole(layout: Layout, data: st.DataObject) -> None:
+    order = layout.order(data.draw(st.integers(0, layout.world - 1)))
+    last = data.draw(st.integers(0, 3 * layout.steps))
+    first = data.draw(st.integers(0, last))
+    whole = list(order.from_step(0, last))
+    assert len(whole) == last * layout.accumulation
+    assert list(order.from_step(first, last)) == whole[first * layout.accumulation :]
+
+
+@given(st.integers(0, 300), seeds, epochs)
+def test_an_epochs_order_is_a_permutation_and_the_same_every_time(samples: int, seed: int, epoch: int) -> None:
+    order = epoch_order(samples, seed, epoch)
+    assert sorted(order.tolist()) == list(range(samples))
+    assert np.array_equal(order, epoch_order(samples, seed, epoch))
+
+
+@given(seeds, seeds, epochs, epochs)
+def test_other_seeds_and_other_epochs_give_other_orders(seed: int, other_seed: int, epoch: int, other_epoch: int) -> None:
+    assume((seed, epoch) != (other_seed, other_epoch))
+    # 1,000 samples have so many orders that two are equal only if the generator was started alike.
+    assert not np.array_equal(epoch_order(1000, seed, epoch), epoch_order(1000, other_seed, other_epoch))
+
+
+def test_seed_and_epoch_do_not_stand_in_for_each_other() -> None:
+    assert not np.array_equal(epoch_order(1000, 3, 4), epoch_order(1000, 4, 3))
+
+
+def test_each_epoch_leaves_out_other_samples() -> None:
+    order = TrainOrder(samples=103, seed=0, global_batch=20, micro_batch=5)
+    left_out = [set(range(103)) - {sample for _, sample in flat(of_epoch(order, epoch))} for epoch in range(20)]
+    assert {len(samples) for samples in left_out} == {3}
+    assert len(set().union(*left_out)) > 20
+
+
+def test_the_order_of_imagenet_takes_eight_bytes_per_sample() -> None:
+    samples = 1_281_167
+    order = epoch_order(samples, 0, 0)
+    assert (order.dtype, order.shape, order.nbytes) == (np.int64, (samples,), 8 * samples)
+    assert np.array_equal(np.bincount(order, minlength=samples), np.ones(samples))
+
+
+@given(st.integers(1, 200), st.integers(1, 9))
+def test_evaluation_covers_each_sample_once_with_equal_shares(samples: int, world: int) -> None:
+    shares = [evaluation_indices(samples, rank, world).tolist() for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-samples // world)}
+    slots = Counter(index for share in shares for index in share)
+    assert slots.pop(PADDING, 0) == -samples % world
+    assert slots == Counter(range(samples))
+
+
+@given(st.integers(1, 200), st.integers(1, 9))
+def test_evaluation_pads_at_most_the_last_slot_of_a_rank(samples: int, world: int) -> None:
+    for rank in range(world):
+        assert PADDING not in evaluation_indices(samples, rank, world)[:-1]
