@@ -6,6 +6,7 @@ One process per GPU (or several on a CPU), started by `tdformer train --processe
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from data_pipelines.errors import UserError
 from tdformer.launchers import launcher_variables
 
 Result = TypeVar("Result")
+
+SECONDS_FOR_FIRST_TO_SPEAK = 2.0
+"""Rank 0 tells the error that all ranks have. The others leave after it: srun and torchrun kill all when the first one leaves."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,12 @@ def joined(device: str | None = None) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
+        yield ranks
+    except UserError:
+        if not ranks.is_first:
+            time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
+        raise
     finally:
         dist.destroy_process_group()

@@ -4,40 +4,54 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.config_io import flatten
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 RUN_ID_FILE = "mlflow_run_id"
+SQLITE = "sqlite:///"
 
 
 class Tracker:
-    """One MLflow run. As a context manager it ends the run: FAILED after an exception, else what `end` was told, else FINISHED."""
+    """One MLflow run. As a context manager it ends the run: FAILED after an exception, else what `end` was told, else FINISHED.
+
+    Raises UserError at the start if MLflow cannot be used. Later it is never in the way: that something cannot be
+    written is said once, and training goes on; metrics.jsonl has every point all the same.
+    """
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         mlflow = _import_mlflow()
-        _make_sqlite_folder(config.tracking.uri)
-        self._client = mlflow.MlflowClient(config.tracking.uri)
-        self._metric = mlflow.entities.Metric
-        self._status = FINISHED
-        self.run_id = read_run_id(run_dir) or self._create(config, run_dir)
-        self._client.update_run(self.run_id, "RUNNING")
+        self._uri, self._metric = config.tracking.uri, mlflow.entities.Metric
+        self._status, self._warned = FINISHED, False
         self._last_steps: dict[str, int] = {}
-        self._monitor = self._watch_system(mlflow, config) if config.tracking.system_metrics else None
+        try:
+            _make_sqlite_folder(self._uri)
+            self._client = mlflow.MlflowClient(self._uri)
+            self.run_id = read_run_id(run_dir) or self._create(config, run_dir)
+            self._client.update_run(self.run_id, "RUNNING")
+            self._monitor = self._watch_system(mlflow) if config.tracking.system_metrics else None
+        except Exception as error:  # MLflow passes on whatever its database or server raises
+            raise UserError(f"MLflow at {self._uri} cannot be used ({_first_line(error)}); mend tracking.uri or its server.") from error
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one point of each metric, unless the run had it before this resume: what a resume replays is equal."""
         now = int(time.time() * 1000)
-        points = [self._metric(name, value, now, step) for name, value in metrics.items() if step > self._last_step(name)]
-        self._client.log_batch(self.run_id, metrics=points)
+        with self._never_in_the_way():
+            points = [self._metric(name, value, now, step) for name, value in metrics.items() if step > self._last_step(name)]
+            self._client.log_batch(self.run_id, metrics=points)
 
     def log_file(self, path: Path) -> None:
-        self._client.log_artifact(self.run_id, str(path))
+        with self._never_in_the_way():
+            self._client.log_artifact(self.run_id, str(path))
 
     def end(self, status: str) -> None:
         """How the run is closed when the context is left without an exception."""
@@ -47,9 +61,19 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()
-        self._client.set_terminated(self.run_id, self._status if kind is None else FAILED)
+        with self._never_in_the_way():
+            if self._monitor is not None:
+                self._monitor.finish()
+            self._client.set_terminated(self.run_id, self._status if kind is None else FAILED)
+
+    @contextmanager
+    def _never_in_the_way(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._warned:
+                print(f"warning: MLflow at {self._uri} cannot be written ({_first_line(error)}); training goes on.", file=sys.stderr)
+            self._warned = True
 
     def _create(self, config: RunConfig, run_dir: Path) -> str:
         """A new MLflow run, remembered in the run directory at once: a resume finds it even if no checkpoint was reached."""
@@ -63,7 +87,7 @@ class Tracker:
 
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
-        return experiment.experiment_id if experiment else self._client.create_experiment(name)
+        return experiment.experiment_id if experiment else self._client.create_experiment(name, _artifacts_beside_sqlite(self._uri))
 
     def _last_step(self, name: str) -> int:
         """Of the points that were in MLflow when this process started."""
@@ -72,10 +96,10 @@ class Tracker:
             self._last_steps[name] = max((point.step for point in history), default=-1)
         return self._last_steps[name]
 
-    def _watch_system(self, mlflow: Any, config: RunConfig) -> Any:
+    def _watch_system(self, mlflow: Any) -> Any:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        mlflow.set_tracking_uri(config.tracking.uri)  # the monitor knows no other way
+        mlflow.set_tracking_uri(self._uri)  # the monitor knows no other way
         monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
         monitor.start()
         return monitor
@@ -107,5 +131,14 @@ def _import_mlflow() -> Any:
 
 def _make_sqlite_folder(uri: str) -> None:
     """sqlite makes its file, but not the folder around it."""
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _artifacts_beside_sqlite(uri: str) -> str | None:
+    """Where an experiment's files go: beside the database, not in whatever folder the command was called in. A server knows itself."""
+    return (Path(uri.removeprefix(SQLITE)).parent / "mlflow_artifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -48,8 +48,7 @@ def train(config: RunConfig, run_dir: Path, ranks: Ranks) -> Outcome:
     """
     with stop_on_signals() as stop:
         trainer = Trainer(config, run_dir, ranks, stop)
-        speaker = reporting(config, run_dir, trainer.position, trainer.total_steps, speak=ranks.is_first)
-        with closing(trainer.batches), speaker as report:
+        with closing(trainer.batches), reporting(config, run_dir, trainer.position, trainer.total_steps, ranks) as report:
             trainer.announce(report)
             while not trainer.is_done():
                 if trainer.evaluation_is_due():

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tdformer.config import RunConfig
 from tdformer.evaluation import Evaluation
+from tdformer.ranks import Ranks
 from tdformer.tracking import KILLED, Tracker
 from tdformer.training.checkpoints import Position
 from tdformer.training.metrics import MetricsFile, draw_learning_curve
@@ -36,9 +37,7 @@ class Report:
 
 
 class FirstRankReport(Report):
-    def __init__(
-        self, config: RunConfig, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int
-    ) -> None:
+    def __init__(self, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int) -> None:
         self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
         self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
         self.metrics_file.cut_after(position.step, position.evaluated_epochs)
@@ -75,18 +74,19 @@ class FirstRankReport(Report):
 
 
 @contextmanager
-def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, *, speak: bool) -> Iterator[Report]:
+def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
-    if not speak:
+    tracker = ranks.together(lambda: Tracker(config, run_dir) if ranks.is_first else None)
+    if tracker is None:
         yield Report()
         return
     with ExitStack() as stack:
-        tracker = stack.enter_context(Tracker(config, run_dir))
+        stack.enter_context(tracker)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)
-        yield FirstRankReport(config, run_dir, progress, tracker, position, total_steps)
+        yield FirstRankReport(run_dir, progress, tracker, position, total_steps)
 
 
 class Throughput:
