@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterable
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -46,14 +48,23 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
-        # Not fork: by the time that loaders start, the training process has threads (gloo, MLflow) whose locks a fork would copy.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
     )
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def _worker_context() -> BaseContext:
+    """Workers are forked from a helper process that has imported what they need.
+
+    Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_pipelines.wds_pipeline"])
+    return context
 
 
 def _unchanged(batch: Any) -> Any:

@@ -39,6 +39,7 @@ class TrainOrder:
 
     def __post_init__(self) -> None:
         assert self.global_batch % (self.micro_batch * self.world) == 0
+        assert self.samples >= self.global_batch
 
     @property
     def steps_per_epoch(self) -> int:

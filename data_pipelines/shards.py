@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,10 +53,13 @@ class Index:
     offset: np.ndarray  # int64, first byte of the image within the tar
     size: np.ndarray  # int64, bytes of the image
     label: np.ndarray  # int64, class index
-    key: np.ndarray  # str
+    key: np.ndarray  # bytes, UTF-8
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def key_of(self, sample: int) -> str:
+        return self.key[sample].decode()
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -71,9 +73,10 @@ def write_shards(
     progress is called with the number of samples written since its last call. Returns False, and writes nothing, if
     this very set is there already. Raises DataError if another one is: nothing is ever overwritten.
     """
-    recipe = {"samples": len(source), "classes": list(source.classes), "samples_per_shard": samples_per_shard, "seed": seed}
+    recipe = {"source": source.fingerprint(), "classes": list(source.classes), "samples_per_shard": samples_per_shard, "seed": seed}
     if (folder / MANIFEST).exists():
         if _read_json(folder / MANIFEST).get("recipe") == recipe:
+            ShardSet.open(folder)
             return False
         raise DataError(f"{folder} already holds another data set; choose another folder, or remove this one first.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +105,11 @@ def _write_shard(path: Path, samples: list[RawSample]) -> ShardInfo:
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a name of this process alone and rename it: it is never seen half-written."""
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -146,7 +152,7 @@ class ShardSet:
 
     def describe(self, sample: int) -> str:
         """Where a sample lies, for messages."""
-        return f"sample {self.index.key[sample]} in {self.path_of(sample)}"
+        return f"sample {self.index.key_of(sample)} in {self.path_of(sample)}"
 
     def _check_labels(self) -> None:
         outside = np.flatnonzero((self.index.label < 0) | (self.index.label >= len(self.classes)))
@@ -154,7 +160,7 @@ class ShardSet:
             first = int(outside[0])
             raise DataError(
                 f"{self.describe(first)} has label {self.index.label[first]}, but the manifest names {len(self.classes)} "
-                f"classes; prepare the data set again or mend its classes ({len(outside)} such samples)."
+                f"classes ({len(outside)} such samples); {_again(self.folder)}."
             )
 
 
@@ -164,15 +170,16 @@ def _read_manifest(folder: Path) -> tuple[list[str], list[ShardInfo]]:
         state = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
     manifest = _read_json(path)
+    if (version := manifest.get("version")) != MANIFEST_VERSION:
+        raise DataError(f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; {_again(folder)}.")
     try:
-        version, classes = manifest["version"], [str(name) for name in manifest["recipe"]["classes"]]
-        shards = [ShardInfo(**shard) for shard in manifest["shards"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); prepare the data set again.") from None
-    if version != MANIFEST_VERSION:
-        raise DataError(f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; prepare the data set again.")
+        classes = [str(name) for name in manifest["recipe"]["classes"]]
+        listed = [(shard["name"], shard["samples"], shard["bytes"], shard["sha256"]) for shard in manifest["shards"]]
+        shards = [ShardInfo(str(name), int(samples), int(size), str(digest)) for name, samples, size, digest in listed]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); {_again(folder)}.") from None
     if not shards:
-        raise DataError(f"{path} lists no shard; prepare the data set again.")
+        raise DataError(f"{path} lists no shard; {_again(folder)}.")
     return classes, shards
 
 
@@ -180,19 +187,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the data set again.") from None
+        raise DataError(f"{path} is damaged ({error}); {_again(path.parent)}.") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged (no JSON object); prepare the data set again.")
+        raise DataError(f"{path} is damaged (no JSON object); {_again(path.parent)}.")
     return content
+
+
+def _again(folder: Path) -> str:
+    """The remedy for a set that is not whole."""
+    return f"copy it again, or remove {folder} and prepare it again"
 
 
 def _check_size(path: Path, shard: ShardInfo) -> None:
     if not path.exists():
-        raise DataError(f"shard {path} is missing; copy it again or prepare the data set again.")
+        raise DataError(f"shard {path} is missing; {_again(path.parent)}.")
     if (size := path.stat().st_size) != shard.bytes:
         raise DataError(
-            f"shard {path} has {size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; "
-            f"copy it again or prepare the data set again."
+            f"shard {path} has {size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; {_again(path.parent)}."
         )
 
 
@@ -204,8 +215,8 @@ def _load_index(folder: Path, shards: list[ShardInfo]) -> Index:
         with np.load(folder / INDEX, allow_pickle=False) as saved:
             if saved["sha256"].tolist() == [shard.sha256 for shard in shards]:
                 return Index(*(saved[name] for name in ("shard", "offset", "size", "label", "key")))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        pass  # missing or damaged: the tar headers hold all of it
+    except Exception:  # missing, or damaged in any way that NumPy and zipfile can find: the tar headers hold all of it
+        pass
     index = _scan(folder, shards)
     with contextlib.suppress(OSError):  # a read-only data set is scanned at every start
         _save_index(folder, shards, index)
@@ -226,7 +237,7 @@ def _save_index(folder: Path, shards: list[ShardInfo], index: Index) -> None:
 def _scan(folder: Path, shards: list[ShardInfo]) -> Index:
     rows = [(number, *row) for number, shard in enumerate(shards) for row in _scan_shard(folder / shard.name, shard)]
     shard, offset, size, label, key = zip(*rows, strict=True)
-    return Index(np.array(shard, np.int32), np.array(offset), np.array(size), np.array(label), np.array(key))
+    return Index(np.array(shard, np.int32), np.array(offset), np.array(size), np.array(label), np.array([text.encode() for text in key]))
 
 
 def _scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, str]]:
@@ -242,11 +253,11 @@ def _scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, s
                 elif extension == "cls":
                     labels[key] = _read_label(tar, member, path)
     except tarfile.TarError as error:
-        raise DataError(f"shard {path} is no readable tar file ({error}); copy it again or prepare the data set again.") from None
+        raise DataError(f"shard {path} is no readable tar file ({error}); {_again(path.parent)}.") from None
     if unpaired := sorted(images.keys() ^ labels.keys()):
-        raise DataError(f"sample {unpaired[0]} in {path} lacks its image or its .cls label; prepare the data set again.")
+        raise DataError(f"sample {unpaired[0]} in {path} lacks its image or its .cls label; {_again(path.parent)}.")
     if len(images) != shard.samples:
-        raise DataError(f"shard {path} holds {len(images)} samples, the manifest says {shard.samples}; prepare the data set again.")
+        raise DataError(f"shard {path} holds {len(images)} samples, the manifest says {shard.samples}; {_again(path.parent)}.")
     for key, (offset, size) in images.items():
         yield offset, size, labels[key], key
 
@@ -257,7 +268,7 @@ def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> in
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"{member.name} in {path} holds {text!r}, not a class number; prepare the data set again.") from None
+        raise DataError(f"{member.name} in {path} holds {text!r}, not a class number; {_again(path.parent)}.") from None
 
 
 # --- verifying ---------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> RawSample: ...
 
+    def fingerprint(self) -> str:
+        """A digest that differs between sources whose samples differ, without reading all of them."""
+        ...
+
 
 class ImageFolderSource:
     """A folder with one sub-folder of JPEG or PNG files per class; classes are sorted by name."""
@@ -48,19 +53,34 @@ class ImageFolderSource:
             raise DataError(f"{root}: class folders {unknown[:5]} do not occur in the training set; remove or rename them.")
         class_of = {name: index for index, name in enumerate(self.classes)}
         self._files = [
-            (path, class_of[name]) for name in found for path in sorted((root / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
+            (path, class_of[name])
+            for name in found
+            for path in sorted((root / name).iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
         ]
         if not self._files:
             raise DataError(f"{root}: no .jpg, .jpeg or .png file in any class folder; expected {root}/<class>/<image>.")
+        first_with: dict[str, Path] = {}
+        for path, _ in self._files:
+            if (other := first_with.setdefault(self._key(path), path)) != path:
+                raise DataError(f"{other} and {path} would have the same key {self._key(path)}; rename one of them.")
+
+    @staticmethod
+    def _key(path: Path) -> str:
+        """Class and name, since names alone may repeat over classes; without dots, where WebDataset would cut the key."""
+        return f"{path.parent.name}/{path.stem}".replace(".", "_")
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> RawSample:
         path, label = self._files[index]
-        # The whole class/name is part of the key: ImageNet's validation names repeat no number, folders of users do.
-        key = f"{path.parent.name}/{path.stem}".replace(".", "_")
-        return RawSample(key, IMAGE_SUFFIXES[path.suffix.lower()], path.read_bytes(), label)
+        return RawSample(self._key(path), IMAGE_SUFFIXES[path.suffix.lower()], path.read_bytes(), label)
+
+    def fingerprint(self) -> str:
+        """Of classes, names and sizes."""
+        listing = "".join(f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files)
+        return hashlib.sha256(listing.encode()).hexdigest()
 
 
 class MnistSource:
@@ -92,17 +112,18 @@ class MnistSource:
         Image.fromarray(self._pixels[index]).save(png, format="PNG")
         return RawSample(f"digit-{self._positions[index]:04d}", "png", png.getvalue(), int(self._labels[index]))
 
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._pixels.tobytes() + self._labels.tobytes()).hexdigest()
 
-def open_splits(source: str) -> Iterator[tuple[str, Source]]:
-    """Yield ("train", source) and ("val", source) of `mnist` or of a folder that holds train/ and val/."""
+
+def open_splits(source: str) -> dict[str, Source]:
+    """The sources `train` and `val` of the word `mnist`, or of a folder that holds train/ and val/."""
     if source == "mnist":
-        yield from ((split, MnistSource(split)) for split in ("train", "val"))
-        return
+        return {split: MnistSource(split) for split in ("train", "val")}
     root = Path(source)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give a folder that holds train/ and val/, or the word mnist.")
     if missing := [split for split in ("train", "val") if not (root / split).is_dir()]:
         raise DataError(f"{root} has no folder {missing[0]}/; expected {root}/train/<class>/<image> and {root}/val/<class>/<image>.")
     train = ImageFolderSource(root / "train")
-    yield "train", train
-    yield "val", ImageFolderSource(root / "val", train.classes)
+    return {"train": train, "val": ImageFolderSource(root / "val", train.classes)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +23,6 @@ class WdsDataset(torch.utils.data.Dataset):
 
     def __init__(self, shards: ShardSet, transform: Transform, seed: int) -> None:
         self.shards, self.transform, self.seed = shards, transform, seed
-        self._files: dict[int, int] = {}  # shard -> file descriptor, opened by each process for itself
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -36,29 +34,27 @@ class WdsDataset(torch.utils.data.Dataset):
             return error
         index = self.shards.index
         labels = [PADDING_LABEL if sample == PADDING else int(index.label[sample]) for _, sample in places]
-        keys = ["" if sample == PADDING else str(index.key[sample]) for _, sample in places]
+        keys = ["" if sample == PADDING else index.key_of(sample) for _, sample in places]
         return Batch(torch.stack(images), torch.tensor(labels), keys)
 
     def _image(self, epoch: int, sample: int) -> torch.Tensor:
         try:
             image = decode(self._read(sample))
         except DataError as error:
-            raise DataError(f"{self.shards.describe(sample)}: {error}; remove or replace it and prepare the data set again.") from None
+            remedy = f"mend or remove it in the source, remove {self.shards.folder} and prepare it again"
+            raise DataError(f"{self.shards.describe(sample)}: {error}; {remedy}.") from None
         with seeded(self.seed, epoch, sample):
             return self.transform(image)
 
     def _read(self, sample: int) -> bytes:
-        index = self.shards.index
-        shard, size = int(index.shard[sample]), int(index.size[sample])
+        offset, size = int(self.shards.index.offset[sample]), int(self.shards.index.size[sample])
         try:
-            if shard not in self._files:
-                self._files[shard] = os.open(self.shards.path_of(sample), os.O_RDONLY)
-            data = os.pread(self._files[shard], size, int(index.offset[sample]))
+            # Opened for each read: a descriptor kept per shard would pass the usual limit of 1,024 on ImageNet.
+            with self.shards.path_of(sample).open("rb", buffering=0) as shard:
+                shard.seek(offset)
+                data = shard.read(size)
         except OSError as error:
             raise DataError(f"the shard cannot be read ({error.strerror})") from None
         if len(data) != size:
             raise DataError(f"the shard ends after {len(data)} of the image's {size} bytes")
         return data
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # descriptors are of this process

@@ -132,7 +132,7 @@ def prepare(
     from data_pipelines.shards import write_shards
     from data_pipelines.sources import open_splits
 
-    for split, samples in open_splits(source):
+    for split, samples in open_splits(source).items():
         with _progress(f"{out / split}", len(samples)) as advance:
             written = write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
         done = "" if written else ", already there"

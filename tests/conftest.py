@@ -31,6 +31,9 @@ class StripesSource:
     def __len__(self) -> int:
         return self.samples
 
+    def fingerprint(self) -> str:
+        return f"stripes {self.samples} {self.seed}"
+
     def __getitem__(self, index: int) -> RawSample:
         random, label = np.random.default_rng([self.seed, index]), index % 3
         rows, columns = np.mgrid[0:32, 0:32] + random.integers(0, 8)

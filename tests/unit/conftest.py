@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from data_pipelines.shards import ShardSet, write_shards
@@ -21,6 +22,10 @@ from data_pipelines.sources import RawSample
 
 # Loader processes are forked from a server; importing torch there once, not in each of them, saves seconds per test.
 multiprocessing.set_forkserver_preload(["data_pipelines.loading"])
+
+# A busy machine is no failure.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 SAMPLES, PER_SHARD = 23, 5
 CLASSES = ("ant", "bee", "cat")

@@ -138,6 +138,21 @@ def test_without_random_parts_training_only_flips_as_configured_and_normalises(
             torch.testing.assert_close(transform(noise()), normalised(expected(noise())), rtol=0, atol=1e-5)
 
 
+def test_training_normalises_with_the_configured_mean_and_std() -> None:
+    transform = train_transform(config(NOTHING, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    expected_C = torch.tensor([1.0, -1.0, 0.5])
+    torch.testing.assert_close(transform(Image.new("RGB", (20, 20), (255, 0, 255))), expected_C[:, None, None].expand(3, SIZE, SIZE))
+
+
+def test_the_policy_of_auto_augment_is_applied() -> None:
+    transform = train_transform(config(NOTHING.model_copy(update={"auto_augment": "rand-m9-mstd0.5-inc1"})))
+    changed = 0
+    for sample in range(8):
+        with seeded(0, 0, sample):
+            changed += not torch.allclose(transform(noise()), normalised(noise()), atol=1e-3)
+    assert changed > 4  # two operations on each image, each with probability 0.5
+
+
 def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
     transform = train_transform(config(NOTHING.model_copy(update={"erase": 1.0})))
     with seeded(0, 0, 0):
@@ -161,9 +176,9 @@ def test_evaluation_of_a_constant_colour_is_the_normalised_colour(interpolation:
 
 
 def test_evaluation_normalises_with_the_configured_mean_and_std() -> None:
-    result = eval_transform(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))(Image.new("RGB", (20, 20), (255, 0, 255)))
-    torch.testing.assert_close(result.amax((1, 2)), torch.tensor([1.0, -1.0, 0.5]))
-    torch.testing.assert_close(result.amin((1, 2)), torch.tensor([1.0, -1.0, 0.5]))
+    transform = eval_transform(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    expected_C = torch.tensor([1.0, -1.0, 0.5])
+    torch.testing.assert_close(transform(Image.new("RGB", (20, 20), (255, 0, 255))), expected_C[:, None, None].expand(3, SIZE, SIZE))
 
 
 def test_evaluation_of_an_image_of_the_right_size_changes_no_pixel() -> None:
