@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -19,9 +18,6 @@ from PIL import Image
 
 from data_pipelines.shards import ShardSet, write_shards
 from data_pipelines.sources import RawSample
-
-# Loader processes are forked from a server; importing torch there once, not in each of them, saves seconds per test.
-multiprocessing.set_forkserver_preload(["data_pipelines.loading"])
 
 # A busy machine is no failure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +39,9 @@ class MemorySource:
 
     def __getitem__(self, index: int) -> RawSample:
         return self.samples[index]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self.samples).encode()).hexdigest()
 
 
 def noise_png(number: int, size: int = 20) -> bytes:
@@ -74,6 +73,10 @@ def shared_folder(source: MemorySource, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def shards(shared_folder: Path) -> ShardSet:
     return ShardSet.open(shared_folder)
+
+
+def keys_of(shards: ShardSet) -> list[str]:
+    return [shards.index.key_of(sample) for sample in range(len(shards))]
 
 
 @pytest.fixture

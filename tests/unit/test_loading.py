@@ -20,7 +20,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.loading import evaluation_batches, train_batches
 from data_pipelines.order import TrainOrder
 from data_pipelines.shards import ShardSet
-from tests.unit.conftest import SAMPLES, MemorySource, Prepare
+from tests.unit.conftest import SAMPLES, MemorySource, Prepare, keys_of
 
 SEED, GLOBAL_BATCH = 5, 6
 STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
@@ -109,7 +109,7 @@ def test_another_epoch_and_another_seed_augment_otherwise(shards: ShardSet) -> N
 def test_two_ranks_together_give_each_sample_of_an_epoch_once(shards: ShardSet) -> None:
     keys = Counter(key for rank in range(2) for batch in train(shards, order(rank=rank, world=2), 0, STEPS_PER_EPOCH) for key in batch.keys)
     assert set(keys.values()) == {1}
-    assert set(keys) <= set(shards.index.key.tolist())
+    assert set(keys) <= set(keys_of(shards))
     assert len(keys) == SAMPLES - SAMPLES % GLOBAL_BATCH
 
 
@@ -170,9 +170,9 @@ def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySourc
     shards = ShardSet.open(prepare({7: replace(source[7], image=b"not an image")}))
     children_before = multiprocessing.active_children()
     delivered, text = load_until_error(train_batches(config(workers), shards, order(), 0, 2 * STEPS_PER_EPOCH))
-    sample = shards.index.key.tolist().index(source[7].key)
+    sample = keys_of(shards).index(source[7].key)
     assert f"sample {source[7].key} in {shards.path_of(sample)}" in text
-    assert "remove or replace" in text
+    assert f"remove {shards.folder} and prepare it again" in text
     places = order().from_step(0, 2 * STEPS_PER_EPOCH)
     due = next(number for number, micro_batch in enumerate(places) if sample in [index for _, index in micro_batch])
     assert due > 0

@@ -19,7 +19,18 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.shards import Index, ShardSet, count_samples, verify, write_shards
 from data_pipelines.sources import ImageFolderSource, RawSample, Source, open_splits
-from tests.unit.conftest import CLASSES, PER_SHARD, SAMPLES, MemorySource, Prepare, noise_png, reseal, rewrite_members
+from tests.unit.conftest import (
+    CLASSES,
+    PER_SHARD,
+    SAMPLES,
+    MemorySource,
+    Prepare,
+    keys_of,
+    noise_png,
+    noise_sample,
+    reseal,
+    rewrite_members,
+)
 
 REMEDIES = ("prepare", "copy it again", "choose another folder", "remove", "rename", "expected", "give a folder")
 
@@ -55,7 +66,7 @@ def same_index(one: Index, other: Index) -> bool:
 
 
 def place_of(shards: ShardSet, key: str) -> int:
-    return shards.index.key.tolist().index(key)
+    return keys_of(shards).index(key)
 
 
 # --- writing and reading back ------------------------------------------------------------------------------
@@ -65,8 +76,8 @@ def test_what_is_written_is_read_back(source: MemorySource, shards: ShardSet) ->
     by_key = {sample.key: sample for sample in source.samples}
     assert len(shards) == SAMPLES
     assert shards.classes == list(CLASSES)
-    assert sorted(shards.index.key.tolist()) == sorted(by_key)
-    for position, key in enumerate(shards.index.key.tolist()):
+    assert sorted(keys_of(shards)) == sorted(by_key)
+    for position, key in enumerate(keys_of(shards)):
         assert shards.index.label[position] == by_key[key].label
         assert image_at(shards, position) == by_key[key].image
 
@@ -81,13 +92,13 @@ def test_shards_hold_the_asked_number_of_samples_and_the_last_one_the_rest(share
 def test_shards_are_plain_tar_files_of_pairs(shared_folder: Path, shards: ShardSet) -> None:
     with tarfile.open(shared_folder / "shard-000000.tar") as tar:
         names = tar.getnames()
-    assert sorted(names) == sorted(f"{key}.{extension}" for key in shards.index.key[:PER_SHARD] for extension in ("cls", "png"))
+    assert sorted(names) == sorted(f"{key}.{extension}" for key in keys_of(shards)[:PER_SHARD] for extension in ("cls", "png"))
 
 
 def test_webdataset_itself_reads_the_same_samples_in_the_same_order(source: MemorySource, shards: ShardSet) -> None:
     urls = [str(shards.folder / shard.name) for shard in shards.shards]
     read = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [sample["__key__"] for sample in read] == shards.index.key.tolist()
+    assert [sample["__key__"] for sample in read] == keys_of(shards)
     assert [sample["png"] for sample in read] == [image_at(shards, position) for position in range(SAMPLES)]
     assert [int(sample["cls"]) for sample in read] == shards.index.label.tolist()
 
@@ -111,8 +122,8 @@ def test_the_same_seed_gives_the_same_bytes(source: MemorySource, shared_folder:
 
 def test_another_seed_gives_another_order_of_the_same_samples(source: MemorySource, shards: ShardSet, tmp_path: Path) -> None:
     write_shards(source, tmp_path / "other", samples_per_shard=PER_SHARD, seed=1)
-    other = ShardSet.open(tmp_path / "other").index.key.tolist()
-    written, first = [sample.key for sample in source.samples], shards.index.key.tolist()
+    other = keys_of(ShardSet.open(tmp_path / "other"))
+    written, first = [sample.key for sample in source.samples], keys_of(shards)
     assert sorted(other) == sorted(first) == sorted(written)
     assert len({tuple(other), tuple(first), tuple(written)}) == 3
 
@@ -149,7 +160,7 @@ def test_a_deleted_index_is_made_again(folder: Path, shards: ShardSet) -> None:
     (folder / "index.npz").unlink()
     assert same_index(ShardSet.open(folder).index, shards.index)
     with np.load(folder / "index.npz") as saved:
-        assert saved["key"].tolist() == shards.index.key.tolist()
+        assert [key.decode() for key in saved["key"]] == keys_of(shards)
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"junk", lambda data: data[: len(data) // 2], lambda data: data[:1] + b"?" + data[2:]])
@@ -158,7 +169,7 @@ def test_a_damaged_index_is_made_again(folder: Path, shards: ShardSet, damage: C
     (folder / "index.npz").write_bytes(damaged)
     assert same_index(ShardSet.open(folder).index, shards.index)
     with np.load(folder / "index.npz") as saved:
-        assert saved["key"].tolist() == shards.index.key.tolist()
+        assert [key.decode() for key in saved["key"]] == keys_of(shards)
 
 
 def test_the_index_of_other_shards_is_not_believed(source: MemorySource, folder: Path, shards: ShardSet, tmp_path: Path) -> None:
@@ -186,7 +197,7 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     error_of(lambda: ShardSet.open(tmp_path), tmp_path, "has no manifest.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"version": 1, "shards": [{"name": "a"}]}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 1}', '{"version": 1, "shards": [{"name": "a"}]}', "\xff"])
 def test_a_broken_manifest_is_named(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text, encoding="latin-1")
     error_of(lambda: ShardSet.open(folder), folder / "manifest.json", "damaged")
@@ -232,7 +243,7 @@ def test_a_shard_that_was_truncated_before_its_manifest_was_made_is_named(folder
 
 def test_a_shard_with_fewer_samples_than_the_manifest_says_is_named(folder: Path) -> None:
     path = folder / "shard-000004.tar"
-    lost = ShardSet.open(folder).index.key[-1]
+    lost = keys_of(ShardSet.open(folder))[-1]
     rewrite_members(path, lambda name, data: None if name.startswith(f"{lost}.") else data)
     reseal(folder)
     error_of(lambda: ShardSet.open(folder), path, "holds 2 samples", "says 3")
@@ -329,7 +340,7 @@ def test_verify_goes_on_after_a_truncated_and_a_missing_shard(folder: Path) -> N
     assert str(folder / "shard-000001.tar") in truncated
     assert str(folder / "shard-000002.tar") in missing
     assert str(damaged) in changed
-    assert str(shards.index.key[-1]) in undecodable
+    assert keys_of(shards)[-1] in undecodable
 
 
 def test_verify_names_the_shard_that_is_no_tar(folder: Path) -> None:
@@ -369,7 +380,7 @@ def test_an_image_folder_gives_its_files_sorted_by_class_and_name(tmp_path: Path
 
 def test_validation_labels_follow_the_classes_of_training(tmp_path: Path) -> None:
     root = plant(tmp_path, "train/ant/1.png", "train/bee/1.png", "train/cat/1.png", "val/cat/2.png", "val/ant/2.png")
-    splits = dict(open_splits(str(root)))
+    splits = open_splits(str(root))
     assert list(splits) == ["train", "val"]
     assert splits["val"].classes == splits["train"].classes == ["ant", "bee", "cat"]
     assert [(splits["val"][index].key, splits["val"][index].label) for index in range(2)] == [("ant/2", 0), ("cat/2", 2)]
@@ -377,7 +388,7 @@ def test_validation_labels_follow_the_classes_of_training(tmp_path: Path) -> Non
 
 def test_a_validation_class_that_training_lacks_is_named(tmp_path: Path) -> None:
     root = plant(tmp_path, "train/ant/1.png", "val/ant/1.png", "val/dog/1.png")
-    error_of(lambda: list(open_splits(str(root))), root / "val", "dog")
+    error_of(lambda: open_splits(str(root)), root / "val", "dog")
 
 
 @pytest.mark.parametrize("names", [[], ["ant/notes.txt"]])
@@ -389,13 +400,13 @@ def test_a_folder_without_images_is_named(tmp_path: Path, names: list[str]) -> N
 
 
 def test_a_source_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    error_of(lambda: list(open_splits(str(tmp_path / "nowhere"))), tmp_path / "nowhere", "is not a folder")
+    error_of(lambda: open_splits(str(tmp_path / "nowhere")), tmp_path / "nowhere", "is not a folder")
 
 
 @pytest.mark.parametrize(("present", "missing"), [("train", "val"), ("val", "train")])
 def test_a_source_without_one_of_its_splits_is_named(tmp_path: Path, present: str, missing: str) -> None:
     plant(tmp_path / present, "ant/1.png")
-    error_of(lambda: list(open_splits(str(tmp_path))), tmp_path, f"no folder {missing}/")
+    error_of(lambda: open_splits(str(tmp_path)), tmp_path, f"no folder {missing}/")
 
 
 def test_an_image_folder_survives_the_way_through_shards(tmp_path: Path) -> None:
@@ -410,7 +421,7 @@ def test_an_image_folder_survives_the_way_through_shards(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def mnist() -> dict[str, Source]:
-    return dict(open_splits("mnist"))
+    return open_splits("mnist")
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 400), ("val", 100)])
@@ -431,3 +442,58 @@ def test_mnist_digits_are_grey_images_of_28_pixels(mnist: dict[str, Source]) -> 
     image = Image.open(io.BytesIO(mnist["val"][0].image))
     assert (image.format, image.size, image.mode) == ("PNG", (28, 28), "L")
     assert 0 < np.asarray(image).mean() < 128  # bright strokes on a dark ground
+
+
+# --- a set that is there already ---------------------------------------------------------------------------
+
+
+def test_preparing_the_same_set_again_writes_nothing(folder: Path, source: MemorySource) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert write_shards(source, folder, samples_per_shard=PER_SHARD) is False
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_damaged_set_is_not_taken_for_done(folder: Path, source: MemorySource) -> None:
+    shard = folder / "shard-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    error_of(lambda: write_shards(source, folder, samples_per_shard=PER_SHARD), shard, "truncated", f"remove {folder}")
+
+
+def test_another_source_seed_or_shard_size_is_refused(folder: Path, source: MemorySource) -> None:
+    other = MemorySource([noise_sample(number + 100) for number in range(SAMPLES)])
+    for attempt in (
+        lambda: write_shards(other, folder, samples_per_shard=PER_SHARD),
+        lambda: write_shards(source, folder, samples_per_shard=PER_SHARD, seed=1),
+        lambda: write_shards(source, folder, samples_per_shard=PER_SHARD + 1),
+    ):
+        error_of(attempt, folder, "already holds another data set")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00v\x00{"])
+def test_any_damage_of_the_index_is_mended(folder: Path, shards: ShardSet, content: bytes) -> None:
+    (folder / "index.npz").write_bytes(content)
+    assert keys_of(ShardSet.open(folder)) == keys_of(shards)
+
+
+# --- image folders -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("one", "other"), [("cat/1.png", "cat/1.jpg"), ("cat/a.b.png", "cat/a_b.png"), ("c.at/1.png", "c_at/1.png")])
+def test_files_whose_keys_would_be_the_same_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    for name in (one, other):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(noise_png(1))
+    error_of(lambda: ImageFolderSource(tmp_path), tmp_path / one, tmp_path / other, "same key", "rename one")
+
+
+def test_the_fingerprint_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(noise_png(1))
+    first = ImageFolderSource(tmp_path).fingerprint()
+    assert ImageFolderSource(tmp_path).fingerprint() == first
+    (tmp_path / "cat" / "1.png").write_bytes(noise_png(1) + b"x")
+    longer = ImageFolderSource(tmp_path).fingerprint()
+    (tmp_path / "cat" / "folder.png").mkdir()
+    assert ImageFolderSource(tmp_path).fingerprint() == longer
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "2.png")
+    assert len({first, longer, ImageFolderSource(tmp_path).fingerprint()}) == 3
