@@ -36,6 +36,9 @@ class TDFormer(nn.Module):
             for index in blocks:
                 self.backbone.controlled(index).control = ControlModule(self.backbone.num_features, config.feedback.init_std)
             self.processing = ProcessingModule(self.backbone.num_features, config.feedback.clamp)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = config.batch_norm_momentum
 
     def forward_features(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
         """Images [B, 3, H, W] -> H(n) of every segment, each [T/segments, B, D, H/16, W/16]."""

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_pipelines.errors import UserError
-from data_pipelines.shards import sha256
+from data_pipelines.files import sha256
 
 MODEL, OPTIMIZER, STATISTICS, STATE, CONFIG, MANIFEST = (
     "model.safetensors",

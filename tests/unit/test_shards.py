@@ -17,7 +17,8 @@ import webdataset
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.shards import Index, ShardSet, count_samples, verify, write_shards
+from data_pipelines.shard_index import Index
+from data_pipelines.shards import ShardSet, count_samples, verify, write_shards
 from data_pipelines.sources import ImageFolderSource, RawSample, Source, open_splits
 from tests.unit.conftest import (
     CLASSES,
