@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,8 @@ class Tracker:
         try:
             _make_sqlite_folder(self._uri)
             self._client = mlflow.MlflowClient(self._uri)
+            with suppress(OSError):  # MLflow makes this folder in the current one for its default experiment, which is not used
+                Path("mlruns").rmdir()
             self.run_id = read_run_id(run_dir) or self._create(config, run_dir)
             self._client.update_run(self.run_id, "RUNNING")
             self._monitor = self._watch_system(mlflow) if config.tracking.system_metrics else None
