@@ -1,0 +1,69 @@
+"""Run directories and the run's own record of its metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import UserError
+from tdformer.config import RunConfig
+from tdformer.config_io import load_config
+from tdformer.training import run_directory
+from tdformer.training.metrics import MetricsFile, draw_learning_curve
+
+
+def config(output: Path, **changes: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "x", "output": str(output), "data": {"train": "a", "val": "b"}, **changes})
+
+
+def test_each_new_run_gets_the_next_number(tmp_path: Path) -> None:
+    names = [run_directory.new(config(tmp_path)).name for _ in range(3)]
+    assert names == ["x-001", "x-002", "x-003"]
+    (tmp_path / "x-041").mkdir()
+    (tmp_path / "x-y-099").mkdir()  # of another run called x-y
+    assert run_directory.new(config(tmp_path)).name == "x-042"
+
+
+def test_a_claimed_directory_holds_the_resolved_run(tmp_path: Path) -> None:
+    run_directory.claim(tmp_path / "run", config(tmp_path))
+    assert load_config(tmp_path / "run" / "config.yaml") == config(tmp_path)
+
+
+def test_harmless_keys_may_change_on_a_resume_others_may_not(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_directory.claim(run, config(tmp_path))
+    changed = config(tmp_path, tracking={"experiment": "other"}, checkpoint={"keep_last": 5})
+    run_directory.claim(run, changed)
+    assert load_config(run / "config.yaml") == changed
+    with pytest.raises(UserError, match=r"another configuration.*Different are: optimizer\.base_lr: 0\.0006 -> 0\.1; seed: 0 -> 1"):
+        run_directory.claim(run, config(tmp_path, seed=1, optimizer={"base_lr": 0.1}))
+    assert load_config(run / "config.yaml") == changed
+
+
+def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty and not a run directory"):
+        run_directory.claim(tmp_path, config(tmp_path))
+
+
+def test_metrics_after_the_resumed_step_are_forgotten_and_a_cut_off_line_is_left(tmp_path: Path) -> None:
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    record.append(1, 0.5, {"train/loss": 3.0})
+    record.append(2, 1.0, {"train/loss": 2.0})
+    record.append(2, 1, {"val/top1": 50.0})
+    record.append(3, 1.5, {"train/loss": 1.0})
+    with record.path.open("a") as file:
+        file.write('{"step": 4, "ep')
+    assert [row["step"] for row in record.rows()] == [1, 2, 2, 3]
+    record.cut_after(2, evaluated_epochs=1)
+    assert [row["step"] for row in record.rows()] == [1, 2, 2]
+    record.cut_after(2, evaluated_epochs=0)  # step 2 is saved, its evaluation will be done again
+    assert record.rows() == [{"step": 1, "epoch": 0.5, "train/loss": 3.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0}]
+
+
+def test_the_learning_curve_is_drawn_from_any_rows(tmp_path: Path) -> None:
+    rows = [{"step": 1, "epoch": 0.5, "train/loss": 3.0}, {"step": 2, "epoch": 1, "val/top1": 50.0, "val/top1_segment1": 40.0}]
+    for number, some in enumerate(([], rows[:1], rows)):
+        draw_learning_curve(some, tmp_path / f"{number}.png", "title")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
