@@ -58,6 +58,8 @@ def train(
 
     if target.is_dir():
         target, run_dir = target / "config.yaml", run_dir or target
+        if not target.exists():
+            raise UserError(f"{run_dir} is not a run directory: it has no config.yaml; give one, or a YAML file to start from.")
     if processes > 1 and not started_by_launcher(os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 

@@ -54,6 +54,7 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -33,6 +33,17 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(zip(VARIABLES, ("0", "1", "0", "127.0.0.1", str(free_port())), strict=True))
 
 
+def gpu_index(environment: Mapping[str, str], visible: int) -> int:
+    """Which of the `visible` GPUs is this process's, once launcher_variables are in the environment.
+
+    srun can bind tasks to GPUs, so that each sees its own alone as number 0.
+    """
+    local_world = int(environment.get("LOCAL_WORLD_SIZE", 1))
+    if local_world > visible:
+        raise UserError(f"{local_world} processes were started on a machine that shows {visible} GPU(s); start one process per GPU.")
+    return int(environment["LOCAL_RANK"]) % visible
+
+
 def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """From srun's own variables. The port is a function of the job and step, so that jobs on one node do not meet."""
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.errors import UserError
-from tdformer.launchers import launcher_variables
+from tdformer.launchers import gpu_index, launcher_variables
 
 Result = TypeVar("Result")
 
@@ -30,7 +30,6 @@ class Ranks:
 
     rank: int
     world: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -86,21 +85,20 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[Ranks]:
+def joined() -> Iterator[Ranks]:
     """Join the other processes; leave them at the end.
 
     CPU tensors travel over gloo, CUDA tensors over NCCL. Sets the variables that torch and DeepSpeed read.
     """
     os.environ.update(launcher_variables(os.environ))
-    cuda = torch.cuda.is_available() if device is None else device == "cuda"
+    cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    local_rank = int(os.environ["LOCAL_RANK"])
-    place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    place = torch.device("cuda", gpu_index(os.environ, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), local_rank, place)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), place)
     try:
         yield ranks
     except UserError:

@@ -141,5 +141,5 @@ def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> No
 
 
 def test_a_folder_that_is_no_run_directory(tmp_path: Path) -> None:
-    assert_one_sentence(tdformer("train", tmp_path), "config.yaml")
+    assert_one_sentence(tdformer("train", tmp_path), "is not a run directory: it has no config.yaml")
     assert_one_sentence(tdformer("evaluate", tmp_path), "holds no latest checkpoint")

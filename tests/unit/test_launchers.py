@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_pipelines.errors import UserError
-from tdformer.launchers import VARIABLES, launcher_variables, rank_in, started_by_launcher
+from tdformer.launchers import VARIABLES, gpu_index, launcher_variables, rank_in, started_by_launcher
 
 SRUN = {
     "SLURM_JOB_ID": "12",
@@ -37,6 +37,13 @@ def test_sruns_variables_are_translated() -> None:
     assert 20000 <= int(variables["MASTER_PORT"]) < 40000
     assert launcher_variables({**SRUN, "MASTER_ADDR": "n1", "SLURM_PROCID": "0"})["MASTER_PORT"] == variables["MASTER_PORT"]
     assert rank_in(SRUN) == 3
+
+
+def test_each_process_gets_its_gpu() -> None:
+    assert [gpu_index({"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "4"}, visible=4) for rank in range(4)] == [0, 1, 2, 3]
+    assert gpu_index({"LOCAL_RANK": "3"}, visible=1) == 0  # bound by srun: each task sees one GPU
+    with pytest.raises(UserError, match=r"8 processes were started on a machine that shows 4 GPU\(s\)"):
+        gpu_index({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}, visible=4)
 
 
 def test_half_set_variables_are_refused() -> None:
