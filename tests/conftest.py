@@ -71,7 +71,7 @@ def run_config(tmp_path: Path, stripes: Path, empty_mlflow: Path) -> dict:
         "name": "tiny",
         "output": str(tmp_path / "runs"),
         "seed": 3,
-        "data": {"train": str(stripes / "train"), "val": str(stripes / "val"), "image_size": 32, "workers": 1},
+        "data": {"train": str(stripes / "train"), "val": str(stripes / "val"), "image_size": 32, "workers": 0},
         "model": {
             "num_classes": 3,
             "backbone": {"embed_dims": 32, "num_heads": 2, "depths": [1, 1, 1], "drop_path": 0.2},

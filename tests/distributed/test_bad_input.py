@@ -71,7 +71,7 @@ class Undecodable(StripesSource):
 def test_undecodable_image_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path) -> None:
     """Only the rank that reads it can know; both end. MLflow says FAILED, and what was trained before is kept."""
     write_shards(Undecodable(26, seed=1), tmp_path / "bad")
-    run_config["data"]["train"] = str(tmp_path / "bad")
+    run_config["data"] |= {"train": str(tmp_path / "bad"), "workers": 1}
     run_config["training"]["epochs"] = 4
     result = train(run_config, tmp_path)
     assert_one_sentence(result, "stripes-1-0020", "shard-000000.tar", "cannot be decoded", "on rank")

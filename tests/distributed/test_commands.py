@@ -81,6 +81,7 @@ def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path) -> None:
 def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dict, tmp_path: Path, victim: int) -> None:
     """SIGKILL, as the kernel does when memory runs out: the others end, MLflow says FAILED, no process is left."""
     run_config["training"]["epochs"] = 1000
+    run_config["data"]["workers"] = 1
     run = tmp_path / "run"
     command = [sys.executable, "-m", "launch", "train", str(write_config(run_config, tmp_path)), "--run-dir", str(run), "--processes", "2"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:

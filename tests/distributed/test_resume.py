@@ -87,6 +87,7 @@ def test_resume_is_bit_identical_after_any_step(run_config: dict, tmp_path: Path
 def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: dict, tmp_path: Path) -> None:
     """SIGTERM to the launcher, as from a scheduler: exit code 75, MLflow says KILLED, then FINISHED, and no point twice."""
     run_config["training"] |= {"epochs": 40}
+    run_config["data"]["workers"] = 1
     run_config["checkpoint"] = {"keep_last": 3}
     config = write_config(run_config, tmp_path)
     stopped = tmp_path / "stopped"
