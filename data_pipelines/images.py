@@ -12,6 +12,14 @@ FORMATS = ("JPEG", "PNG")
 """The decoders that data may reach. Pillow has dozens more; what data brings must not choose among them."""
 
 
+def looks_like_image(data: bytes) -> bool:
+    """Whether the header is that of a format that decode reads. Costs next to nothing; says nothing of the rest."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS) is not None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def decode(data: bytes) -> Image.Image:
     """Decode to RGB. Raises DataError (without a place: the caller knows it) for anything that is no whole image."""
     try:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -22,6 +23,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.order import TrainOrder, evaluation_indices
 from data_pipelines.shards import ShardSet
 from data_pipelines.wds_pipeline import WdsDataset
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def train_batches(config: DataConfig, shards: ShardSet, order: TrainOrder, first_step: int, last_step: int) -> Generator[Batch, None, None]:
@@ -64,6 +67,14 @@ def _worker_context() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.wds_pipeline"])
+    # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
+    # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
+    for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            start_helper()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return context
 
 
@@ -73,9 +84,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _prepare_worker(owner: int, worker: int) -> None:
-    """Stop signals are for the training process, which then ends its workers; workers compute on one core each."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    """A worker computes on one core, and does not outlive the training process."""
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     torch.set_num_threads(1)
 

@@ -38,6 +38,8 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
 def read_manifest(folder: Path) -> tuple[list[str], list[ShardInfo]]:
     path = folder / MANIFEST
     if not path.exists():
+        if inner := sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")):
+            raise DataError(f"{folder} is not a data set but holds some; give one of them: {', '.join(inner)}")
         state = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
     manifest = _read_json(path)

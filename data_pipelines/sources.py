@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
+from data_pipelines.images import looks_like_image
 
 IMAGE_SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png"}
 MNIST_VALIDATION_PER_CLASS = 100
@@ -34,6 +35,11 @@ class Source(Protocol):
     @property
     def classes(self) -> Sequence[str]: ...
 
+    @property
+    def left_out(self) -> int:
+        """Files that are there but are no sample, by their names."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> RawSample: ...
@@ -52,12 +58,9 @@ class ImageFolderSource:
         if unknown := sorted(set(found) - set(self.classes)):
             raise DataError(f"{root}: class folders {unknown[:5]} do not occur in the training set; remove or rename them.")
         class_of = {name: index for index, name in enumerate(self.classes)}
-        self._files = [
-            (path, class_of[name])
-            for name in found
-            for path in sorted((root / name).iterdir())
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        ]
+        entries = [(path, class_of[name]) for name in found for path in sorted((root / name).iterdir())]
+        self._files = [(path, label) for path, label in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        self.left_out = len(entries) - len(self._files)
         if not self._files:
             raise DataError(f"{root}: no .jpg, .jpeg or .png file in any class folder; expected {root}/<class>/<image>.")
         first_with: dict[str, Path] = {}
@@ -75,7 +78,10 @@ class ImageFolderSource:
 
     def __getitem__(self, index: int) -> RawSample:
         path, label = self._files[index]
-        return RawSample(self._key(path), IMAGE_SUFFIXES[path.suffix.lower()], path.read_bytes(), label)
+        image = path.read_bytes()
+        if not looks_like_image(image):
+            raise DataError(f"{path} is not a JPEG or PNG image; mend or remove it.")
+        return RawSample(self._key(path), IMAGE_SUFFIXES[path.suffix.lower()], image, label)
 
     def fingerprint(self) -> str:
         """Of classes, names and sizes."""
@@ -95,6 +101,7 @@ class MnistSource:
         pixels, labels = mnist_data()
         chosen = np.concatenate([self._split(np.flatnonzero(labels == label), split) for label in range(10)])
         self.classes = [str(digit) for digit in range(10)]
+        self.left_out = 0
         self._positions = chosen
         self._pixels = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8)
         self._labels = labels[chosen]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -35,9 +35,11 @@ app.add_typer(checkpoint_app, name="checkpoint")
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|RUN_DIR", help="A YAML file to start from, or a run directory to go on with.")]
 Trained = Annotated[Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run directory, or checkpoints/step-… within one.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the configuration; values are YAML.")
+]
 Processes = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one per GPU.")]
-Which = Annotated[str, typer.Option(help="Of a run directory: latest or best (by validation top-1).")]
+Which = Annotated[Literal["latest", "best"], typer.Option(help="The latest checkpoint, or the best by validation top-1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -48,10 +50,11 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run lives; continued if it exists. Default: a new folder.")] = None,
     processes: Processes = 1,
 ) -> None:
-    """Train a run, or continue it.
+    """Train a run, or continue it. Paths in a configuration are relative to the current folder.
 
     Starts its own processes with --processes N; or start it under torchrun or srun, one process per GPU.
-    Exit codes: 0 finished; 2 something to mend, said in one sentence; 75 stopped by a signal with the state saved.
+    Exit codes: 0 finished; 1 a fault of the program; 2 something to mend, said in one sentence;
+    75 stopped by a signal with the state saved.
     """
     from tdformer.config_io import load_config
     from tdformer.launchers import started_by_launcher
@@ -78,6 +81,8 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
 
     config.training.accumulation(processes)
     run_dir = run_dir or run_directory.new(config)
+    run_directory.claim(run_dir, config)
+    typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import close_if_running
@@ -137,8 +142,9 @@ def prepare(
     for split, samples in open_splits(source).items():
         with _progress(f"{out / split}", len(samples)) as advance:
             written = write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
+        left_out = f", {samples.left_out} other entries left out" if samples.left_out else ""
         done = "" if written else ", already there"
-        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes{done}")
+        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes{left_out}{done}")
 
 
 @data_app.command("verify")
@@ -171,14 +177,20 @@ def _show(values: dict[str, object], as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in values.items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(name.replace("_", " "), _for_people(value))
     Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _for_people(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_for_people, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
 def _progress(description: str, total: int) -> Iterator:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
 

@@ -145,10 +145,13 @@ class TrainingConfig(Section):
         steps, rest = divmod(self.global_batch, self.micro_batch * world)
         if rest or not steps:
             lower = self.micro_batch * world * max(steps, 1)
+            pieces = self.global_batch / self.micro_batch
+            fitting = [str(ranks) for ranks in range(1, int(pieces) + 1) if pieces % ranks == 0]
+            instead = f"; it fits {', '.join(fitting)} ranks" if fitting else ""
             raise UserError(
                 f"training.global_batch must be a multiple of training.micro_batch x ranks, got {self.global_batch} with "
-                f"{self.micro_batch} x {world} = {self.micro_batch * world}; for {world} ranks {lower} or "
-                f"{lower + self.micro_batch * world} would fit"
+                f"{self.micro_batch} x {world} = {self.micro_batch * world}{instead}; for {world} ranks {lower} or "
+                f"{lower + self.micro_batch * world} would fit, or another micro_batch"
             )
         return steps
 

@@ -99,7 +99,8 @@ def _sentence(problem: Any) -> str:
         return f"{path}: unknown key{_nearest(problem['loc'])}"
     if problem["type"] == "missing":
         return f"{path}: this key is required"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to parse")[0]
+    message = message.replace("valid tuple", "list").replace("valid dictionary", "section (keys and values)")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path}: got {problem['input']!r}, allowed is {message.removeprefix('a ')}"

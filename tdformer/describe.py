@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from data_pipelines.shards import ShardSet
 from tdformer.config import RunConfig
+from tdformer.datasets import open_data
 from tdformer.models.feedback import ControlModule
 from tdformer.models.tdformer import TDFormer
 
@@ -15,7 +15,7 @@ from tdformer.models.tdformer import TDFormer
 def describe(config: RunConfig, world: int) -> dict[str, Any]:
     """Sizes and rates of a run on `world` ranks. Where the data set is not on this machine, data.train_samples stands for it.
 
-    Raises DataError if the set is here but damaged, ValueError if the global batch does not divide.
+    Raises DataError if the data is here but would be refused by the run, UserError if the global batch does not divide.
     """
     training = config.training
     accumulation = training.accumulation(world)
@@ -23,7 +23,7 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
         model = TDFormer(config.model)
     total = sum(parameter.numel() for parameter in model.parameters())
     topdown = [module for module in model.modules() if isinstance(module, ControlModule) or module is model.processing]
-    samples = len(ShardSet.open(config.data.train)) if config.data.train.exists() else config.data.train_samples
+    samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
     return {
         "name": config.name,
         "parameters": total,
@@ -38,6 +38,7 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
         "global_batch": training.global_batch,
         "samples": samples,
         "steps_per_epoch": samples // training.global_batch if samples is not None else None,
+        "left_out_per_epoch": samples % training.global_batch if samples is not None else None,
         "epochs": training.epochs,
         "lr": config.learning_rate(),
         "precision": training.precision,

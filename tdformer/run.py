@@ -14,6 +14,7 @@ import torch
 from data_pipelines.loading import evaluation_batches
 from data_pipelines.shards import ShardSet
 from tdformer.config import RunConfig
+from tdformer.datasets import check_classes
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
@@ -39,7 +40,9 @@ def _claim(config: RunConfig, run_dir: Path | None) -> Path:
 
 def _summary(config: RunConfig, run_dir: Path, outcome: Outcome) -> str:
     if outcome.stopped:
-        return f"stopped at step {outcome.position.step}, state saved; go on with: tdformer train {run_dir}"
+        world = outcome.position.world
+        processes = f" --processes {world}" if world > 1 else ""
+        return f"stopped at step {outcome.position.step}, state saved; go on with: tdformer train {run_dir}{processes}"
     metrics = outcome.position.metrics
     rows = {
         "validation top-1": f"{metrics['top1']:.2f} % (best {outcome.position.best_top1:.2f} %)",
@@ -59,6 +62,7 @@ def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path) -> dict[str,
         config = ranks.from_first(ranks.together(load))
         position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
         val_set = ranks.together(lambda: ShardSet.open(config.data.val))
+        ranks.together(lambda: check_classes(val_set, position.classes, f"checkpoint {checkpoint} was trained on"))
         model = TDFormer(config.model).to(ranks.device).eval()
         ranks.together(lambda: checkpoints.load_model(checkpoint, model))
         batches = evaluation_batches(config.data, val_set, batch=config.training.eval_batch, rank=ranks.rank, world=ranks.world)

@@ -24,6 +24,7 @@ class StripesSource:
     """Generated 32x32 PNG images of three classes: horizontal, vertical and diagonal stripes with noise."""
 
     classes = ("horizontal", "vertical", "diagonal")
+    left_out = 0
 
     def __init__(self, samples: int, seed: int) -> None:
         self.samples, self.seed = samples, seed

@@ -60,6 +60,8 @@ class Position:
     best_top1: float = -1.0
     world: int = 1
     """Ranks of the process group that saved this."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes, in the order of their labels."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
     version: int = FORMAT_VERSION

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from data_pipelines.batch import Batch
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches, train_batches
 from data_pipelines.order import TrainOrder
-from data_pipelines.shards import ShardSet
 from tdformer.config import RunConfig
 from tdformer.config_io import dump_config
+from tdformer.datasets import open_data
 from tdformer.evaluation import Evaluation, Stopped, averaged_statistics, evaluate
 from tdformer.ranks import Ranks
 from tdformer.training import checkpoints
@@ -85,7 +85,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         objective = Objective(self.config.model, self.config.training.label_smoothing).to(self.ranks.device)
         if not self.ranks.from_first(checkpoints.has_any(run_dir)):
-            return Engine(objective, self.config, self.ranks), Position(world=self.ranks.world)
+            return Engine(objective, self.config, self.ranks), Position(world=self.ranks.world, classes=self.train_set.classes)
         checkpoint = self.ranks.together(lambda: checkpoints.find(run_dir))
         checked = self.ranks.together(lambda: checkpoints.check(checkpoint) if self.ranks.is_first else None)
         position = self.ranks.from_first(checked)
@@ -211,27 +211,3 @@ class Trainer:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.objective.parameters())
         checkpoint = self.root / f"step-{self.position.step:08d}"
         return Outcome(self.position, stopped, self.throughput.overall(), parameters, checkpoint)
-
-
-def open_data(config: RunConfig) -> tuple[ShardSet, ShardSet]:
-    """The training and validation sets, checked against the run. Raises DataError if they cannot serve it."""
-    train_set, val_set = ShardSet.open(config.data.train), ShardSet.open(config.data.val)
-    if val_set.classes != train_set.classes:
-        raise DataError(f"{config.data.val} and {config.data.train} name different classes; prepare them from the same source.")
-    for opened in (train_set, val_set):
-        if len(opened.classes) > config.model.num_classes:
-            raise DataError(
-                f"{opened.folder} has labels of {len(opened.classes)} classes, outside the {config.model.num_classes} of "
-                f"model.num_classes; set it to {len(opened.classes)}."
-            )
-    if config.data.train_samples not in (None, len(train_set)):
-        raise DataError(
-            f"{config.data.train} holds {len(train_set)} samples, data.train_samples says {config.data.train_samples}; "
-            f"prepare or copy it again, or correct that key."
-        )
-    if len(train_set) < config.training.global_batch:
-        raise DataError(
-            f"{config.data.train} holds {len(train_set)} samples, fewer than training.global_batch "
-            f"({config.training.global_batch}); lower it or add data."
-        )
-    return train_set, val_set

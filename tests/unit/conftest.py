@@ -33,6 +33,7 @@ class MemorySource:
 
     samples: Sequence[RawSample]
     classes: Sequence[str] = CLASSES
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
