@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from data_pipelines.config import DataConfig
+from data_pipelines.errors import UserError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """RGB image -> float32 [3, H, W], normalised."""
@@ -20,20 +21,26 @@ Transform = Callable[[Image.Image], torch.Tensor]
 def train_transform(config: DataConfig) -> Transform:
     """Random resized crop, flip, RandAugment, normalisation, random erasing: as far as the configuration asks for each."""
     augment = config.augment
-    return create_transform(
-        input_size=config.image_size,
-        is_training=True,
-        scale=augment.crop_scale,
-        ratio=augment.crop_ratio,
-        hflip=augment.flip,
-        color_jitter=0.0,
-        auto_augment=augment.auto_augment,
-        interpolation=config.interpolation,
-        mean=config.mean,
-        std=config.std,
-        re_prob=augment.erase,
-        re_mode="pixel",
-    )
+    try:
+        return create_transform(
+            input_size=config.image_size,
+            is_training=True,
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+            hflip=augment.flip,
+            color_jitter=0.0,
+            auto_augment=augment.auto_augment,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
+            re_prob=augment.erase,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError, KeyError) as error:  # timm's ways to refuse a policy string
+        policy = augment.auto_augment
+        raise UserError(
+            f"data.augment.auto_augment: timm knows no policy {policy!r} ({error}); a known one is rand-m9-mstd0.5-inc1"
+        ) from None
 
 
 def eval_transform(config: DataConfig) -> Transform:

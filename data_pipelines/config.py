@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 # The usual ImageNet statistics over RGB in [0, 1].
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
@@ -18,7 +19,7 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 class Section(BaseModel):
     """Base of every configuration section: unknown keys are errors, values never change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AugmentConfig(Section):
@@ -26,7 +27,7 @@ class AugmentConfig(Section):
 
     crop_scale: tuple[Probability, Probability] = (0.08, 1.0)
     """Range of the random resized crop's area, as a share of the image."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Range of the crop's aspect ratio (width / height)."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
@@ -49,7 +50,7 @@ class DataConfig(Section):
     """Height and width of the images that the model sees, in pixels."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: Channels = IMAGENET_MEAN
-    std: Channels = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Evaluation resizes the short side to image_size / crop_pct, then crops the centre."""
     augment: AugmentConfig = AugmentConfig()

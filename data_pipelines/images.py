@@ -23,6 +23,9 @@ def looks_like_image(data: bytes) -> bool:
 def decode(data: bytes) -> Image.Image:
     """Decode to RGB. Raises DataError (without a place: the caller knows it) for anything that is no whole image."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255 instead of scaling it
+            image = image.point(lambda value: value * (1 / 257)).convert("L")
+        return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the image cannot be decoded ({str(error).split(' <_io')[0]})") from None

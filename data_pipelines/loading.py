@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from data_pipelines.augment import eval_transform, train_transform
 from data_pipelines.batch import Batch
 from data_pipelines.config import DataConfig
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.order import TrainOrder, evaluation_indices
 from data_pipelines.shards import ShardSet
 from data_pipelines.wds_pipeline import WdsDataset
@@ -54,10 +55,15 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
         multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+            raise
+        raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
 
 
 def _worker_context() -> BaseContext:
@@ -65,6 +71,7 @@ def _worker_context() -> BaseContext:
 
     Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
     """
+    atexit.register(_kill_workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.wds_pipeline"])
     # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
@@ -76,6 +83,12 @@ def _worker_context() -> BaseContext:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return context
+
+
+def _kill_workers() -> None:
+    """After an exception loaders may not have been closed. multiprocessing would then wait for workers that block its SIGTERM."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _unchanged(batch: Any) -> Any:

@@ -66,6 +66,8 @@ def save_index(folder: Path, shards: list[ShardInfo], index: Index) -> None:
 
 def scan(folder: Path, shards: list[ShardInfo]) -> Index:
     rows = [(number, *row) for number, shard in enumerate(shards) for row in scan_shard(folder / shard.name, shard)]
+    if not rows:
+        raise DataError(f"{folder} holds no sample; {prepare_again(folder)}.")
     shard, offset, size, label, key = zip(*rows, strict=True)
     return Index(np.array(shard, np.int32), np.array(offset), np.array(size), np.array(label), np.array([text.encode() for text in key]))
 
@@ -78,6 +80,8 @@ def scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, st
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
+                if not member.isreg():
+                    continue
                 if extension in IMAGE_EXTENSIONS:
                     images[key] = (member.offset_data, member.size)
                 elif extension == "cls":

@@ -38,7 +38,12 @@ def write_shards(
             ShardSet.open(folder)
             return False
         raise DataError(f"{folder} already holds another data set; choose another folder, or remove this one first.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
+    if there := sorted(folder.glob("shard-*.tar")):
+        raise DataError(f"{folder} holds {there[0].name} but no manifest, perhaps from an attempt cut short; remove {folder} first.")
     order = np.random.default_rng(seed).permutation(len(source))
     shards = []
     for number, start in enumerate(range(0, len(source), samples_per_shard)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -204,4 +205,20 @@ def main() -> None:
 
         if rank_in(os.environ) == 0:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+        _leave(EXIT_ERROR)
+    except SystemExit as end:
+        _leave(end.code if isinstance(end.code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, past the interpreter's own teardown if torch is loaded.
+
+    There, C++ threads of gloo now and then abort a process that has done all of its work ("terminate called without
+    an active exception"), and a finished run would be told as failed.
+    """
+    if "torch" in sys.modules:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from data_pipelines.config import DataConfig, Probability, Section
 from data_pipelines.errors import UserError
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BackboneConfig(Section):
@@ -116,7 +117,7 @@ class OptimizerConfig(Section):
     """Epochs of linear warm-up from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """On weights of two or more dimensions; biases and BatchNorm are not decayed."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
@@ -146,7 +147,7 @@ class TrainingConfig(Section):
         if rest or not steps:
             lower = self.micro_batch * world * max(steps, 1)
             pieces = self.global_batch / self.micro_batch
-            fitting = [str(ranks) for ranks in range(1, int(pieces) + 1) if pieces % ranks == 0]
+            fitting = [str(ranks) for ranks in range(1, min(int(pieces), 1024) + 1) if pieces % ranks == 0]
             instead = f"; it fits {', '.join(fitting)} ranks" if fitting else ""
             raise UserError(
                 f"training.global_batch must be a multiple of training.micro_batch x ranks, got {self.global_batch} with "
@@ -178,11 +179,11 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     """Prefix of the run directories and of the run's name in MLflow."""
     output: Path = Path("runs")
     """Where run directories are made."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the sample order, augmentation and drop path."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -195,6 +196,9 @@ class RunConfig(Section):
     def _sections_fit(self) -> RunConfig:
         if self.data.image_size % 16:
             raise ValueError(f"data.image_size must be a multiple of 16 (the backbone's stride), got {self.data.image_size}")
+        tokens = (self.data.image_size // 16) ** 2 * self.model.time_steps // self.model.segments
+        if tokens * self.training.micro_batch < 2:
+            raise ValueError("BatchNorm needs more than one value per channel: raise training.micro_batch or data.image_size")
         self.training.accumulation(world=1)
         return self
 

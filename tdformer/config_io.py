@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises for text that is no YAML: its own error, or whatever its constructors ran into (a 45th of the month)."""
+
 
 class ConfigError(UserError):
     """A configuration that cannot be run."""
@@ -59,10 +62,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"configuration {path} is not valid YAML{place}: {getattr(error, 'problem', error)}") from None
+        raise ConfigError(f"configuration {path} is not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration {path} must hold sections (a YAML mapping), it holds {type(tree).__name__}")
     return tree
@@ -81,7 +84,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {section} is a value, not a section")
     try:
         tree[leaf] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except UNREADABLE:
         raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +35,7 @@ class Tracker:
         self._status, self._warned = FINISHED, False
         self._last_steps: dict[str, int] = {}
         try:
-            _make_sqlite_folder(self._uri)
+            _check_sqlite(self._uri)
             self._client = mlflow.MlflowClient(self._uri)
             with suppress(OSError):  # MLflow makes this folder in the current one for its default experiment, which is not used
                 Path("mlruns").rmdir()
@@ -134,10 +135,13 @@ def _import_mlflow() -> Any:
     return mlflow
 
 
-def _make_sqlite_folder(uri: str) -> None:
-    """sqlite makes its file, but not the folder around it."""
+def _check_sqlite(uri: str) -> None:
+    """Make the folder of a sqlite file, and see that the file can be opened."""
     if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(uri.removeprefix(SQLITE))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as database:  # fails at once where MLflow would try again for minutes
+            database.execute("PRAGMA schema_version")
 
 
 def _artifacts_beside_sqlite(uri: str) -> str | None:

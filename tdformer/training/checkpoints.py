@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Position:
     best_top1: float = -1.0
     world: int = 1
     """Ranks of the process group that saved this."""
+    samples: int = 0
+    """In the training set."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, in the order of their labels."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -82,10 +85,30 @@ class Snapshot:
 
 
 def save(root: Path, snapshot: Snapshot, config_yaml: str, *, is_best: bool, keep_last: int) -> Path:
-    """Write a checkpoint, point `latest` (and `best`) to it, remove old ones. Only rank 0 calls this."""
+    """Write a checkpoint, point `latest` (and `best`) to it, remove old ones. Only rank 0 calls this.
+
+    Raises CheckpointError if the disk does not take it; the earlier ones stay as they are.
+    """
     final = root / f"step-{snapshot.position.step:08d}"
     partial = root / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, snapshot, config_yaml)
+        if final.exists():  # the same step again, with more done after it (its epoch's evaluation)
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(root)
+        _point(root / LATEST, final.name)
+        if is_best:
+            _point(root / BEST, final.name)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
+    _remove_old(root, keep_last)
+    return final
+
+
+def _write(partial: Path, snapshot: Snapshot, config_yaml: str) -> None:
     partial.mkdir(parents=True)
     by_rank = {f"{rank}.{name}": tensor for rank, own in enumerate(snapshot.statistics) for name, tensor in own.items()}
     for name, tensors in zip(TENSOR_FILES, (snapshot.model, snapshot.optimizer, by_rank), strict=True):
@@ -96,15 +119,6 @@ def save(root: Path, snapshot: Snapshot, config_yaml: str, *, is_best: bool, kee
     (partial / MANIFEST).write_text(json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1))
     for path in (*partial.iterdir(), partial):
         _sync(path)
-    if final.exists():  # the same step again, with more done after it (its epoch's evaluation)
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(root)
-    _point(root / LATEST, final.name)
-    if is_best:
-        _point(root / BEST, final.name)
-    _remove_old(root, keep_last)
-    return final
 
 
 def _sync(path: Path) -> None:
@@ -140,7 +154,10 @@ def find(path: Path, which: str = LATEST) -> Path:
     pointer = root / which
     if not pointer.exists():
         raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
-    return root / pointer.read_text().strip()
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    if not re.fullmatch(r"step-\d+", name):
+        raise CheckpointError(f"{pointer} does not name a checkpoint; write the name of a folder step-… beside it into it.")
+    return root / name
 
 
 def has_any(run_dir: Path) -> bool:

@@ -77,6 +77,7 @@ class Trainer:
         self.engine, self.position = self._start_or_resume(run_dir)
         self.saved: Position | None = self.position if self.position.step else None
         self.batches = train_batches(config.data, self.train_set, self.order, self.position.step, self.total_steps)
+        self.unchecked_losses: list[torch.Tensor] = []
         self.throughput = Throughput()
 
     # --- starting --------------------------------------------------------------------------------------------
@@ -85,16 +86,27 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         objective = Objective(self.config.model, self.config.training.label_smoothing).to(self.ranks.device)
         if not self.ranks.from_first(checkpoints.has_any(run_dir)):
-            return Engine(objective, self.config, self.ranks), Position(world=self.ranks.world, classes=self.train_set.classes)
+            return Engine(objective, self.config, self.ranks), Position(
+                world=self.ranks.world, samples=len(self.train_set), classes=self.train_set.classes
+            )
         checkpoint = self.ranks.together(lambda: checkpoints.find(run_dir))
         checked = self.ranks.together(lambda: checkpoints.check(checkpoint) if self.ranks.is_first else None)
         position = self.ranks.from_first(checked)
+        self._check_data(position)
         self.ranks.together(lambda: checkpoints.load_model(checkpoint, objective.model))
         if position.world == self.ranks.world:
             checkpoints.load_statistics(checkpoint, objective.model, self.ranks.rank)
         engine = Engine(objective, self.config, self.ranks)
         engine.load_optimizer_state(self.ranks.together(lambda: checkpoints.load_optimizer(checkpoint)), position.step)
         return engine, replace(position, world=self.ranks.world)
+
+    def _check_data(self, position: Position) -> None:
+        """A position in an epoch means something only for the data that it was counted on."""
+        if (position.samples, position.classes) != (len(self.train_set), self.train_set.classes):
+            raise UserError(
+                f"{self.config.data.train} holds {len(self.train_set)} samples of {len(self.train_set.classes)} classes, the run began "
+                f"on {position.samples} of {len(position.classes)} or other classes; give data.train the set that it began on."
+            )
 
     def announce(self, report: Report) -> None:
         training, order = self.config.training, self.order
@@ -143,6 +155,7 @@ class Trainer:
             with self.throughput.waiting():
                 micro_batches = self.ranks.together(lambda: list(itertools.islice(self.batches, self.order.accumulation)))
             losses = [self._micro_step(number, batch, rate) for number, batch in enumerate(micro_batches)]
+        self.unchecked_losses += losses
         self.position = replace(self.position, step=self.position.step + 1)
         is_logged = self.position.step % self.config.training.log_every == 0
         report.step(self.position.step, self.epoch, self._step_metrics(losses, rate) if is_logged else None)
@@ -156,15 +169,23 @@ class Trainer:
 
     def _step_metrics(self, losses: list[torch.Tensor], rate: float) -> dict[str, float]:
         """Loss is the mean over this step's global batch, so that it does not depend on when the run was interrupted."""
+        self._check_finite()
         loss = self.ranks.sum(torch.stack(losses).double().mean()).item() / self.ranks.world
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.position.step}; lower optimizer.base_lr, set training.clip_grad or use "
-                f"training.precision=fp32, and go on from the latest checkpoint in {self.root} or start again."
-            )
         norm = self.engine.gradient_norm()
         metrics = {"train/loss": loss, "train/lr": rate, **self.throughput.take()}
         return metrics if norm is None else metrics | {"train/gradient_norm": norm}
+
+    def _check_finite(self) -> None:
+        """Raise on all ranks if any loss since the last check was not finite: such a state must not be saved as good."""
+        if not self.unchecked_losses:
+            return
+        total = self.ranks.sum(torch.stack(self.unchecked_losses).double().sum()).item()
+        self.unchecked_losses = []
+        if not math.isfinite(total):
+            raise UserError(
+                f"the loss is no longer finite at step {self.position.step}; lower optimizer.base_lr, set training.clip_grad or use "
+                f"training.precision=fp32 in a new run (the checkpoints in {self.root} are from before)."
+            )
 
     def evaluate_and_save(self, report: Report) -> None:
         """Evaluate the epoch just finished; if told to stop meanwhile, leave it to the resume."""
@@ -196,15 +217,16 @@ class Trainer:
         """Save the state, unless this very state is saved already."""
         if self.saved == self.position:
             return
+        self._check_finite()
         model = self.engine.objective.model
         parameters, optimizer = self.engine.parameters(), self.engine.optimizer_state()
         statistics = self.ranks.to_first({name: buffer.cpu() for name, buffer in model.named_buffers()})
         with averaged_statistics(model, self.ranks):
             averaged = {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers()}
-        if self.ranks.is_first:
-            snapshot = Snapshot(self.position, parameters | averaged, optimizer, statistics)
-            keep = self.config.checkpoint.keep_last
-            checkpoints.save(self.root, snapshot, dump_config(self.config), is_best=is_best, keep_last=keep)
+        snapshot = Snapshot(self.position, parameters | averaged, optimizer, statistics)
+        config, keep = dump_config(self.config), self.config.checkpoint.keep_last
+        first = self.ranks.is_first
+        self.ranks.together(lambda: checkpoints.save(self.root, snapshot, config, is_best=is_best, keep_last=keep) if first else None)
         self.saved = self.position
 
     def outcome(self, stopped: bool) -> Outcome:

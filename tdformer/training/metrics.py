@@ -21,11 +21,14 @@ class MetricsFile:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break  # cut off by a crash; what follows is computed again
+            if not (isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))):
+                break
+            rows.append(row)
         return rows
 
     def cut_after(self, step: int, evaluated_epochs: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.files import replace_file
 from tdformer.config import RunConfig
 from tdformer.config_io import differences, dump_config, load_config
 
@@ -16,7 +17,10 @@ CHANGEABLE = ("checkpoint.", "tracking.", "data.workers", "data.train", "data.va
 
 def new(config: RunConfig) -> Path:
     """Make the next free folder `<output>/<name>-001`, …"""
-    config.output.mkdir(parents=True, exist_ok=True)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
     taken = [entry.name.removeprefix(f"{config.name}-") for entry in config.output.glob(f"{config.name}-*")]
     number = max((int(text) for text in taken if text.isdigit()), default=0)
     while True:
@@ -31,7 +35,10 @@ def new(config: RunConfig) -> Path:
 
 def claim(path: Path, config: RunConfig) -> None:
     """Make `path` the directory of this run, or check that it already is: only harmless keys may have changed since."""
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run directory {path} cannot be made ({error.strerror}); choose another --run-dir.") from None
     saved = path / CONFIG_FILE
     if saved.exists():
         changed = [line for line in differences(load_config(saved), config) if not line.startswith(CHANGEABLE)]
@@ -42,4 +49,4 @@ def claim(path: Path, config: RunConfig) -> None:
             )
     elif any(path.iterdir()):
         raise UserError(f"{path} is not empty and not a run directory; choose another --run-dir.")
-    saved.write_text(dump_config(config))
+    replace_file(saved, lambda partial: partial.write_text(dump_config(config)))

@@ -105,6 +105,40 @@ def test_global_batch_that_does_not_divide_over_the_processes(run_config: dict, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_is_never_saved(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"] |= {"log_every": 1000, "clip_grad": None}
+    run_config["optimizer"] |= {"base_lr": 1e30, "warmup_epochs": 0}
+    assert_one_sentence(train(run_config, tmp_path), "the loss is no longer finite", "optimizer.base_lr")
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert saved in ([], ["step-00000001"])  # the loss of the first step is from before the first update
+
+
+def test_a_resume_on_another_training_set(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 1
+    assert train(run_config, tmp_path).returncode == 0
+    write_shards(StripesSource(20, seed=5), tmp_path / "other")
+    result = tdformer("train", tmp_path / "run", f"data.train={tmp_path}/other", "--processes", 2)
+    assert_one_sentence(result, "holds 20 samples", "the run began on 26", "give data.train the set that it began on")
+
+
+def test_an_unknown_augmentation_policy(run_config: dict, tmp_path: Path) -> None:
+    run_config["data"]["augment"] = {"auto_augment": "nonsense"}
+    assert_one_sentence(train(run_config, tmp_path), "data.augment.auto_augment", "'nonsense'", "rand-m9-mstd0.5-inc1")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one_whole(run_config: dict, tmp_path: Path) -> None:
+    """A file in the place of the next checkpoint's folder stands for a disk that does not take it."""
+    run_config["training"]["epochs"] = 1
+    root = tmp_path / "run" / "checkpoints"
+    assert train(run_config, tmp_path).returncode == 0
+    before = fingerprint(root / "step-00000002")
+    shutil.rmtree(root / "step-00000003")
+    (root / "latest").write_text("step-00000002\n")
+    (root / "step-00000003").write_text("in the way")
+    assert_one_sentence(tdformer("train", tmp_path / "run", "--processes", 2), "step-00000003 cannot be written", "earlier ones are whole")
+    assert fingerprint(root / "step-00000002") == before
+
+
 def test_fewer_samples_than_a_global_batch(run_config: dict, tmp_path: Path) -> None:
     run_config["training"]["global_batch"] = 32
     assert_one_sentence(train(run_config, tmp_path), "holds 26 samples, fewer than training.global_batch (32)")
