@@ -107,7 +107,7 @@ def test_global_batch_that_does_not_divide_over_the_processes(run_config: dict, 
 
 def test_a_loss_that_is_not_finite_is_never_saved(run_config: dict, tmp_path: Path) -> None:
     run_config["training"] |= {"log_every": 1000, "clip_grad": None}
-    run_config["optimizer"] |= {"base_lr": 1e38, "warmup_epochs": 0}
+    run_config["optimizer"] |= {"base_lr": 1e37, "warmup_epochs": 0}
     assert_one_sentence(train(run_config, tmp_path), "the loss is no longer finite", "optimizer.base_lr")
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved in ([], ["step-00000001"])  # the loss of the first step is from before the first update
