@@ -17,16 +17,36 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class BackboneConfig(Section):
-    """QKFormer, ImageNet variant ("HST-L-D"): dims D/4, D/2, D over three stages, stride 16."""
+RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
+Family = Literal["qkformer", "spikformer", "sdt"]
+Variant = Literal["imagenet", "cifar", "dvs"]
 
+POOLS: dict[Variant, tuple[bool, bool, bool, bool]] = {
+    "imagenet": (True, True, True, True),
+    "cifar": (False, False, True, True),
+    "dvs": (False, True, True, True),
+}
+"""Which of the four entry convolutions of Spikformer and SDT are pooled, as in the public code and configurations."""
+
+
+class BackboneConfig(Section):
+    """The network under the top-down path, as its public code has it.
+
+    qkformer: QKFormer, "HST-L-D", over three stages (two for dvs). spikformer: Spikformer. sdt: Spike-driven Transformer V1.
+    """
+
+    family: Family = "qkformer"
+    variant: Variant = "imagenet"
+    """Which of the public code's networks: they differ in where they pool, and in details."""
     embed_dims: Positive = 768
     """D, the channels of the last stage."""
     num_heads: Positive = 12
     """Attention heads, the same number in every stage."""
-    depths: tuple[Positive, Positive, Positive] = (1, 2, 7)
-    """Blocks per stage; L in the published names is their sum."""
+    depths: tuple[Positive, ...] = (1, 2, 7)
+    """Blocks per stage; L in the published names is their sum. One number for spikformer and sdt."""
     mlp_ratio: Positive = 4
+    in_channels: Positive = 3
+    """Of the images; 2 for event frames of two polarities."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping a residual branch in the last block; it grows linearly over the blocks."""
     samples_share_projection: bool = False
@@ -35,13 +55,37 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> BackboneConfig:
-        if self.embed_dims % 8:
-            raise ValueError(f"embed_dims must be a multiple of 8 (the first conv has D/8 channels), got {self.embed_dims}")
-        if self.embed_dims // 4 % self.num_heads:
+        if self.family == "spikformer" and self.variant == "dvs":
+            raise ValueError("spikformer has the variants imagenet and cifar, not dvs")
+        stages = (2 if self.variant == "dvs" else 3) if self.family == "qkformer" else 1
+        if len(self.depths) != stages:
             raise ValueError(
-                f"embed_dims/4 must be a multiple of num_heads, got {self.embed_dims}/4 = {self.embed_dims // 4} and {self.num_heads} heads"
+                f"depths must be {stages} number(s), the blocks per stage of a {self.family} ({self.variant}), got {list(self.depths)}"
+            )
+        if self.samples_share_projection and self.family != "qkformer":
+            raise ValueError(f"samples_share_projection is a trait of qkformer's public code, got family {self.family}")
+        part = {"imagenet": 8, "cifar": 8, "dvs": 16}[self.variant] if stages > 1 else 8
+        if self.embed_dims % part:
+            raise ValueError(f"embed_dims must be a multiple of {part} (the first conv has D/{part} channels), got {self.embed_dims}")
+        narrowest = self.embed_dims // 2 ** (stages - 1)
+        if narrowest % self.num_heads:
+            raise ValueError(
+                f"the narrowest stage must be a multiple of num_heads, got {self.embed_dims}/{2 ** (stages - 1)} = {narrowest} "
+                f"and {self.num_heads} heads"
             )
         return self
+
+    @property
+    def pools(self) -> tuple[bool, bool, bool, bool]:
+        """Of spikformer and sdt."""
+        return POOLS[self.variant]
+
+    @property
+    def stride(self) -> int:
+        """Image height and width must be multiples of it."""
+        if self.family == "qkformer":
+            return 4 if self.variant == "cifar" else 16
+        return 2 ** sum(self.pools)
 
 
 class FeedbackConfig(Section):
@@ -49,10 +93,12 @@ class FeedbackConfig(Section):
 
     blocks: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     """Which blocks of the last stage have a control module, counted from 0."""
-    control: Literal["cm1"] = "cm1"
-    """Where the top-down spikes enter: cm1 = the keys, so that they steer the attention map."""
-    processing: Literal["v1"] = "v1"
-    """How they are made: v1 = linear channel mixer and LIF."""
+    control: Literal["cm1", "cm2", "cm3"] = "cm1"
+    """Where the top-down spikes enter: cm1 = the keys, so that they steer the attention map; cm2 = the values; cm3 = the
+    attention's input."""
+    processing: Literal["v1", "v2", "v3", "v4"] = "v1"
+    """How they are made, by channel mixer and neuron: v1 = 1x1 and LIF, v2 = 3x3 and LIF, v3 = 3x3 and parametric LIF,
+    v4 = 1x1 and parametric LIF."""
     clamp: tuple[float, float] = (0.0, 2.0)
     """(b, a): bounds of the spatial map."""
     init_std: Annotated[float, Field(ge=0)] = 0.0
@@ -87,7 +133,7 @@ class ModelConfig(Section):
     def _sizes_fit(self) -> ModelConfig:
         if self.time_steps % self.segments:
             raise ValueError(f"time_steps must be a multiple of segments, got {self.time_steps} time steps and {self.segments} segments")
-        blocks, depth = self.feedback.blocks if self.feedback else (), self.backbone.depths[2]
+        blocks, depth = self.feedback.blocks if self.feedback else (), self.backbone.depths[-1]
         if blocks != "all" and any(block >= depth for block in blocks):
             raise ValueError(f"feedback.blocks must lie within 0 to {depth - 1} (the last stage has {depth} blocks), got {list(blocks)}")
         weights = self.loss_weights
@@ -136,6 +182,10 @@ class TrainingConfig(Section):
     """Upper bound of the global gradient norm; null: no clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast: parameters, BatchNorm statistics and membranes stay fp32."""
+    recompute: RecomputePolicy = "none"
+    """What is kept for the backward pass; the rest is computed again there, to the same bits. none: everything. block_segment:
+    each block's inputs and the membranes at segment borders: about a tenth of the memory for a third more compute. segment: the
+    borders alone. block: the inputs alone, least of all; membranes cost (segments - 1)/2 forward passes more."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO: what is sharded over the ranks (0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too)."""
     log_every: Positive = 50
@@ -194,9 +244,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:
-        if self.data.image_size % 16:
-            raise ValueError(f"data.image_size must be a multiple of 16 (the backbone's stride), got {self.data.image_size}")
-        tokens = (self.data.image_size // 16) ** 2 * self.model.time_steps // self.model.segments
+        stride = self.model.backbone.stride
+        if self.data.image_size % stride:
+            raise ValueError(f"data.image_size must be a multiple of {stride} (the backbone's stride), got {self.data.image_size}")
+        if self.model.backbone.in_channels != 3:
+            raise ValueError(f"model.backbone.in_channels must be 3 (data sets hold RGB images), got {self.model.backbone.in_channels}")
+        tokens = (self.data.image_size // stride) ** 2 * self.model.time_steps // self.model.segments
         if tokens * self.training.micro_batch < 2:
             raise ValueError("BatchNorm needs more than one value per channel: raise training.micro_batch or data.image_size")
         self.training.accumulation(world=1)

@@ -1,6 +1,7 @@
-"""QKFormer's two attention modules. Shapes: T time steps, B samples, H heads, N tokens, D channels of a head (C = H·D).
+"""The backbones' attention modules. Shapes: T time steps, B samples, H heads, N tokens, D channels of a head (C = H·D).
 
-Parameter names are those of the published checkpoints.
+Parameter names are those of the published checkpoints. Where an attention has a control module, top-down spikes of
+the segment before take part in it.
 """
 
 from __future__ import annotations
@@ -9,88 +10,130 @@ import torch
 from torch import nn
 
 from tdformer.models.feedback import ControlModule
-from tdformer.models.layers import conv_bn
+from tdformer.models.layers import Pointwise, SpikingModule, freeze_unused
 from tdformer.models.neurons import LIF, Membranes
 
 ATTENTION_THRESHOLD = 0.5
 ATTENTION_SCALE = 0.125  # the public code's constant, whatever the head's width
 
 
-class TokenQKAttention(nn.Module):
+def conv1d_maps(channels_in: int, channels_out: int) -> nn.Conv1d:
+    """Maps to queries, keys and values have no bias; the one behind the attention has."""
+    return nn.Conv1d(channels_in, channels_out, 1, bias=False)
+
+
+def conv1d_projection(channels_in: int, channels_out: int) -> nn.Conv1d:
+    return nn.Conv1d(channels_in, channels_out, 1)
+
+
+class TokenQKAttention(SpikingModule):
     """Q-K token attention: which tokens pass is decided by the sum of q over each head's channels."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_conv = nn.Conv1d(channels, channels, 1, bias=False)
-        self.q_bn = nn.BatchNorm1d(channels)
-        self.q_lif = LIF()
-        self.k_conv = nn.Conv1d(channels, channels, 1, bias=False)
-        self.k_bn = nn.BatchNorm1d(channels)
-        self.k_lif = LIF()
+        self.add("q_{}", conv1d_maps(channels, channels))
+        self.add("k_{}", conv1d_maps(channels, channels))
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
-        self.proj_conv = nn.Conv1d(channels, channels, 1)
-        self.proj_bn = nn.BatchNorm1d(channels)
-        self.proj_lif = LIF()
+        self.add("proj_{}", conv1d_projection(channels, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """Same shape out as in."""
-        x_TBCN = x_TBCHW.flatten(3)
         heads = (self.num_heads, -1)
-        q_TBHDN = self.q_lif(conv_bn(self.q_conv, self.q_bn, x_TBCN), membranes).unflatten(2, heads)
-        k_TBHDN = self.k_lif(conv_bn(self.k_conv, self.k_bn, x_TBCN), membranes).unflatten(2, heads)
+        q_TBHDN = self.fire("q_{}", x_TBCHW, membranes).unflatten(2, heads)
+        k_TBHDN = self.fire("k_{}", x_TBCHW, membranes).unflatten(2, heads)
         mask_TBH1N = self.attn_lif(q_TBHDN.sum(3, keepdim=True), membranes)
-        y_TBCN = (mask_TBH1N * k_TBHDN).flatten(2, 3)
-        y_TBCN = self.proj_lif(conv_bn(self.proj_conv, self.proj_bn, y_TBCN), membranes)
-        return y_TBCN.view_as(x_TBCHW)
+        return self.fire("proj_{}", (mask_TBH1N * k_TBHDN).flatten(2, 3), membranes).view_as(x_TBCHW)
 
 
-class SpikingSelfAttention(nn.Module):
-    """Spiking self-attention without softmax: q (kᵀ v), so that its cost is linear in the tokens.
+class ControlledAttention(SpikingModule):
+    """What attentions that can be under top-down control have in common."""
 
-    With a control module, top-down spikes take part in the keys and so steer the attention map.
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.control: ControlModule | None = None
+
+    def steering(self, topdown_TBCHW: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """{"key" | "value" | "input": what is added to it}; empty without a control module, or in the first segment."""
+        if self.control is None or topdown_TBCHW is None:
+            return {}
+        return {self.control.target: self.control(topdown_TBCHW)}
+
+    def heads(self, x_TBC: torch.Tensor) -> torch.Tensor:
+        """[T, B, C, N] or [T, B, C, H, W] -> [T, B, heads, N, D]"""
+        return x_TBC.flatten(3).unflatten(2, (self.num_heads, -1)).transpose(-2, -1)
+
+
+class SpikingSelfAttention(ControlledAttention):
+    """Spiking self-attention without softmax: q (kᵀ v), so that its cost is linear in the tokens. QKFormer and Spikformer.
 
     samples_share_projection: the public QKFormer code hands its projection neurons the currents with time steps
     and samples as one axis, so that a membrane goes on from each sample to the next one of the batch, and a
     result depends on the batch around it. Its published checkpoints were trained so. Off, each sample has its own.
     """
 
-    def __init__(self, channels: int, num_heads: int, samples_share_projection: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        samples_share_projection: bool = False,
+        maps: Pointwise = conv1d_maps,
+        projection: Pointwise = conv1d_projection,
+    ) -> None:
+        super().__init__(num_heads)
         self.samples_share_projection = samples_share_projection
-        self.control: ControlModule | None = None
-        self.q_conv = nn.Conv1d(channels, channels, 1, bias=False)
-        self.q_bn = nn.BatchNorm1d(channels)
-        self.q_lif = LIF()
-        self.k_conv = nn.Conv1d(channels, channels, 1, bias=False)
-        self.k_bn = nn.BatchNorm1d(channels)
-        self.k_lif = LIF()
-        self.v_conv = nn.Conv1d(channels, channels, 1, bias=False)
-        self.v_bn = nn.BatchNorm1d(channels)
-        self.v_lif = LIF()
+        for group in ("q_{}", "k_{}", "v_{}"):
+            self.add(group, maps(channels, channels))
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
-        self.proj_conv = nn.Conv1d(channels, channels, 1)
-        self.proj_bn = nn.BatchNorm1d(channels)
-        self.proj_lif = LIF()
+        self.add("proj_{}", projection(channels, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
         """Same shape out as in. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
-        x_TBCN = x_TBCHW.flatten(3)
-        steering_TBCN = None
-        if self.control is not None and topdown_TBCHW is not None:
-            steering_TBCN = self.control(topdown_TBCHW.flatten(3))
-
-        q_TBHND = self._heads(self.q_lif(conv_bn(self.q_conv, self.q_bn, x_TBCN), membranes))
-        k_TBHND = self._heads(self.k_lif(conv_bn(self.k_conv, self.k_bn, x_TBCN, plus_TBC=steering_TBCN), membranes))
-        v_TBHND = self._heads(self.v_lif(conv_bn(self.v_conv, self.v_bn, x_TBCN), membranes))
-        kv_TBHDD = k_TBHND.transpose(-2, -1) @ v_TBHND
-        y_TBHND = (q_TBHND @ kv_TBHDD) * ATTENTION_SCALE
+        plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
+        if "input" in plus:
+            x_TBCHW = x_TBCHW + plus["input"].view(shape)
+        q_TBHND = self.heads(self.fire("q_{}", x_TBCHW, membranes))
+        k_TBHND = self.heads(self.fire("k_{}", x_TBCHW, membranes, plus_TBC=plus.get("key")))
+        v_TBHND = self.heads(self.fire("v_{}", x_TBCHW, membranes, plus_TBC=plus.get("value")))
+        y_TBHND = (q_TBHND @ (k_TBHND.transpose(-2, -1) @ v_TBHND)) * ATTENTION_SCALE
         y_TBCN = self.attn_lif(y_TBHND.transpose(-2, -1).flatten(2, 3), membranes)
-        y_TBCN = conv_bn(self.proj_conv, self.proj_bn, y_TBCN)
+        y_TBCN = self.current("proj_{}", y_TBCN)
         if self.samples_share_projection:
             y_TBCN = y_TBCN.flatten(0, 1)
-        return self.proj_lif(y_TBCN, membranes).view_as(x_TBCHW)
+        return self.spikes("proj_{}", y_TBCN, membranes).view(shape)
 
-    def _heads(self, x_TBCN: torch.Tensor) -> torch.Tensor:
-        return x_TBCN.unflatten(2, (self.num_heads, -1)).transpose(-2, -1)
+
+class SpikeDrivenAttention(ControlledAttention):
+    """Spike-driven attention: per channel, tokens vote by k·v whether q passes. Currents in, currents out.
+
+    erode: on event data the public code max-pools keys, values and results over 3 x 3 neighbours; the last two over
+    tokens and channels, as their shape then has it.
+    """
+
+    def __init__(self, channels: int, num_heads: int, erode: bool) -> None:
+        super().__init__(num_heads)
+        self.erode = erode
+        self.shortcut_lif = LIF()
+        for group in ("q_{}", "k_{}", "v_{}"):
+            self.add(group, nn.Conv2d(channels, channels, 1, bias=False))
+        self.talking_heads = nn.Conv1d(num_heads, num_heads, 1, bias=False)
+        freeze_unused(self.talking_heads)
+        self.talking_heads_lif = LIF(ATTENTION_THRESHOLD)
+        self.add("proj_{}", nn.Conv2d(channels, channels, 1), neurons=False)
+
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+        """Same shape out as in. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
+        plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
+        if "input" in plus:
+            x_TBCHW = x_TBCHW + plus["input"].view(shape)
+        s_TBCHW = self.shortcut_lif(x_TBCHW, membranes)
+        q_TBHND = self.heads(self.fire("q_{}", s_TBCHW, membranes))
+        k_TBHND = self.heads(self._eroded(self.fire("k_{}", s_TBCHW, membranes, plus_TBC=plus.get("key"))))
+        v_TBHND = self.heads(self._eroded(self.fire("v_{}", s_TBCHW, membranes, plus_TBC=plus.get("value"))))
+        votes_TBH1D = self._eroded(k_TBHND * v_TBHND).sum(-2, keepdim=True)
+        y_TBHND = self._eroded(q_TBHND * self.talking_heads_lif(votes_TBH1D, membranes))
+        return self.current("proj_{}", y_TBHND.transpose(-2, -1).reshape(shape))
+
+    def _eroded(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool3d(x, (1, 3, 3), stride=1, padding=(0, 1, 1)) if self.erode else x

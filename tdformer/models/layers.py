@@ -1,27 +1,115 @@
-"""The pieces that every backbone is made of. Shapes: T time steps, B samples, C channels, H x W pixels."""
+"""The pieces that every backbone is made of. Shapes: T time steps, B samples, C channels, H x W pixels, N = H·W tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from tdformer.models.neurons import LIF, Membranes
 
+Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
+Pointwise = Callable[[int, int], Synapse]
+"""Makes a map over channels: (channels in, channels out) -> its layer."""
 
-def conv_bn(
-    conv: nn.Module, bn: nn.Module, x_TBC: torch.Tensor, *, pool: nn.Module | None = None, plus_TBC: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Convolution, BatchNorm and, if given, pooling, over time steps and samples as one batch.
 
-    plus_TBC is added to what the convolution gives, before BatchNorm.
+class ChannelLinear(nn.Linear):
+    """nn.Linear over the channels of [B, C, N]. (Published CIFAR Spikformers name their maps so.)"""
+
+    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv1d(x_BCN, self.weight[..., None], self.bias)
+
+
+class SpikingModule(nn.Module):
+    """A module of groups synapse -> BatchNorm -> neurons, under the names that published checkpoints give them.
+
+    A group's name says where its parts differ: "q_{}" holds q_conv (or q_linear), q_bn and q_lif, "proj_{}1" proj_conv1 …
     """
-    y = conv(x_TBC.flatten(0, 1))
-    if plus_TBC is not None:
-        y = y + plus_TBC.flatten(0, 1)
-    y = bn(y)
-    if pool is not None:
-        y = pool(y)
-    return y.unflatten(0, x_TBC.shape[:2])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._synapse_kinds: dict[str, str] = {}
+
+    def add(self, group: str, synapse: Synapse, neurons: bool = True) -> None:
+        self._synapse_kinds[group] = "linear" if isinstance(synapse, nn.Linear) else "conv"
+        channels = synapse.out_features if isinstance(synapse, nn.Linear) else synapse.out_channels
+        self.add_module(group.format(self._synapse_kinds[group]), synapse)
+        self.add_module(group.format("bn"), nn.BatchNorm2d(channels) if isinstance(synapse, nn.Conv2d) else nn.BatchNorm1d(channels))
+        if neurons:
+            self.add_module(group.format("lif"), LIF())
+
+    def current(self, group: str, x_TBCHW: torch.Tensor, *, pool: bool = False, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
+        """What the group's neurons receive: synapse, BatchNorm and, if asked, max-pool, time steps and samples as one batch.
+
+        [T, B, C, H, W] -> [T, B, C', H', W'], or [T, B, C', N] if the synapse works on tokens. plus_TBC is added before BatchNorm.
+        """
+        synapse = getattr(self, group.format(self._synapse_kinds[group]))
+        if not isinstance(synapse, nn.Conv2d):
+            x_TBCHW = x_TBCHW.flatten(3)
+        y = synapse(x_TBCHW.flatten(0, 1))
+        if plus_TBC is not None:
+            y = y + plus_TBC.reshape(y.shape)
+        y = getattr(self, group.format("bn"))(y)
+        return (max_pool(y) if pool else y).unflatten(0, x_TBCHW.shape[:2])
+
+    def spikes(self, group: str, current_TBC: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+        return getattr(self, group.format("lif"))(current_TBC, membranes)
+
+    def fire(
+        self, group: str, x_TBCHW: torch.Tensor, membranes: Membranes, *, pool: bool = False, plus_TBC: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Synapse, BatchNorm and neurons."""
+        return self.spikes(group, self.current(group, x_TBCHW, pool=pool, plus_TBC=plus_TBC), membranes)
+
+
+class PatchStem(SpikingModule):
+    """A backbone's first module. Its first group, "proj_{}", can be computed once for an image shown at every time step."""
+
+    stem_pools = False
+    """Whether a max-pool follows the first BatchNorm."""
+
+    def stem(self, x_BCHW: torch.Tensor, steps: int, segments: int) -> torch.Tensor:
+        """An image -> the current [B, C', H', W'] that it gives at each of `steps` time steps of each of `segments` segments."""
+        y = batch_norm_of_repeated(self.get_submodule("proj_bn"), self.get_submodule("proj_conv")(x_BCHW), steps, segments)
+        return max_pool(y) if self.stem_pools else y
+
+    def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+        """An event sequence -> what `forward` gives from the current of its first group."""
+        return self(self.current("proj_{}", x_TBCHW, pool=self.stem_pools), topdown_TBCHW, membranes)
+
+
+def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segments: int) -> torch.Tensor:
+    """BatchNorm of y as if y stood `steps` times in its batch, and the batch were given `segments` times.
+
+    Copies do not change mean and variance; what they change are the running statistics: the variance's unbiased
+    estimate is over `steps` times as many values, and they are updated `segments` times.
+    """
+    assert isinstance(bn, nn.BatchNorm2d)
+    if not (bn.training and bn.track_running_stats):
+        return bn(y_BCHW)
+    assert bn.running_var is not None and bn.num_batches_tracked is not None and bn.momentum is not None
+    momentum, variance_before, values = bn.momentum, bn.running_var.clone(), y_BCHW.numel() // y_BCHW.shape[1]
+    remains = (1 - momentum) ** segments
+    bn.momentum = 1 - remains
+    try:
+        y_BCHW = bn(y_BCHW)
+    finally:
+        bn.momentum = momentum
+    unbias = steps * (values - 1) / (steps * values - 1)
+    # .data: the buffers are kept for the backward pass, which does not read them in training.
+    bn.running_var.data.mul_(unbias).add_(variance_before, alpha=(1 - unbias) * remains)
+    bn.num_batches_tracked.data.add_(segments - 1)
+    return y_BCHW
+
+
+def max_pool(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Halves height and width (rounded up), as all public backbones do it."""
+    return nn.functional.max_pool2d(x_BCHW, 3, stride=2, padding=1)
+
+
+def max_pool_spikes(x_TBCHW: torch.Tensor) -> torch.Tensor:
+    return max_pool(x_TBCHW.flatten(0, 1)).unflatten(0, x_TBCHW.shape[:2])
 
 
 class DropPath(nn.Module):
@@ -39,78 +127,39 @@ class DropPath(nn.Module):
         return x_TB * (mask_B / keep).to(x_TB.dtype).view(1, -1, *[1] * (x_TB.dim() - 2))
 
 
-class PatchEmbed(nn.Module):
-    """A stage's entry that halves the resolution: conv, BN, max-pool, LIF; conv, BN, LIF; plus a strided shortcut.
+class SpikingMLP(SpikingModule):
+    """Map, BN, LIF to `ratio` times the channels, and back."""
 
-    Parameter names are those of the published checkpoints (patch_embed2 and patch_embed3).
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, channels: int, ratio: int, pointwise: Pointwise, name: str = "fc") -> None:
         super().__init__()
-        self.proj3_conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.proj3_bn = nn.BatchNorm2d(channels)
-        self.pool3 = nn.MaxPool2d(3, stride=2, padding=1)
-        self.proj3_lif = LIF()
-        self.proj4_conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.proj4_bn = nn.BatchNorm2d(channels)
-        self.proj4_lif = LIF()
-        self.proj_res_conv = nn.Conv2d(in_channels, channels, 1, stride=2, bias=False)
-        self.proj_res_bn = nn.BatchNorm2d(channels)
-        self.proj_res_lif = LIF()
-
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        """[T, B, in_channels, H, W] -> [T, B, channels, H/2, W/2]"""
-        y = self.proj3_lif(conv_bn(self.proj3_conv, self.proj3_bn, x_TBCHW, pool=self.pool3), membranes)
-        y = self.proj4_lif(conv_bn(self.proj4_conv, self.proj4_bn, y), membranes)
-        shortcut = self.proj_res_lif(conv_bn(self.proj_res_conv, self.proj_res_bn, x_TBCHW), membranes)
-        return y + shortcut
-
-
-class PatchEmbedInit(nn.Module):
-    """The first stage's entry, stride 4: a conv to half the channels comes before what PatchEmbed does.
-
-    Parameter names are those of the published checkpoints (patch_embed1).
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.proj_conv = nn.Conv2d(in_channels, channels // 2, 3, padding=1, bias=False)
-        self.proj_bn = nn.BatchNorm2d(channels // 2)
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.proj_lif = LIF()
-        self.proj1_conv = nn.Conv2d(channels // 2, channels, 3, padding=1, bias=False)
-        self.proj1_bn = nn.BatchNorm2d(channels)
-        self.pool1 = nn.MaxPool2d(3, stride=2, padding=1)
-        self.proj1_lif = LIF()
-        self.proj2_conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.proj2_bn = nn.BatchNorm2d(channels)
-        self.proj2_lif = LIF()
-        self.proj_res_conv = nn.Conv2d(channels // 2, channels, 1, stride=2, bias=False)
-        self.proj_res_bn = nn.BatchNorm2d(channels)
-        self.proj_res_lif = LIF()
-
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        """[T, B, in_channels, H, W] -> [T, B, channels, H/4, W/4]"""
-        first = self.proj_lif(conv_bn(self.proj_conv, self.proj_bn, x_TBCHW, pool=self.pool), membranes)
-        y = self.proj1_lif(conv_bn(self.proj1_conv, self.proj1_bn, first, pool=self.pool1), membranes)
-        y = self.proj2_lif(conv_bn(self.proj2_conv, self.proj2_bn, y), membranes)
-        shortcut = self.proj_res_lif(conv_bn(self.proj_res_conv, self.proj_res_bn, first), membranes)
-        return y + shortcut
-
-
-class SpikingMLP(nn.Module):
-    """conv1x1, BN, LIF to `ratio` times the channels, and back."""
-
-    def __init__(self, channels: int, ratio: int) -> None:
-        super().__init__()
-        self.fc1_conv = nn.Conv2d(channels, channels * ratio, 1)
-        self.fc1_bn = nn.BatchNorm2d(channels * ratio)
-        self.fc1_lif = LIF()
-        self.fc2_conv = nn.Conv2d(channels * ratio, channels, 1)
-        self.fc2_bn = nn.BatchNorm2d(channels)
-        self.fc2_lif = LIF()
+        self.name = name
+        self.add(name + "1_{}", pointwise(channels, channels * ratio))
+        self.add(name + "2_{}", pointwise(channels * ratio, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """Same shape out as in."""
-        x = self.fc1_lif(conv_bn(self.fc1_conv, self.fc1_bn, x_TBCHW), membranes)
-        return self.fc2_lif(conv_bn(self.fc2_conv, self.fc2_bn, x), membranes)
+        hidden = self.fire(self.name + "1_{}", x_TBCHW, membranes)
+        return self.fire(self.name + "2_{}", hidden, membranes).view_as(x_TBCHW)
+
+
+class MembraneMLP(SpikingMLP):
+    """The same maps with the neurons before each: currents in, currents out (membrane shortcut)."""
+
+    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+        for group in (self.name + "1_{}", self.name + "2_{}"):
+            x_TBCHW = self.current(group, self.spikes(group, x_TBCHW, membranes))
+        return x_TBCHW
+
+
+def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 1)
+
+
+def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+
+
+def freeze_unused(*modules: nn.Module) -> None:
+    """Published checkpoints hold weights that their forward pass never reads. They are kept, and never trained."""
+    for module in modules:
+        module.requires_grad_(False)

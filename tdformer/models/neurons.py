@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from spikingjelly.activation_based import functional, surrogate
 from torch import nn
+
+TAU = 2.0
+V_RESET = 0.0
+SURROGATE = surrogate.Sigmoid(alpha=4.0)
 
 
 class Membranes:
@@ -18,18 +24,20 @@ class Membranes:
         self.before = before or {}
         self.after: dict[nn.Module, torch.Tensor] = {}
 
+    def start(self, neurons: nn.Module, x_TB: torch.Tensor) -> torch.Tensor:
+        """The potential with which a layer starts: fp32 (fp64 for fp64 currents) at any precision of its currents."""
+        v_B = self.before.get(neurons)
+        if v_B is None:
+            v_B = torch.zeros_like(x_TB[0], dtype=torch.promote_types(x_TB.dtype, torch.float32))
+        return v_B
+
 
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons over all time steps of a segment.
 
     tau 2.0, reset to 0 (hard), input decayed, reset detached, sigmoid surrogate with alpha 4: the
-    constants of the public QKFormer code. The potential is fp32 (fp64 for fp64 inputs) at any precision
-    of the input.
+    constants of the public code of all three backbones.
     """
-
-    tau = 2.0
-    v_reset = 0.0
-    surrogate = surrogate.Sigmoid(alpha=4.0)
 
     def __init__(self, v_threshold: float = 1.0) -> None:
         super().__init__()
@@ -37,22 +45,69 @@ class LIF(nn.Module):
 
     def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """x_TB: input currents [T, B, …]. Returns spikes (0 or 1) of the same shape and dtype."""
-        potential_dtype = torch.float64 if x_TB.dtype == torch.float64 else torch.float32
-        v_B = membranes.before.get(self)
-        if v_B is None:
-            v_B = torch.zeros_like(x_TB[0], dtype=potential_dtype)
-        spikes_TB, v_B, _ = functional.lif_multi_step(
-            x_TB,
-            v_B,
-            tau=self.tau,
-            decay_input=True,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            surrogate_function=self.surrogate,
-            detach_reset=True,
-        )
-        membranes.after[self] = v_B
+        steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
+        spikes_TB, membranes.after[self] = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
         return spikes_TB
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, v_threshold={self.v_threshold}"
+        return f"tau={TAU}, v_threshold={self.v_threshold}"
+
+
+class ParametricLIF(nn.Module):
+    """LIF neurons whose tau is learnt, one for the layer: 1/tau = sigmoid(w), starting at tau 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+        """As LIF."""
+        spikes_TB, membranes.after[self], _ = functional.plif_multi_step(
+            x_TB,
+            membranes.start(self, x_TB),
+            self.w,
+            decay_input=True,
+            v_reset=V_RESET,
+            surrogate_function=SURROGATE,
+            detach_reset=True,
+        )
+        return spikes_TB
+
+
+def _reference_steps(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain way, at any precision: spikingjelly's own autograd. On a CPU it keeps two tensors of x's size, on CUDA two."""
+    spikes_TB, v_B, _ = functional.lif_multi_step(
+        x_TB,
+        v_B,
+        tau=TAU,
+        decay_input=True,
+        v_threshold=v_threshold,
+        v_reset=V_RESET,
+        surrogate_function=SURROGATE,
+        detach_reset=True,
+    )
+    return spikes_TB, v_B
+
+
+class _LIFSteps(torch.autograd.Function):
+    """The same on the same kernels, keeping one tensor for the backward pass: the potential before each reset."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+        # tau, decay_input, threshold, reset, detach_reset, alpha, store_v_seq (a potential for each step), surrogate (0: sigmoid)
+        ctx.constants = (TAU, True, v_threshold, V_RESET, True, SURROGATE.alpha, False, 0)
+        spikes_TB, v_B, charged_TB = torch.ops.sj_lif.forward(x_TB, v_B, *ctx.constants)
+        ctx.save_for_backward(charged_TB)
+        ctx.dtype = x_TB.dtype
+        ctx.set_materialize_grads(False)
+        return spikes_TB, v_B
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        grad_spikes_TB, grad_v_B = gradients
+        (charged_TB,) = ctx.saved_tensors
+        if grad_spikes_TB is None:
+            grad_spikes_TB = torch.zeros_like(charged_TB, dtype=ctx.dtype)
+        if grad_v_B is None:
+            grad_v_B = torch.zeros_like(charged_TB[0])
+        return *torch.ops.sj_lif.backward(grad_spikes_TB, grad_v_B, charged_TB, *ctx.constants), None

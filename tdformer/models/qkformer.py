@@ -1,113 +1,123 @@
-"""QKFormer, ImageNet variant: convolutional entries and attention blocks over three stages, stride 16.
+"""QKFormer ("HST-L-D"): convolutional entries and attention blocks over two or three stages.
 
-Knows nothing of segments: TDFormer cuts it into `bottom_up` (all but the last stage's blocks) and `transform`
-(those blocks). Module names are those of the published checkpoints.
+Three variants, as the public code has them: "imagenet" and "dvs" of stride 16, "cifar" of stride 4. Module names are
+those of the published checkpoints, which differ between the variants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
 from tdformer.models.attention import SpikingSelfAttention, TokenQKAttention
-from tdformer.models.layers import DropPath, PatchEmbed, PatchEmbedInit, SpikingMLP
+from tdformer.models.backbone import Backbone, init_truncated_normal
+from tdformer.models.layers import PatchStem, SpikingMLP, conv1x1, conv3x3
 from tdformer.models.neurons import Membranes
 
 
-class TokenBlock(nn.Module):
-    """x + token Q-K attention; x + MLP."""
+class Entry(NamedTuple):
+    """A stage's entry: 3x3 convolutions (group, part of the stage's channels, whether a max-pool follows), and after how many
+    of them the shortcut leaves."""
 
-    def __init__(self, channels: int, config: BackboneConfig, drop_path: float) -> None:
+    convolutions: tuple[tuple[str, int, bool], ...]
+    shortcut_after: int
+
+
+class Variant(NamedTuple):
+    first: Entry
+    later: Entry
+    mlp: str
+    self_attention: str
+
+
+VARIANTS = {
+    "imagenet": Variant(
+        first=Entry((("proj_{}", 2, True), ("proj1_{}", 1, True), ("proj2_{}", 1, False)), shortcut_after=1),
+        later=Entry((("proj3_{}", 1, True), ("proj4_{}", 1, False)), shortcut_after=0),
+        mlp="fc",
+        self_attention="attn",
+    ),
+    "cifar": Variant(
+        first=Entry((("proj_{}", 2, False), ("proj1_{}", 1, False)), shortcut_after=1),
+        later=Entry((("proj3_{}", 1, False), ("proj4_{}", 1, True)), shortcut_after=0),
+        mlp="mlp",
+        self_attention="ssa",
+    ),
+    "dvs": Variant(
+        first=Entry((("proj_{}", 8, False), ("proj1_{}", 4, True), ("proj2_{}", 2, True), ("proj3_{}", 1, True)), shortcut_after=2),
+        later=Entry((("proj_{}", 1, False), ("proj4_{}", 1, True)), shortcut_after=0),
+        mlp="mlp",
+        self_attention="ssa",
+    ),
+}
+
+
+class PatchEmbed(PatchStem):
+    """A stage's entry: convolutions, BN, pooling where its variant has it, LIF; plus a strided 1x1 shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, entry: Entry) -> None:
         super().__init__()
-        self.tssa = TokenQKAttention(channels, config.num_heads)
-        self.mlp = SpikingMLP(channels, config.mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.entry, width, widths = entry, in_channels, [in_channels]
+        for group, part, _ in entry.convolutions:
+            self.add(group, conv3x3(width, channels // part))
+            width = channels // part
+            widths.append(width)
+        stride = 2 ** sum(pool for _, _, pool in entry.convolutions[entry.shortcut_after :])
+        self.add("proj_res_{}", nn.Conv2d(widths[entry.shortcut_after], channels, 1, stride=stride, bias=False))
+        self.stem_pools = entry.convolutions[0][2]
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        x = x_TBCHW + self.drop_path(self.tssa(x_TBCHW, membranes))
-        return x + self.drop_path(self.mlp(x, membranes))
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
+        """[T, B, in_channels, H, W] -> [T, B, channels, H/stride, W/stride], sums of two spikes.
 
-
-class SpikingBlock(nn.Module):
-    """x + spiking self-attention, under top-down control if its attention has a control module; x + MLP."""
-
-    def __init__(self, channels: int, config: BackboneConfig, drop_path: float) -> None:
-        super().__init__()
-        self.attn = SpikingSelfAttention(channels, config.num_heads, config.samples_share_projection)
-        self.mlp = SpikingMLP(channels, config.mlp_ratio)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
-        x = x_TBCHW + self.drop_path(self.attn(x_TBCHW, topdown_TBCHW, membranes))
-        return x + self.drop_path(self.mlp(x, membranes))
-
-
-class QKFormer(nn.Module):
-    """The backbone. Its own `forward` is the plain network without a top-down path."""
-
-    stride = 16
-
-    def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int, in_channels: int = 3) -> None:
-        super().__init__()
-        self.time_steps = time_steps
-        dims = (config.embed_dims // 4, config.embed_dims // 2, config.embed_dims)
-        self.num_features = dims[2]
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
-
-        def stage(block: Callable[..., nn.Module], index: int) -> nn.ModuleList:
-            return nn.ModuleList(block(dims[index], config, next(rates)) for _ in range(config.depths[index]))
-
-        self.patch_embed1 = PatchEmbedInit(in_channels, dims[0])
-        self.stage1 = stage(TokenBlock, 0)
-        self.patch_embed2 = PatchEmbed(dims[0], dims[1])
-        self.stage2 = stage(TokenBlock, 1)
-        self.patch_embed3 = PatchEmbed(dims[1], dims[2])
-        self.stage3 = stage(SpikingBlock, 2)
-        self.head = nn.Linear(dims[2], num_classes)
-        self.apply(_init_weights)
-
-    def controlled(self, block: int) -> SpikingSelfAttention:
-        """The attention of one block of the last stage, where a control module can be put."""
-        attention = self.stage3[block].attn
-        assert isinstance(attention, SpikingSelfAttention)
-        return attention
-
-    def bottom_up(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        """Images [T, B, 3, H, W] -> spikes S_bu [T, B, D, H/16, W/16] (sums of up to two spikes)."""
-        x = self.patch_embed1(x_TBCHW, membranes)
-        for block in self.stage1:
-            x = block(x, membranes)
-        x = self.patch_embed2(x, membranes)
-        for block in self.stage2:
-            x = block(x, membranes)
-        return self.patch_embed3(x, membranes)
-
-    def transform(self, s_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
-        """The last stage's blocks, F_tr: S_bu and the top-down spikes (or None) -> features, same shape."""
-        for block in self.stage3:
-            s_TBCHW = block(s_TBCHW, topdown_TBCHW, membranes)
-        return s_TBCHW
-
-    def forward_features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], repeated at every time step -> [T, B, D, H/16, W/16]."""
-        x_TBCHW = x_BCHW.expand(self.time_steps, *x_BCHW.shape)
-        membranes = Membranes()
-        return self.transform(self.bottom_up(x_TBCHW, membranes), None, membranes)
-
-    def forward_head(self, h_TBCHW: torch.Tensor) -> torch.Tensor:
-        """Features -> logits [B, classes]: mean over tokens, mean over time steps, linear."""
-        return self.head(h_TBCHW.flatten(3).mean(3).mean(0))
-
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] -> logits [B, classes]."""
-        return self.forward_head(self.forward_features(x_BCHW))
+        If the shortcut leaves after the first convolution or later (a network's first entry), x is that convolution's current.
+        """
+        shortcut = x_TBCHW
+        for index, (group, _, pool) in enumerate(self.entry.convolutions):
+            is_current = index == 0 and self.entry.shortcut_after > 0
+            current = x_TBCHW if is_current else self.current(group, x_TBCHW, pool=pool)
+            x_TBCHW = self.spikes(group, current, membranes)
+            if index + 1 == self.entry.shortcut_after:
+                shortcut = x_TBCHW
+        return x_TBCHW + self.fire("proj_res_{}", shortcut, membranes)
 
 
-def _init_weights(module: nn.Module) -> None:
-    """As in the public code: truncated normal for the head, 1 and 0 for BatchNorm; convolutions keep torch's default."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+class QKFormer(Backbone):
+    """All stages but the last have token Q-K attention, the last spiking self-attention; each halves or keeps the resolution
+    and doubles the channels up to `embed_dims`."""
+
+    def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
+        super().__init__(config, time_steps)
+        variant, self.stages = VARIANTS[config.variant], len(config.depths)
+        width = config.in_channels
+        for stage, depth in enumerate(config.depths, start=1):
+            channels = config.embed_dims // 2 ** (self.stages - stage)
+            self.add_module(f"patch_embed{stage}", PatchEmbed(width, channels, variant.first if stage == 1 else variant.later))
+            last = stage == self.stages
+
+            def make(channels: int = channels, last: bool = last) -> tuple[nn.Module, nn.Module]:
+                mlp = SpikingMLP(channels, config.mlp_ratio, conv1x1, variant.mlp)
+                if last:
+                    return SpikingSelfAttention(channels, config.num_heads, config.samples_share_projection), mlp
+                return TokenQKAttention(channels, config.num_heads), mlp
+
+            self.add_module(f"stage{stage}", self._blocks(depth, make, variant.self_attention if last else "tssa"))
+            width = channels
+        self.head = nn.Linear(config.embed_dims, num_classes)
+        init_truncated_normal(self, nn.Linear)
+
+    @property
+    def patch_stem(self) -> PatchEmbed:
+        return self.get_submodule("patch_embed1")  # type: ignore[return-value]
+
+    def bottom_up(self) -> list[nn.Module]:
+        """S_bu: sums of up to two spikes."""
+        modules: list[nn.Module] = []
+        for stage in range(1, self.stages):
+            modules += [self.get_submodule(f"patch_embed{stage}"), *self.get_submodule(f"stage{stage}").children()]
+        return [*modules, self.get_submodule(f"patch_embed{self.stages}")]
+
+    def transform(self) -> nn.ModuleList:
+        return self.get_submodule(f"stage{self.stages}")  # type: ignore[return-value]

@@ -8,13 +8,21 @@ O(n)    = head (H(n))                                         (paper section 4, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
-from tdformer.config import ModelConfig
+from tdformer.config import ModelConfig, RecomputePolicy
+from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.neurons import Membranes
 from tdformer.models.qkformer import QKFormer
+from tdformer.models.sdt import SpikeDrivenTransformer
+from tdformer.models.spikformer import Spikformer
+from tdformer.recompute import Recompute
+
+BACKBONES: dict[str, type[Backbone]] = {"qkformer": QKFormer, "spikformer": Spikformer, "sdt": SpikeDrivenTransformer}
 
 
 class TDFormer(nn.Module):
@@ -24,44 +32,118 @@ class TDFormer(nn.Module):
     BatchNorm sees the time steps of one segment at a time.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, recompute: RecomputePolicy = "none") -> None:
         super().__init__()
+        self.config, self.recompute = config, recompute
         self.time_steps, self.segments = config.time_steps, config.segments
-        self.carry_membrane = config.carry_membrane
-        self.backbone = QKFormer(config.backbone, config.num_classes, config.time_steps)
+        self.num_classes = config.num_classes
+        self.backbone = BACKBONES[config.backbone.family](config.backbone, config.num_classes, config.time_steps)
+        self.num_features = self.backbone.num_features
         self.processing: ProcessingModule | None = None
         # The top-down weights come last, so that the backbone's initial weights do not depend on them.
         if config.feedback is not None:
-            blocks = range(len(self.backbone.stage3)) if config.feedback.blocks == "all" else config.feedback.blocks
-            for index in blocks:
-                self.backbone.controlled(index).control = ControlModule(self.backbone.num_features, config.feedback.init_std)
-            self.processing = ProcessingModule(self.backbone.num_features, config.feedback.clamp)
+            points, feedback = self.backbone.control_points(), config.feedback
+            for index in range(len(points)) if feedback.blocks == "all" else feedback.blocks:
+                points[index].control = ControlModule(self.num_features, feedback.control, feedback.init_std)
+            self.processing = ProcessingModule(self.num_features, feedback.processing, feedback.clamp)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = config.batch_norm_momentum
 
-    def forward_features(self, x_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """Images [B, 3, H, W] -> H(n) of every segment, each [T/segments, B, D, H/16, W/16]."""
-        if x_BCHW.shape[2] % self.backbone.stride or x_BCHW.shape[3] % self.backbone.stride:
-            raise ValueError(f"image height and width must be multiples of {self.backbone.stride}, got {tuple(x_BCHW.shape[2:])}")
-        x_TBCHW = x_BCHW.expand(self.time_steps // self.segments, *x_BCHW.shape)
-        membranes, topdown_TBCHW, features = Membranes(), None, []
-        for segment in range(self.segments):
-            s_TBCHW = self.backbone.bottom_up(x_TBCHW, membranes)
-            features.append(self.backbone.transform(s_TBCHW, topdown_TBCHW, membranes))
-            if self.processing is not None and segment < self.segments - 1:
-                topdown_TBCHW = self.processing(features[-1], membranes)
-            membranes = Membranes(membranes.after if self.carry_membrane else None)
-        return features
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> H of all steps [T, B, D, H/stride, W/stride].
 
-    def forward_head(self, h_TBCHW: torch.Tensor) -> torch.Tensor:
-        """One segment's features -> logits [B, classes]."""
-        return self.backbone.forward_head(h_TBCHW)
+        Raises ValueError for sizes that the network does not take.
+        """
+        self._check(x)
+        recompute, membranes, topdown_TBCHW, features = Recompute(self.recompute), Membranes(), None, []
+        for number, frames_TBCHW in enumerate(self._frames(x, recompute), start=1):
+            run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
+            h_TBCHW, topdown_TBCHW = recompute.segment(run, self, frames_TBCHW, topdown_TBCHW, membranes)
+            features.append(h_TBCHW)
+            membranes = Membranes(membranes.after if self.config.carry_membrane else None)
+        return torch.cat(features)
 
-    def forward_segments(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] -> logits of every segment, [segments, B, classes]; training uses all of them."""
-        return torch.stack([self.forward_head(h_TBCHW) for h_TBCHW in self.forward_features(x_BCHW)])
+    def forward_head(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """What forward_features gives -> logits of the last segment [B, classes], or the features [B, D] before the classifier."""
+        return self._segment_outputs(h_TBCHW, pre_logits)[-1]
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W] -> logits of the last segment [B, classes], which alone is evaluated [paper]."""
-        return self.forward_segments(x_BCHW)[-1]
+    def forward_segments(self, x: torch.Tensor) -> torch.Tensor:
+        """Images or event sequences -> logits of every segment, [segments, B, classes]; training uses all of them."""
+        return torch.stack(self._segment_outputs(self.forward_features(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images or event sequences -> logits of the last segment [B, classes], which alone is evaluated [paper]."""
+        return self.forward_head(self.forward_features(x))
+
+    # --- timm's verbs -----------------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        return self.backbone.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the network a new, freshly initialised head; none for 0 classes, so that it returns features [B, D]."""
+        self.num_classes = num_classes
+        self.backbone.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            init_truncated_normal(self.backbone.head, nn.Linear)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for recompute: block_segment, or none."""
+        self.recompute = "block_segment" if enable else "none"
+
+    # --- how a pass goes --------------------------------------------------------------------------------------------
+
+    def _check(self, x: torch.Tensor) -> None:
+        channels, stride = self.config.backbone.in_channels, self.backbone.stride
+        if x.dim() not in (4, 5) or x.shape[-3] != channels:
+            raise ValueError(f"input must be images [B, {channels}, H, W] or event sequences [T, B, {channels}, H, W], got {list(x.shape)}")
+        if x.dim() == 5 and x.shape[0] != self.time_steps:
+            raise ValueError(f"an event sequence must have time_steps = {self.time_steps} frames, got {x.shape[0]}")
+        if x.shape[-2] % stride or x.shape[-1] % stride or not x.numel():
+            raise ValueError(f"image height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
+
+    def _frames(self, x: torch.Tensor, recompute: Recompute) -> list[torch.Tensor]:
+        """For each segment what it starts from, [T/segments, B, …]: the stem's current of an image, computed once, or frames."""
+        steps = self.time_steps // self.segments
+        if x.dim() == 5:
+            return list(x.unflatten(0, (self.segments, steps)))
+        stem = self.backbone.patch_stem
+
+        def run(image_BCHW: torch.Tensor, topdown: None, membranes: Membranes) -> tuple[torch.Tensor]:
+            return (stem.stem(image_BCHW, steps, self.segments),)
+
+        (current_BCHW,) = recompute.block(run, stem, x, None, Membranes(), integers=False)
+        return [current_BCHW.expand(steps, *current_BCHW.shape)] * self.segments
+
+    def _segment(
+        self,
+        recompute: Recompute,
+        frames_TBCHW: torch.Tensor,
+        topdown_TBCHW: torch.Tensor | None,
+        membranes: Membranes,
+        *,
+        from_frames: bool,
+        is_last: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One segment -> its features H(n), and the top-down spikes for the next one."""
+
+        def run(piece: Piece, module: nn.Module, x_TBCHW: torch.Tensor, integers: bool) -> torch.Tensor:
+            return recompute.block(lambda *inputs: (piece(*inputs),), module, x_TBCHW, topdown_TBCHW, membranes, integers=integers)[0]
+
+        h_TBCHW, integers = frames_TBCHW, False
+        for module, piece in self.backbone.bottom_up_pieces(from_frames):
+            h_TBCHW = run(piece, module, h_TBCHW, integers)
+            integers = self.backbone.hands_on_integers()
+        for block in self.backbone.transform():
+            h_TBCHW = run(block, block, h_TBCHW, integers)
+        if is_last or self.processing is None:
+            return h_TBCHW, None
+        return h_TBCHW, self.processing(h_TBCHW, membranes)
+
+    def _segment_outputs(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> list[torch.Tensor]:
+        outputs, membranes = [], Membranes()
+        for h_segment_TBCHW in h_TBCHW.unflatten(0, (self.segments, -1)):
+            outputs.append(self.backbone.forward_head(h_segment_TBCHW, membranes, pre_logits))
+            membranes = Membranes(membranes.after if self.config.carry_membrane else None)
+        return outputs

@@ -1,0 +1,70 @@
+"""Spike-driven Transformer V1: membrane shortcuts, so that what blocks hand on are currents, and neurons come first in each.
+
+Three variants by where the public configurations pool: "imagenet" of stride 16, "cifar" of stride 4, "dvs" of stride 8
+(with eroding attention). Module names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tdformer.config import BackboneConfig
+from tdformer.models.attention import SpikeDrivenAttention
+from tdformer.models.backbone import Backbone, init_truncated_normal
+from tdformer.models.layers import MembraneMLP, PatchStem, conv1x1, conv3x3, max_pool_spikes
+from tdformer.models.neurons import LIF, Membranes
+
+
+class MembranePatchSplitting(PatchStem):
+    """Four 3x3 convolutions up to D channels, pooled where the variant says; the last one's current is the shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.pools, width = pools, in_channels
+        for number, part in zip(("", "1", "2", "3"), (8, 4, 2, 1), strict=True):
+            self.add("proj_{}" + number, conv3x3(width, channels // part))
+            width = channels // part
+        self.add("rpe_{}", conv3x3(channels, channels), neurons=False)
+
+    def forward(self, current_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
+        """The first group's current [T, B, D/8, H, W] -> currents [T, B, D, H/stride, W/stride]."""
+        x = self.spikes("proj_{}", current_TBCHW, membranes)
+        for number, pools_before in zip(("1", "2"), self.pools, strict=False):
+            x = max_pool_spikes(x) if pools_before else x
+            x = self.fire("proj_{}" + number, x, membranes)
+        x = max_pool_spikes(x) if self.pools[2] else x
+        shortcut = self.current("proj_{}3", x, pool=self.pools[3])
+        return self.current("rpe_{}", self.spikes("proj_{}3", shortcut, membranes)) + shortcut
+
+
+class SpikeDrivenTransformer(Backbone):
+    sums_of_spikes = False
+
+    def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
+        super().__init__(config, time_steps)
+        channels = config.embed_dims
+        self.patch_embed = MembranePatchSplitting(config.in_channels, channels, config.pools)
+
+        def make() -> tuple[nn.Module, nn.Module]:
+            attention = SpikeDrivenAttention(channels, config.num_heads, erode=config.variant == "dvs")
+            return attention, MembraneMLP(channels, config.mlp_ratio, conv1x1)
+
+        self.block = self._blocks(config.depths[0], make)
+        self.head_lif = LIF()
+        self.head = nn.Linear(channels, num_classes)
+        init_truncated_normal(self, nn.Conv2d)
+
+    @property
+    def patch_stem(self) -> MembranePatchSplitting:
+        return self.patch_embed
+
+    def bottom_up(self) -> list[nn.Module]:
+        """S_bu: currents."""
+        return [self.patch_embed]
+
+    def transform(self) -> nn.ModuleList:
+        return self.block
+
+    def head_spikes(self, h_TBC: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+        return self.head_lif(h_TBC, membranes)

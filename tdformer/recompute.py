@@ -1,0 +1,227 @@
+"""What a forward pass keeps for the backward pass, and what is computed again there, across time and depth.
+
+The unit is a piece of the network run on one segment: a whole segment, or one block of it. Under a policy that recomputes,
+autograd records the unit as always but keeps none of its inner tensors; kept are the unit's inputs:
+
+    policy          unit              kept
+    none            -                 everything
+    segment         whole segment     its frames, the top-down spikes, the membranes at its border
+    block           block x segment   the block's input; membranes are found again by running the block from the first segment on
+    block_segment   block x segment   the block's input, and the membranes at the segment's border
+
+When the backward pass reaches a unit, the unit runs once more from those inputs, and its inner tensors are handed to the
+nodes of the first run's graph. As that graph is the one of policy `none`, gradients meet in the same order and every bit
+is the same; so are BatchNorm's statistics (a rerun leaves them alone) and random draws (it repeats them).
+
+Sums of spikes are kept as uint8 and spikes as bits, by spikingjelly's compressors; currents and membranes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.memopt import BitSpikeCompressor, Uint8SpikeCompressor
+from torch import nn
+
+from tdformer.config import RecomputePolicy
+from tdformer.models.neurons import Membranes
+
+Run = Callable[[torch.Tensor, torch.Tensor | None, Membranes], tuple[torch.Tensor, ...]]
+"""(x, top-down spikes or None, membranes) -> results."""
+
+
+class Recompute:
+    """A policy at work in one forward pass."""
+
+    def __init__(self, policy: RecomputePolicy) -> None:
+        self.policy = policy
+        self._last_runs: dict[nn.Module, _Node] = {}
+
+    def segment(self, run: Run, module: nn.Module, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple:
+        """Run a whole segment: run(x, topdown, membranes)."""
+        if self.policy != "segment" or not torch.is_grad_enabled():
+            return run(x, topdown, membranes)
+        return _run_as_unit(_Unit(run, module, integers=False, keeps_membranes=True), x, topdown, membranes)[0]
+
+    def block(
+        self, run: Run, module: nn.Module, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes, *, integers: bool
+    ) -> tuple:
+        """Run a block of a segment. integers: x holds whole numbers from 0 to 255."""
+        if self.policy in ("none", "segment") or not torch.is_grad_enabled():
+            return run(x, topdown, membranes)
+        unit = _Unit(run, module, integers, keeps_membranes=self.policy == "block_segment")
+        unit.previous = self._last_runs.get(module)
+        results, self._last_runs[module] = _run_as_unit(unit, x, topdown, membranes)
+        return results
+
+
+class _Unit:
+    """One run of a piece of the network, and how to repeat it."""
+
+    def __init__(self, run: Run, module: nn.Module, integers: bool, keeps_membranes: bool) -> None:
+        self.run, self.module = run, module
+        self.keeps_membranes = keeps_membranes
+        self.previous: _Node | None = None
+        self.x_form = _Form(Uint8SpikeCompressor() if integers else None)
+        self.topdown_form = _Form(BitSpikeCompressor())
+        self.membrane_forms: dict[nn.Module, _Form] = {}
+        self.same_circumstances = _circumstances(module)
+        # BatchNorm keeps its buffers beside its input; those are no inner tensors, and a rerun does not pass them.
+        self.buffers = {buffer.data_ptr() for buffer in module.buffers()}
+        self.packed = 0
+        self.inner: dict[int, torch.Tensor] = {}
+
+    def first_run(self, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[torch.Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(self._leave_out, self._hand_out):
+            return self.run(x, topdown, membranes)
+
+    def keep(self, x: torch.Tensor, topdown: torch.Tensor | None, before: dict[nn.Module, torch.Tensor]) -> list[torch.Tensor | None]:
+        """The unit's inputs in the form in which they are kept."""
+        self.membrane_forms = {neurons: _Form(None) for neurons in before}
+        kept = [self.x_form.compress(x), self.topdown_form.compress(topdown)]
+        for neurons, form in self.membrane_forms.items():
+            value = form.compress(before[neurons])
+            kept.append(value if self.keeps_membranes else None)
+        return kept
+
+    def run_again(self, kept: tuple[torch.Tensor | None, ...]) -> None:
+        """Fill the places of the inner tensors."""
+        x, topdown, membranes = self._inputs(kept)
+        self.inner, self.packed = {}, 0
+        with self.same_circumstances(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
+            self.run(x, topdown, membranes)
+
+    def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> dict[nn.Module, torch.Tensor]:
+        x, topdown, membranes = self._inputs(kept)
+        with self.same_circumstances(), torch.no_grad():
+            self.run(x, topdown, membranes)
+        return membranes.after
+
+    def _inputs(self, kept: tuple[torch.Tensor | None, ...]) -> tuple[Any, torch.Tensor | None, Membranes]:
+        x, topdown, *membranes = kept
+        if self.keeps_membranes or not self.membrane_forms:
+            before = dict(zip(self.membrane_forms, membranes, strict=True))
+        else:
+            assert self.previous is not None
+            before = self.previous.unit._membranes_after(self.previous.saved_tensors)
+        restored = {neurons: form.restore(before[neurons]) for neurons, form in self.membrane_forms.items()}
+        return self.x_form.restore(x), self.topdown_form.restore(topdown), Membranes(restored)
+
+    # --- hooks of autograd ------------------------------------------------------------------------------------------
+
+    def _leave_out(self, tensor: torch.Tensor) -> torch.Tensor | int:
+        if tensor.data_ptr() in self.buffers:
+            return tensor
+        self.packed += 1
+        return self.packed - 1
+
+    def _hand_out(self, place: torch.Tensor | int) -> torch.Tensor:
+        return self.inner.pop(place) if isinstance(place, int) else place
+
+    def _fill(self, tensor: torch.Tensor) -> None:
+        if tensor.data_ptr() not in self.buffers:
+            self.inner[self.packed] = tensor
+            self.packed += 1
+
+    @staticmethod
+    def _no_second(place: None) -> torch.Tensor:
+        raise AssertionError("a rerun's own graph has no backward pass")
+
+
+class _Form:
+    """How one input is kept."""
+
+    def __init__(self, compressor: Uint8SpikeCompressor | BitSpikeCompressor | None) -> None:
+        self.compressor = compressor
+        self.requires_grad = False
+        self.rest: tuple[Any, ...] = ()
+
+    def compress(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None:
+            return None
+        self.requires_grad = tensor.requires_grad
+        if self.compressor is None:
+            return tensor.detach()
+        values, *rest = self.compressor.compress(tensor.detach())  # type: ignore[misc]  # it says `object`, and is a tuple
+        self.rest = tuple(rest)
+        return values
+
+    def restore(self, values: torch.Tensor | None) -> Any:
+        if values is None:
+            return None
+        restored = self.compressor.decompress((values, *self.rest)) if self.compressor else values.detach()
+        return restored.requires_grad_(self.requires_grad)
+
+
+class _Node(torch.autograd.Function):
+    """Stands behind a unit's results: keeps its inputs, and lets it run again before any of its own nodes is reached."""
+
+    unit: _Unit
+
+    @staticmethod
+    def forward(ctx: Any, unit: _Unit, nodes: list, kept: list[torch.Tensor | None], *results: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.unit = unit
+        ctx.save_for_backward(*kept)
+        ctx.set_materialize_grads(False)
+        nodes.append(ctx)
+        return tuple(result.view_as(result) for result in results)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        ctx.unit.run_again(ctx.saved_tensors)
+        return None, None, None, *gradients
+
+
+def _run_as_unit(unit: _Unit, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[tuple, _Node]:
+    own = Membranes(membranes.before)
+    results = unit.first_run(x, topdown, own)
+    before = {neurons: membranes.before[neurons] for neurons in own.after if neurons in membranes.before}
+    nodes: list[_Node] = []
+    tensors = [result for result in results if result is not None]
+    passed = iter(_Node.apply(unit, nodes, unit.keep(x, topdown, before), *tensors, *own.after.values()))
+    results = tuple(None if result is None else next(passed) for result in results)
+    membranes.after.update(zip(own.after, passed, strict=True))
+    return results, nodes[0]
+
+
+def _circumstances(module: nn.Module) -> Callable[[], AbstractContextManager]:
+    """Remember autocast and the random state as they are now; the returned context brings them back, and stops statistics."""
+    device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
+    kind = device.type
+    autocast = {
+        "dtype": torch.get_autocast_dtype(kind),
+        "enabled": torch.is_autocast_enabled(kind),
+        "cache_enabled": torch.is_autocast_cache_enabled(),
+    }
+    draws = module.training and any(getattr(part, "probability", 0) > 0 for part in module.modules())
+    cpu_state = torch.get_rng_state() if draws else None
+    cuda_state = torch.cuda.get_rng_state(device) if draws and kind == "cuda" else None
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(kind, **autocast))
+            stack.enter_context(_statistics_left_alone(module))
+            if cpu_state is not None:
+                stack.enter_context(torch.random.fork_rng([device] if cuda_state is not None else [], device_type="cuda"))
+                torch.set_rng_state(cpu_state)
+            if cuda_state is not None:
+                torch.cuda.set_rng_state(cuda_state, device)
+            yield
+
+    return again
+
+
+@contextmanager
+def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    tracking = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.track_running_stats]
+    for part in tracking:
+        part.track_running_stats = False
+    try:
+        yield
+    finally:
+        for part in tracking:
+            part.track_running_stats = True
