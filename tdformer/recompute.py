@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from spikingjelly.activation_based.memopt import BitSpikeCompressor, Uint8SpikeCompressor
@@ -33,6 +33,16 @@ Run = Callable[[torch.Tensor, torch.Tensor | None, Membranes], tuple[torch.Tenso
 """(x, top-down spikes or None, membranes) -> results."""
 
 
+Part = Literal["stem", "segment", "block"]
+UNITS: dict[RecomputePolicy, tuple[Part, ...]] = {
+    "none": (),
+    "segment": ("stem", "segment"),
+    "block": ("stem", "block"),
+    "block_segment": ("stem", "block"),
+}
+"""What is run as a unit. The stem is what comes before the first neurons, computed once for an image."""
+
+
 class Recompute:
     """A policy at work in one forward pass."""
 
@@ -40,20 +50,24 @@ class Recompute:
         self.policy = policy
         self._last_runs: dict[nn.Module, _Node] = {}
 
-    def segment(self, run: Run, module: nn.Module, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple:
-        """Run a whole segment: run(x, topdown, membranes)."""
-        if self.policy != "segment" or not torch.is_grad_enabled():
-            return run(x, topdown, membranes)
-        return _run_as_unit(_Unit(run, module, integers=False, keeps_membranes=True), x, topdown, membranes)[0]
-
-    def block(
-        self, run: Run, module: nn.Module, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes, *, integers: bool
+    def run(
+        self,
+        part: Part,
+        run: Run,
+        module: nn.Module,
+        x: torch.Tensor,
+        topdown: torch.Tensor | None,
+        membranes: Membranes,
+        *,
+        integers: bool = False,
     ) -> tuple:
-        """Run a block of a segment. integers: x holds whole numbers from 0 to 255."""
-        if self.policy in ("none", "segment") or not torch.is_grad_enabled():
+        """run(x, topdown, membranes), as a unit if the policy says so. integers: x holds whole numbers from 0 to 255.
+
+        `module` holds all layers that `run` uses.
+        """
+        if part not in UNITS[self.policy] or not torch.is_grad_enabled():
             return run(x, topdown, membranes)
-        unit = _Unit(run, module, integers, keeps_membranes=self.policy == "block_segment")
-        unit.previous = self._last_runs.get(module)
+        unit = _Unit(run, module, integers, keeps_membranes=self.policy != "block", previous=self._last_runs.get(module))
         results, self._last_runs[module] = _run_as_unit(unit, x, topdown, membranes)
         return results
 
@@ -61,10 +75,8 @@ class Recompute:
 class _Unit:
     """One run of a piece of the network, and how to repeat it."""
 
-    def __init__(self, run: Run, module: nn.Module, integers: bool, keeps_membranes: bool) -> None:
-        self.run, self.module = run, module
-        self.keeps_membranes = keeps_membranes
-        self.previous: _Node | None = None
+    def __init__(self, run: Run, module: nn.Module, integers: bool, keeps_membranes: bool, previous: _Node | None) -> None:
+        self.run, self.keeps_membranes, self.previous = run, keeps_membranes, previous
         self.x_form = _Form(Uint8SpikeCompressor() if integers else None)
         self.topdown_form = _Form(BitSpikeCompressor())
         self.membrane_forms: dict[nn.Module, _Form] = {}

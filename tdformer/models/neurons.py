@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import spikingjelly._ops.lif  # registers torch.ops.sj_lif
 import torch
 from spikingjelly.activation_based import functional, surrogate
 from torch import nn

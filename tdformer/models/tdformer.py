@@ -9,6 +9,7 @@ O(n)    = head (H(n))                                         (paper section 4, 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ class TDFormer(nn.Module):
         recompute, membranes, topdown_TBCHW, features = Recompute(self.recompute), Membranes(), None, []
         for number, frames_TBCHW in enumerate(self._frames(x, recompute), start=1):
             run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
-            h_TBCHW, topdown_TBCHW = recompute.segment(run, self, frames_TBCHW, topdown_TBCHW, membranes)
+            h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, membranes)
             features.append(h_TBCHW)
             membranes = Membranes(membranes.after if self.config.carry_membrane else None)
         return torch.cat(features)
@@ -113,7 +114,7 @@ class TDFormer(nn.Module):
         def run(image_BCHW: torch.Tensor, topdown: None, membranes: Membranes) -> tuple[torch.Tensor]:
             return (stem.stem(image_BCHW, steps, self.segments),)
 
-        (current_BCHW,) = recompute.block(run, stem, x, None, Membranes(), integers=False)
+        (current_BCHW,) = recompute.run("stem", run, stem, x, None, Membranes())
         return [current_BCHW.expand(steps, *current_BCHW.shape)] * self.segments
 
     def _segment(
@@ -129,7 +130,10 @@ class TDFormer(nn.Module):
         """One segment -> its features H(n), and the top-down spikes for the next one."""
 
         def run(piece: Piece, module: nn.Module, x_TBCHW: torch.Tensor, integers: bool) -> torch.Tensor:
-            return recompute.block(lambda *inputs: (piece(*inputs),), module, x_TBCHW, topdown_TBCHW, membranes, integers=integers)[0]
+            def results(*inputs: Any) -> tuple[torch.Tensor]:
+                return (piece(*inputs),)
+
+            return recompute.run("block", results, module, x_TBCHW, topdown_TBCHW, membranes, integers=integers)[0]
 
         h_TBCHW, integers = frames_TBCHW, False
         for module, piece in self.backbone.bottom_up_pieces(from_frames):

@@ -68,7 +68,7 @@ class Engine:
     def parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter in full, fp32 on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
         full = {}
-        for name, parameter in self._named_parameters():
+        for name, parameter in self.objective.model.named_parameters():
             with self._gathered_parameters([parameter], enabled=self.zero_stage == 3):
                 if self.ranks.is_first:
                     full[name] = parameter.detach().to("cpu", copy=True)
@@ -77,7 +77,7 @@ class Engine:
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """`<moment>.<parameter name>` in full, fp32 on the CPU. Collective; complete on rank 0 only."""
         full = {}
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
                 tensor = self._moment(parameter, moment)
                 if self.ranks.is_first:
@@ -88,18 +88,18 @@ class Engine:
         """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `steps`: taken so far."""
         for partition in self._partitions():
             self._adamw.state[partition]["step"].fill_(steps)
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, full[f"{moment}.{name}"])
         self._engine.global_steps = steps
 
-    def _named_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        return self.objective.model.named_parameters()
+    def _trained_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.objective.model.named_parameters() if parameter.requires_grad)
 
     def _partitions(self) -> list[torch.Tensor]:
         """What this rank's AdamW really steps: the parameters themselves, or its flat fp32 partitions of them."""
         if self.zero_stage == 0:
-            return [parameter for _, parameter in self._named_parameters()]
+            return [parameter for _, parameter in self._trained_parameters()]
         if self.zero_stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         return list(self._optimizer.single_partition_of_fp32_groups)

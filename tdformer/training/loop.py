@@ -84,7 +84,8 @@ class Trainer:
 
     def _start_or_resume(self, run_dir: Path) -> tuple[Engine, Position]:
         torch.manual_seed(self.config.seed)
-        objective = Objective(self.config.model, self.config.training.label_smoothing).to(self.ranks.device)
+        training = self.config.training
+        objective = Objective(self.config.model, training.label_smoothing, training.recompute).to(self.ranks.device)
         if not self.ranks.from_first(checkpoints.has_any(run_dir)):
             return Engine(objective, self.config, self.ranks), Position(
                 world=self.ranks.world, samples=len(self.train_set), classes=self.train_set.classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tdformer.config import ModelConfig
+from tdformer.config import ModelConfig, RecomputePolicy
 from tdformer.models.tdformer import TDFormer
 
 
@@ -15,9 +15,9 @@ class Objective(nn.Module):
     loss = sum_n alpha_n * cross_entropy(O(n), y), alpha summing to 1 (paper section 4.3).
     """
 
-    def __init__(self, config: ModelConfig, label_smoothing: float) -> None:
+    def __init__(self, config: ModelConfig, label_smoothing: float, recompute: RecomputePolicy = "none") -> None:
         super().__init__()
-        self.model = TDFormer(config)
+        self.model = TDFormer(config, recompute)
         self.weights = config.segment_loss_weights()
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
