@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,9 @@ UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, R
 """What PyYAML raises for text that is no YAML: its own error, or whatever its constructors ran into (a 45th of the month)."""
 
 
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
 class ConfigError(UserError):
     """A configuration that cannot be run."""
 
@@ -27,7 +30,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
-    return _checked(tree, f"configuration {path}")
+    return checked(RunConfig, tree, f"configuration {path} cannot be run")
 
 
 def dump_config(config: RunConfig) -> str:
@@ -88,18 +91,19 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
 
 
-def _checked(tree: dict[str, Any], what: str) -> RunConfig:
+def checked(section: type[Checked], tree: dict[str, Any], what: str) -> Checked:
+    """The section that a tree of plain values describes. Raises ConfigError, "<what>:" and one line for each problem."""
     try:
-        return RunConfig.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {_sentence(problem)}" for problem in error.errors(include_url=False)]
-        raise ConfigError(f"{what} cannot be run:\n" + "\n".join(lines)) from None
+        lines = [f"  {_sentence(problem, section)}" for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{what}:\n" + "\n".join(lines)) from None
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: Any, root: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_nearest(problem['loc'])}"
+        return f"{path}: unknown key{_nearest(problem['loc'], root)}"
     if problem["type"] == "missing":
         return f"{path}: this key is required"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to parse")[0]
@@ -109,18 +113,22 @@ def _sentence(problem: Any) -> str:
     return f"{path}: got {problem['input']!r}, allowed is {message.removeprefix('a ')}"
 
 
-def _nearest(loc: tuple[int | str, ...]) -> str:
+def _nearest(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """Keys that exist where an unknown one was given, the most similar one named first."""
-    section: Any = RunConfig
+    section: Any = root
     for part in loc[:-1]:
         field = section.model_fields.get(part)
         section = next((kind for kind in _section_types(field.annotation) if kind), None) if field else None
         if section is None:
             return ""
     known = list(section.model_fields)
-    similar = difflib.get_close_matches(str(loc[-1]), known, n=1)
-    meant = f"; did you mean {similar[0]}?" if similar else ""
-    return f"{meant} (allowed: {', '.join(known)})"
+    return f"{did_you_mean(str(loc[-1]), known)} (allowed: {', '.join(known)})"
+
+
+def did_you_mean(given: str, known: Iterable[str], count: int = 1) -> str:
+    """ "; did you mean …?" for an unknown name, or "" if none is similar."""
+    similar = difflib.get_close_matches(given, list(known), n=count)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def _section_types(annotation: Any) -> list[Any]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from tdformer.config import RunConfig
 from tdformer.datasets import open_data
-from tdformer.models.feedback import ControlModule
-from tdformer.models.tdformer import TDFormer
+from tdformer.models.registry import parameter_counts
 
 
 def describe(config: RunConfig, world: int) -> dict[str, Any]:
@@ -19,15 +16,12 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
     """
     training = config.training
     accumulation = training.accumulation(world)
-    with torch.device("meta"):
-        model = TDFormer(config.model)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    topdown = [module for module in model.modules() if isinstance(module, ControlModule) or module is model.processing]
+    total, of_backbone = parameter_counts(config.model)
     samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
     return {
         "name": config.name,
         "parameters": total,
-        "backbone_parameters": total - sum(parameter.numel() for module in topdown for parameter in module.parameters()),
+        "backbone_parameters": of_backbone,
         "time_steps": config.model.time_steps,
         "segments": config.model.segments,
         "image_size": config.data.image_size,
@@ -43,4 +37,5 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
         "lr": config.learning_rate(),
         "precision": training.precision,
         "zero_stage": training.zero_stage,
+        "recompute": training.recompute,
     }

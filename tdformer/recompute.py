@@ -18,8 +18,8 @@ Sums of spikes are kept as uint8 and spikes as bits, by spikingjelly's compresso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,9 +27,9 @@ from spikingjelly.activation_based.memopt import BitSpikeCompressor, Uint8SpikeC
 from torch import nn
 
 from tdformer.config import RecomputePolicy
-from tdformer.models.neurons import Membranes
+from tdformer.membranes import Membranes
 
-Run = Callable[[torch.Tensor, torch.Tensor | None, Membranes], tuple[torch.Tensor, ...]]
+Run = Callable[[torch.Tensor, torch.Tensor | None, Membranes], tuple[torch.Tensor | None, ...]]
 """(x, top-down spikes or None, membranes) -> results."""
 
 
@@ -86,7 +86,7 @@ class _Unit:
         self.packed = 0
         self.inner: dict[int, torch.Tensor] = {}
 
-    def first_run(self, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[torch.Tensor, ...]:
+    def first_run(self, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple:
         with torch.autograd.graph.saved_tensors_hooks(self._leave_out, self._hand_out):
             return self.run(x, topdown, membranes)
 
@@ -106,7 +106,7 @@ class _Unit:
         with self.same_circumstances(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
             self.run(x, topdown, membranes)
 
-    def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> dict[nn.Module, torch.Tensor]:
+    def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> Mapping[nn.Module, torch.Tensor | None]:
         x, topdown, membranes = self._inputs(kept)
         with self.same_circumstances(), torch.no_grad():
             self.run(x, topdown, membranes)
@@ -115,7 +115,7 @@ class _Unit:
     def _inputs(self, kept: tuple[torch.Tensor | None, ...]) -> tuple[Any, torch.Tensor | None, Membranes]:
         x, topdown, *membranes = kept
         if self.keeps_membranes or not self.membrane_forms:
-            before = dict(zip(self.membrane_forms, membranes, strict=True))
+            before: Mapping[nn.Module, torch.Tensor | None] = dict(zip(self.membrane_forms, membranes, strict=True))
         else:
             assert self.previous is not None
             before = self.previous.unit._membranes_after(self.previous.saved_tensors)
@@ -157,7 +157,7 @@ class _Form:
         self.requires_grad = tensor.requires_grad
         if self.compressor is None:
             return tensor.detach()
-        values, *rest = self.compressor.compress(tensor.detach())  # type: ignore[misc]  # it says `object`, and is a tuple
+        values, *rest = self.compressor.compress(tensor.detach())
         self.rest = tuple(rest)
         return values
 
@@ -203,28 +203,39 @@ def _circumstances(module: nn.Module) -> Callable[[], AbstractContextManager]:
     """Remember autocast and the random state as they are now; the returned context brings them back, and stops statistics."""
     device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
     kind = device.type
-    autocast = {
-        "dtype": torch.get_autocast_dtype(kind),
-        "enabled": torch.is_autocast_enabled(kind),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
-    }
+    dtype, enabled, cached = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled()
     draws = module.training and any(getattr(part, "probability", 0) > 0 for part in module.modules())
-    cpu_state = torch.get_rng_state() if draws else None
-    cuda_state = torch.cuda.get_rng_state(device) if draws and kind == "cuda" else None
+    random_state = _random_state(device) if draws else None
 
     @contextmanager
     def again() -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(kind, **autocast))
-            stack.enter_context(_statistics_left_alone(module))
-            if cpu_state is not None:
-                stack.enter_context(torch.random.fork_rng([device] if cuda_state is not None else [], device_type="cuda"))
-                torch.set_rng_state(cpu_state)
-            if cuda_state is not None:
-                torch.cuda.set_rng_state(cuda_state, device)
+        with torch.autocast(kind, dtype, enabled, cached), _statistics_left_alone(module), _random_state_of(device, random_state):
             yield
 
     return again
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for of_device in state[1:]:
+        torch.cuda.set_rng_state(of_device, device)
+
+
+@contextmanager
+def _random_state_of(device: torch.device, state: list[torch.Tensor] | None) -> Iterator[None]:
+    if state is None:
+        yield
+        return
+    now = _random_state(device)
+    _set_random_state(device, state)
+    try:
+        yield
+    finally:
+        _set_random_state(device, now)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tdformer.membranes import Membranes
 from tdformer.models.feedback import ControlModule
 from tdformer.models.layers import Pointwise, SpikingModule, freeze_unused
-from tdformer.models.neurons import LIF, Membranes
+from tdformer.models.neurons import LIF
 
 ATTENTION_THRESHOLD = 0.5
 ATTENTION_SCALE = 0.125  # the public code's constant, whatever the head's width

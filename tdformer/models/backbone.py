@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
+from tdformer.membranes import Membranes
 from tdformer.models.attention import ControlledAttention
 from tdformer.models.layers import DropPath, PatchStem
-from tdformer.models.neurons import Membranes
 
 Piece = Callable[[torch.Tensor, torch.Tensor | None, Membranes], torch.Tensor]
 
@@ -53,11 +53,12 @@ class Backbone(nn.Module):
     """Whether the pieces hand on small integers (sums of spikes), and not currents."""
     head: nn.Linear | nn.Identity
 
-    def __init__(self, config: BackboneConfig, time_steps: int) -> None:
+    def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
         super().__init__()
         self.config, self.time_steps = config, time_steps
         self.num_features = config.embed_dims
         self.stride = config.stride
+        self.head = nn.Linear(config.embed_dims, num_classes)
         self._drop_rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
 
     def _blocks(self, count: int, make: Callable[[], tuple[nn.Module, nn.Module]], attention_name: str = "attn") -> nn.ModuleList:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tdformer.models.neurons import LIF, Membranes, ParametricLIF
+from tdformer.membranes import Membranes
+from tdformer.models.neurons import LIF, ParametricLIF
 
 CONTROL_TARGETS = {"cm1": "key", "cm2": "value", "cm3": "input"}
 """What the top-down spikes enter (paper, figure 3)."""
@@ -54,6 +55,6 @@ class ProcessingModule(nn.Module):
 
     def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """A segment's features -> top-down spikes, same shape."""
-        mixer = nn.functional.normalize(self.weight, dim=(1, 2, 3))
+        mixer = nn.functional.normalize(self.weight.flatten(), dim=0).view_as(self.weight)
         map_TB1HW = nn.functional.conv2d(x_TBCHW.flatten(0, 1), mixer, padding="same").unflatten(0, x_TBCHW.shape[:2])
         return self.lif(x_TBCHW * map_TB1HW.clamp(self.lower, self.upper), membranes)

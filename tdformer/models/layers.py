@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tdformer.models.neurons import LIF, Membranes
+from tdformer.membranes import Membranes
+from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
 Pointwise = Callable[[int, int], Synapse]
@@ -88,7 +89,9 @@ def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segm
     assert isinstance(bn, nn.BatchNorm2d)
     if not (bn.training and bn.track_running_stats):
         return bn(y_BCHW)
-    assert bn.running_var is not None and bn.num_batches_tracked is not None and bn.momentum is not None
+    assert bn.running_var is not None
+    assert bn.num_batches_tracked is not None
+    assert bn.momentum is not None
     momentum, variance_before, values = bn.momentum, bn.running_var.clone(), y_BCHW.numel() // y_BCHW.shape[1]
     remains = (1 - momentum) ** segments
     bn.momentum = 1 - remains

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import spikingjelly._ops.lif  # registers torch.ops.sj_lif
+import spikingjelly._ops.lif  # noqa: F401  # registers torch.ops.sj_lif
 import torch
 from spikingjelly.activation_based import functional, surrogate
 from torch import nn
 
+from tdformer.membranes import Membranes
+
 TAU = 2.0
 V_RESET = 0.0
 SURROGATE = surrogate.Sigmoid(alpha=4.0)
-
-
-class Membranes:
-    """The membrane potentials at the borders of one segment, by neuron layer.
-
-    A segment reads `before` and fills `after`; it changes nothing else, so that running it again from the
-    same `before` gives the same result. A layer that has no entry in `before` starts at rest (0).
-    """
-
-    def __init__(self, before: dict[nn.Module, torch.Tensor] | None = None) -> None:
-        self.before = before or {}
-        self.after: dict[nn.Module, torch.Tensor] = {}
-
-    def start(self, neurons: nn.Module, x_TB: torch.Tensor) -> torch.Tensor:
-        """The potential with which a layer starts: fp32 (fp64 for fp64 currents) at any precision of its currents."""
-        v_B = self.before.get(neurons)
-        if v_B is None:
-            v_B = torch.zeros_like(x_TB[0], dtype=torch.promote_types(x_TB.dtype, torch.float32))
-        return v_B
 
 
 class LIF(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
+from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikingSelfAttention, TokenQKAttention
 from tdformer.models.backbone import Backbone, init_truncated_normal
 from tdformer.models.layers import PatchStem, SpikingMLP, conv1x1, conv3x3
-from tdformer.models.neurons import Membranes
 
 
 class Entry(NamedTuple):
@@ -89,7 +89,7 @@ class QKFormer(Backbone):
     and doubles the channels up to `embed_dims`."""
 
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
-        super().__init__(config, time_steps)
+        super().__init__(config, num_classes, time_steps)
         variant, self.stages = VARIANTS[config.variant], len(config.depths)
         width = config.in_channels
         for stage, depth in enumerate(config.depths, start=1):
@@ -105,7 +105,6 @@ class QKFormer(Backbone):
 
             self.add_module(f"stage{stage}", self._blocks(depth, make, variant.self_attention if last else "tssa"))
             width = channels
-        self.head = nn.Linear(config.embed_dims, num_classes)
         init_truncated_normal(self, nn.Linear)
 
     @property

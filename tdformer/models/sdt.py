@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
+from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikeDrivenAttention
 from tdformer.models.backbone import Backbone, init_truncated_normal
 from tdformer.models.layers import MembraneMLP, PatchStem, conv1x1, conv3x3, max_pool_spikes
-from tdformer.models.neurons import LIF, Membranes
+from tdformer.models.neurons import LIF
 
 
 class MembranePatchSplitting(PatchStem):
@@ -42,7 +43,7 @@ class SpikeDrivenTransformer(Backbone):
     sums_of_spikes = False
 
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
-        super().__init__(config, time_steps)
+        super().__init__(config, num_classes, time_steps)
         channels = config.embed_dims
         self.patch_embed = MembranePatchSplitting(config.in_channels, channels, config.pools)
 
@@ -52,7 +53,6 @@ class SpikeDrivenTransformer(Backbone):
 
         self.block = self._blocks(config.depths[0], make)
         self.head_lif = LIF()
-        self.head = nn.Linear(channels, num_classes)
         init_truncated_normal(self, nn.Conv2d)
 
     @property

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
+from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikingSelfAttention, conv1d_maps, conv1d_projection
 from tdformer.models.backbone import Backbone, init_truncated_normal
 from tdformer.models.layers import ChannelLinear, PatchStem, SpikingMLP, conv1x1, conv3x3, freeze_unused, max_pool_spikes
-from tdformer.models.neurons import Membranes
 
 
 class SpikingPatchSplitting(PatchStem):
@@ -29,16 +29,17 @@ class SpikingPatchSplitting(PatchStem):
 
     def forward(self, current_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
         """The first group's current [T, B, D/8, H, W] -> sums of two spikes [T, B, D, H/stride, W/stride]."""
-        for number, pools in zip(("", "1", "2", "3"), self.pools, strict=True):
-            group = "proj_{}" + number
-            x = self.spikes(group, self.current(group, x) if number else current_TBCHW, membranes)
-            x = max_pool_spikes(x) if pools else x
+        x = self.spikes("proj_{}", current_TBCHW, membranes)
+        for number, pools_before in zip(("1", "2", "3"), self.pools, strict=False):
+            x = max_pool_spikes(x) if pools_before else x
+            x = self.fire("proj_{}" + number, x, membranes)
+        x = max_pool_spikes(x) if self.pools[3] else x
         return x + self.fire("rpe_{}", x, membranes)
 
 
 class Spikformer(Backbone):
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
-        super().__init__(config, time_steps)
+        super().__init__(config, num_classes, time_steps)
         channels, cifar = config.embed_dims, config.variant == "cifar"
         self.patch_embed = SpikingPatchSplitting(config.in_channels, channels, config.pools)
 
@@ -51,7 +52,6 @@ class Spikformer(Backbone):
         for block in self.block:
             block.norm1, block.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
             freeze_unused(block.norm1, block.norm2)
-        self.head = nn.Linear(channels, num_classes)
         init_truncated_normal(self, nn.Linear)
 
     @property

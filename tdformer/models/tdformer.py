@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tdformer.config import ModelConfig, RecomputePolicy
+from tdformer.membranes import Membranes
 from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
 from tdformer.models.feedback import ControlModule, ProcessingModule
-from tdformer.models.neurons import Membranes
 from tdformer.models.qkformer import QKFormer
 from tdformer.models.sdt import SpikeDrivenTransformer
 from tdformer.models.spikformer import Spikformer
@@ -52,7 +52,9 @@ class TDFormer(nn.Module):
                 module.momentum = config.batch_norm_momentum
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> H of all steps [T, B, D, H/stride, W/stride].
+        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> H(n) of all steps.
+
+        Shape [T, B, D, H/stride, W/stride].
 
         Raises ValueError for sizes that the network does not take.
         """
@@ -76,6 +78,12 @@ class TDFormer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images or event sequences -> logits of the last segment [B, classes], which alone is evaluated [paper]."""
         return self.forward_head(self.forward_features(x))
+
+    def topdown_parameters(self) -> dict[str, nn.Parameter]:
+        """What the network has beyond its backbone, by name."""
+        modules = {module for module in self.modules() if isinstance(module, ControlModule) or module is self.processing}
+        own = {parameter for module in modules for parameter in module.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in own}
 
     # --- timm's verbs -----------------------------------------------------------------------------------------------
 
@@ -111,7 +119,7 @@ class TDFormer(nn.Module):
             return list(x.unflatten(0, (self.segments, steps)))
         stem = self.backbone.patch_stem
 
-        def run(image_BCHW: torch.Tensor, topdown: None, membranes: Membranes) -> tuple[torch.Tensor]:
+        def run(image_BCHW: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[torch.Tensor]:
             return (stem.stem(image_BCHW, steps, self.segments),)
 
         (current_BCHW,) = recompute.run("stem", run, stem, x, None, Membranes())
@@ -129,18 +137,18 @@ class TDFormer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One segment -> its features H(n), and the top-down spikes for the next one."""
 
-        def run(piece: Piece, module: nn.Module, x_TBCHW: torch.Tensor, integers: bool) -> torch.Tensor:
+        def run(piece: Piece, module: nn.Module, x_TBCHW: torch.Tensor, topdown: torch.Tensor | None, integers: bool) -> torch.Tensor:
             def results(*inputs: Any) -> tuple[torch.Tensor]:
                 return (piece(*inputs),)
 
-            return recompute.run("block", results, module, x_TBCHW, topdown_TBCHW, membranes, integers=integers)[0]
+            return recompute.run("block", results, module, x_TBCHW, topdown, membranes, integers=integers)[0]
 
         h_TBCHW, integers = frames_TBCHW, False
         for module, piece in self.backbone.bottom_up_pieces(from_frames):
-            h_TBCHW = run(piece, module, h_TBCHW, integers)
+            h_TBCHW = run(piece, module, h_TBCHW, None, integers)
             integers = self.backbone.hands_on_integers()
         for block in self.backbone.transform():
-            h_TBCHW = run(block, block, h_TBCHW, integers)
+            h_TBCHW = run(block, block, h_TBCHW, topdown_TBCHW, integers)
         if is_last or self.processing is None:
             return h_TBCHW, None
         return h_TBCHW, self.processing(h_TBCHW, membranes)

@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import sha256
+from tdformer.models.weights import load_exactly, read_safetensors
 
 MODEL, OPTIMIZER, STATISTICS, STATE, CONFIG, MANIFEST = (
     "model.safetensors",
@@ -235,43 +236,19 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Parameters and averaged statistics into a model; nothing is changed if names or shapes do not all fit."""
-    load_exactly(model, _read(checkpoint / MODEL), f"checkpoint {checkpoint}")
+    load_exactly(model, read_safetensors(checkpoint / MODEL), f"checkpoint {checkpoint}")
 
 
 def load_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
     """AdamW's moments as Engine.optimizer_state gave them."""
-    return _read(checkpoint / OPTIMIZER)
+    return read_safetensors(checkpoint / OPTIMIZER)
 
 
 def load_statistics(checkpoint: Path, model: nn.Module, rank: int) -> None:
     """This rank's own BatchNorm statistics, for an exact resume on as many ranks as saved them."""
     prefix = f"{rank}."
-    own = {name.removeprefix(prefix): tensor for name, tensor in _read(checkpoint / STATISTICS).items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): tensor for name, tensor in read_safetensors(checkpoint / STATISTICS).items() if name.startswith(prefix)
+    }
     for name, buffer in model.named_buffers():
         buffer.copy_(own[name])
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); restore it from a copy.") from None
-
-
-def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
-    """load_state_dict, but names and shapes are compared first and told in one sentence."""
-    expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{what} is of another model: {len(missing)} of this model's tensors are not in it"
-            f"{f' (first: {missing[0]})' if missing else ''} and it holds {len(unexpected)} that this model lacks"
-            f"{f' (first: {unexpected[0]})' if unexpected else ''}; use the configuration that it was trained with."
-        )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{what} is of another model: {name} has shape {list(tensor.shape)}, this model's has {list(expected[name].shape)}; "
-                f"use the configuration that it was trained with."
-            )
-    model.load_state_dict(state)

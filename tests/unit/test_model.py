@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig
+from tdformer.membranes import Membranes
 from tdformer.models.feedback import ControlModule, ProcessingModule
-from tdformer.models.neurons import LIF, Membranes
+from tdformer.models.neurons import LIF
 from tdformer.models.qkformer import QKFormer
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.objective import Objective

@@ -1,0 +1,201 @@
+"""Weights from outside and for outside: published checkpoints in, folders of safetensors and JSON out.
+
+A weights folder holds
+
+    model.safetensors   tensors by their names in a TDFormer
+    config.json         the ModelConfig that they belong to, and where they come from
+
+An imported one holds a backbone (with or without its head) for a run to start from, an exported one a whole network.
+Published checkpoints are read as plain tensors; nothing that they bring is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from data_pipelines.errors import UserError
+from data_pipelines.files import sha256
+from tdformer.config import ModelConfig
+from tdformer.config_io import checked
+from tdformer.models.tdformer import TDFormer
+from tdformer.models.weights import WeightsError, load_exactly, match, read_safetensors
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = "tdformer weights 1"
+LISTED = 20
+"""Names that an error lists of each kind."""
+
+Head = Literal["keep", "new"]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What of a published checkpoint fits a network."""
+
+    state: dict[str, torch.Tensor]
+    """By names in the TDFormer."""
+    used: list[str]
+    """Published names."""
+    unused: list[str]
+    """Published names that the network has no place for, or was told not to take."""
+    missing: list[str]
+    """Names of the network (top-down weights, a new head) that will start fresh."""
+
+
+def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_unused: bool = False) -> Imported:
+    """Read a published QKFormer, Spikformer or SDT checkpoint for a network of `config`.
+
+    The file is safetensors, or a torch file of {"model": state}, {"state_dict": state} or the state itself, with or
+    without the prefix "module.". Raises WeightsError, naming names, unless all of the backbone is there in the right shapes.
+    """
+    published = _read_state(path)
+    model = TDFormer(config)
+    of_head = [name for name in published if name.startswith("head.")]
+    taken = published if head == "keep" else {name: tensor for name, tensor in published.items() if name not in of_head}
+    found = match(model.backbone, taken)
+    allowed_to_miss = {f"backbone.{name}" for name in of_head} if head == "new" else set()
+    topdown = model.topdown_parameters()
+    missing = [f"backbone.{name}" for name in found.missing]
+    wrongly_missing = [name for name in missing if name not in topdown and name not in allowed_to_miss and not _is_counter(name)]
+    if wrongly_missing or found.misshapen or (found.unused and not ignore_unused):
+        raise WeightsError(_of_another_architecture(path, config, wrongly_missing, found.unused, found.misshapen))
+    fresh = [name for name in model.state_dict() if name in topdown or name in missing]
+    left = [*found.unused, *(of_head if head == "new" else [])]
+    return Imported({f"backbone.{name}": taken[name] for name in found.used}, found.used, left, fresh)
+
+
+def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: ModelConfig, origin: dict[str, Any]) -> None:
+    """Write a weights folder. Raises UserError if the folder holds anything already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; nothing is overwritten, give another folder.")
+    partial = folder.with_name(f".partial-{folder.name}")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
+        description = {"format": FORMAT, "model": config.model_dump(mode="json"), "origin": origin}
+        (partial / CONFIG).write_text(json.dumps(description, indent=1))
+        partial.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}).") from None
+
+
+def origin_of(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": sha256(path)}
+
+
+def load_pretrained(folder: str | Path) -> TDFormer:
+    """The network of a weights folder, in evaluation mode. Raises WeightsError if it holds a part of one only."""
+    folder = Path(folder)
+    config, state = _read_folder(folder)
+    model = TDFormer(config)
+    if absent := match(model, state).missing:
+        raise WeightsError(
+            f"{folder} holds a part of a network: {len(absent)} tensors are not in it (first: {absent[0]}); "
+            f"give it to a run as `init`, which trains them."
+        )
+    load_exactly(model, state, f"weights {folder}")
+    return model.eval()
+
+
+def start_from(model: TDFormer, folder: Path) -> list[str]:
+    """Load a weights folder into a network that is to be trained; returns the names that start fresh.
+
+    Those may be top-down weights, and the head if the folder has none. Raises WeightsError, with nothing loaded, for anything else.
+    """
+    _, state = _read_folder(folder)
+    found, topdown = match(model, state), model.topdown_parameters()
+    new_head = not any(name.startswith("backbone.head.") for name in state)
+    wrongly_missing = [
+        name
+        for name in found.missing
+        if name not in topdown and not (new_head and name.startswith("backbone.head.")) and not _is_counter(name)
+    ]
+    if wrongly_missing or found.misshapen or found.unused:
+        raise WeightsError(_of_another_architecture(folder, model.config, wrongly_missing, found.unused, found.misshapen))
+    model.load_state_dict(state, strict=False)
+    return found.missing
+
+
+def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    try:
+        description = json.loads((folder / CONFIG).read_text())
+        if description["format"] != FORMAT:
+            raise WeightsError(f"{folder / CONFIG} has the format {description['format']!r}, this program reads {FORMAT!r}.")
+        tree = description["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder} is no weights folder ({CONFIG} cannot be read: {error}); make one by `tdformer checkpoint import` or `export`."
+        ) from None
+    return checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made"), read_safetensors(folder / WEIGHTS)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        odd = next((key for key, value in content.items() if not isinstance(value, torch.Tensor)), None)
+        raise WeightsError(
+            f"{path} is no checkpoint of plain tensors: it holds "
+            f"{f'{odd!r}, a {type(content[odd]).__name__}' if odd is not None else 'nothing'}; "
+            f'expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _read_torch_file(path: Path) -> dict[str, Any]:
+    """Tensors and plain Python values only; argparse's Namespace is let through, as many published files hold their options."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        refused = str(error).partition("Unsupported global: GLOBAL ")[2].partition(" ")[0]
+        raise WeightsError(
+            f"{path} is a pickle of more than plain tensors{f' (it wants to load {refused})' if refused else ''}, and is not opened; "
+            f"where you trust it, save its tensors alone as safetensors and import those."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is no torch checkpoint, or is damaged ({str(error).splitlines()[0]}).") from None
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f'{path} holds a {type(content).__name__}; expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
+        )
+    return content
+
+
+def _is_counter(name: str) -> bool:
+    """BatchNorm counts its batches, and never reads the count at a fixed momentum: files that lack it are whole."""
+    return name.endswith(".num_batches_tracked")
+
+
+def _of_another_architecture(path: Path, config: ModelConfig, missing: list[str], unused: list[str], misshapen: list[str]) -> str:
+    backbone = config.backbone
+    size = (
+        f"{backbone.family} ({backbone.variant}), {backbone.embed_dims} dims, depths {list(backbone.depths)}, {config.num_classes} classes"
+    )
+    lines = [f"{path} is of another architecture than this {size}; nothing was loaded."]
+    kinds = {
+        "not in the file": missing,
+        "in the file, without a place in the network": unused,
+        "of another shape (name: in the file, in the network)": misshapen,
+    }
+    for kind, names in kinds.items():
+        if names:
+            more = f", … and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            lines.append(f"  {len(names)} {kind}: {', '.join(names[:LISTED])}{more}")
+    if misshapen and not missing and not unused and all(line.startswith("head.") or ".head." in line for line in misshapen):
+        lines.append("  Only the head differs: import with --head new for another number of classes.")
+    return "\n".join(lines)

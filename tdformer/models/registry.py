@@ -1,0 +1,157 @@
+"""Every network of the paper's tables by name, for us and for timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models import register_model
+
+from data_pipelines.errors import UserError
+from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, RecomputePolicy
+from tdformer.config_io import checked, did_you_mean
+from tdformer.models.tdformer import TDFormer
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A network with the input that it was published for."""
+
+    config: ModelConfig
+    image_size: int
+    dataset: str
+    paper: str = ""
+    """What the paper states of it: parameters, and top-1 accuracy on its data set."""
+
+
+def _models() -> dict[str, NamedModel]:
+    """Backbones under their own names, and each as a TDFormer with feedback in all blocks of its last stage."""
+    one_block = FeedbackConfig(blocks=(6,))
+    backbones = {
+        "qkformer_hst10_384": (BackboneConfig(embed_dims=384, num_heads=6), 224, "ImageNet", "", ""),
+        "qkformer_hst10_512": (BackboneConfig(embed_dims=512, num_heads=8), 224, "ImageNet", "", ""),
+        "qkformer_hst10_768": (
+            BackboneConfig(),
+            224,
+            "ImageNet",
+            "64.96 M; 84.22 (224), 85.20 or 85.25 (288), 85.65 (384)",
+            "69.09 M; 85.57 (224), 86.43 (288), 86.83 (384)",
+        ),
+        "spikformer8_512": (BackboneConfig(family="spikformer", embed_dims=512, num_heads=8, depths=(8,)), 224, "ImageNet", "", ""),
+        "spikformer8_768": (BackboneConfig(family="spikformer", embed_dims=768, num_heads=12, depths=(8,)), 224, "ImageNet", "", ""),
+        "sdt8_512": (BackboneConfig(family="sdt", embed_dims=512, num_heads=8, depths=(8,)), 224, "ImageNet", "", ""),
+        "sdt8_768": (BackboneConfig(family="sdt", embed_dims=768, num_heads=8, depths=(8,)), 224, "ImageNet", "", ""),
+        "qkformer_hst4_384": (
+            BackboneConfig(variant="cifar", embed_dims=384, num_heads=8, depths=(1, 1, 2)),
+            32,
+            "CIFAR-10",
+            "96.18; CIFAR-100 81.15",
+            "96.51; CIFAR-100 81.45",
+        ),
+        "spikformer4_384": (
+            BackboneConfig(family="spikformer", variant="cifar", embed_dims=384, num_heads=12, depths=(4,)),
+            32,
+            "CIFAR-10",
+            "9.33 M; 94.73; CIFAR-100 77.88",
+            "9.92 M; 95.11; CIFAR-100 77.99",
+        ),
+        "sdt2_256": (
+            BackboneConfig(family="sdt", variant="cifar", embed_dims=256, num_heads=8, depths=(2,)),
+            32,
+            "CIFAR-10",
+            "2.57 M",
+            "2.69 M",
+        ),
+        "sdt2_512": (BackboneConfig(family="sdt", variant="cifar", embed_dims=512, num_heads=8, depths=(2,)), 32, "CIFAR-10", "", ""),
+        "qkformer_hst2_256_dvs": (
+            BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), in_channels=2),
+            128,
+            "CIFAR10-DVS",
+            "84.00",
+            "85.83",
+        ),
+        "sdt2_256_dvs": (
+            BackboneConfig(family="sdt", variant="dvs", embed_dims=256, num_heads=8, depths=(2,), in_channels=2),
+            128,
+            "DVS128",
+            "97.98",
+            "99.65",
+        ),
+    }
+    classes = {"ImageNet": 1000, "CIFAR-10": 10, "CIFAR10-DVS": 10, "DVS128": 11}
+    models = {}
+    for name, (backbone, image_size, dataset, of_backbone, of_tdformer) in backbones.items():
+        sizes: dict[str, Any] = {
+            "backbone": backbone,
+            "num_classes": classes[dataset],
+            "time_steps": 16 if backbone.variant == "dvs" else 4,
+        }
+        topdown = "tdformer_" + name.removeprefix("qkformer_")
+        models[name] = NamedModel(ModelConfig(**sizes, segments=1, feedback=None), image_size, dataset, of_backbone)
+        models[topdown] = NamedModel(ModelConfig(**sizes), image_size, dataset, of_tdformer)
+        if name == "qkformer_hst10_768":
+            of_one = "65.55 M; 85.37 (224), 86.29 (288)"
+            models[f"{topdown}_1block"] = NamedModel(ModelConfig(**sizes, feedback=one_block), image_size, dataset, of_one)
+    return models
+
+
+MODELS = _models()
+
+ALIASES = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}
+"""timm's words for two of our keys."""
+
+
+def find_model(name: str) -> NamedModel:
+    """Raises UserError for a name that does not exist, with the nearest ones."""
+    if name not in MODELS:
+        raise UserError(f"there is no model {name!r}{did_you_mean(name, MODELS, count=3)} (`tdformer models` lists them all)")
+    return MODELS[name]
+
+
+def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: Any) -> TDFormer:
+    """A freshly initialised network by name, with changes to keys of its ModelConfig or of the sections in it.
+
+    create_model("tdformer_hst10_768", num_classes=100, time_steps=8, control="cm2", drop_path=0.1)
+
+    Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
+    """
+    return TDFormer(changed(name, changes), recompute)
+
+
+def changed(name: str, changes: dict[str, Any]) -> ModelConfig:
+    tree = find_model(name).config.model_dump()
+    sections = [("", tree), ("backbone.", tree["backbone"]), *([("feedback.", tree["feedback"])] if tree["feedback"] else [])]
+    for given, value in changes.items():
+        key = ALIASES.get(given, given)
+        section = next((section for _, section in sections if key in section), None)
+        if section is None:
+            known = [key for _, section in sections for key in section]
+            raise UserError(f"model {name} has no key {given!r}{did_you_mean(key, known)} (allowed: {', '.join(known)})")
+        section[key] = value
+    return checked(ModelConfig, tree, f"model {name} cannot be made so")
+
+
+def parameter_counts(config: ModelConfig) -> tuple[int, int]:
+    """Of the whole network, and of its backbone alone."""
+    with torch.device("meta"):
+        model = TDFormer(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, total - sum(parameter.numel() for parameter in model.topdown_parameters().values())
+
+
+def _register(name: str) -> None:
+    def entry_point(pretrained: bool = False, **changes: Any) -> TDFormer:
+        if pretrained:
+            raise UserError(f"no weights of {name} are published; give checkpoint_path, or use tdformer.models.load_pretrained(folder)")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them to every model
+            changes.pop(key, None)
+        return create_model(name, **changes)
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    register_model(entry_point)
+
+
+__all__ = ["MODELS", "NamedModel", "create_model", "find_model", "parameter_counts"]
+for _name in MODELS:
+    _register(_name)
