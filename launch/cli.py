@@ -20,7 +20,7 @@ from rich.table import Table
 from data_pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from tdformer.config import RunConfig
+    from tdformer.config import ModelConfig, RunConfig
 
 EXIT_ERROR = 2
 EXIT_STOPPED = 75
@@ -29,9 +29,11 @@ EXIT_STOPPED = 75
 plain_typer = partial(typer.Typer, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app = plain_typer(help="Train, evaluate and look after top-down spiking transformers.")
 data_app = plain_typer(help="Write and check data sets.")
-checkpoint_app = plain_typer(help="Look into checkpoints.")
+checkpoint_app = plain_typer(help="Look into checkpoints, bring weights in and out.")
+bench_app = plain_typer(help="Measure what a network costs, beside a peer.")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 Target = Annotated[Path, typer.Argument(metavar="CONFIG|RUN_DIR", help="A YAML file to start from, or a run directory to go on with.")]
@@ -129,6 +131,65 @@ def describe(
     _show(describe_run(load_config(config, overrides or []), processes), as_json)
 
 
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?; quote it.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """Networks that can be made by name, with their parameters, and what the paper states of them."""
+    from fnmatch import fnmatch
+
+    from tdformer.models.registry import MODELS, parameter_counts
+
+    rows: list[dict[str, object]] = []
+    for name, model in MODELS.items():
+        if fnmatch(name, pattern):
+            total, of_backbone = parameter_counts(model.config)
+            rows.append(
+                {
+                    "name": name,
+                    "parameters": total,
+                    "backbone_parameters": of_backbone,
+                    "time_steps": model.config.time_steps,
+                    "segments": model.config.segments,
+                    "image_size": model.image_size,
+                    "dataset": model.dataset,
+                    "paper": model.paper,
+                }
+            )
+    if not rows:
+        raise UserError(f"no model's name is like {pattern!r}; `tdformer models` lists them all.")
+    _show_rows(rows, as_json, "models")
+
+
+@bench_app.command("memory")
+def bench_memory(
+    model: Annotated[str, typer.Option(help="A name from `tdformer models`.")] = "tdformer_hst10_768",
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels; default: what the model was published for.")] = None,
+    time_steps: Annotated[list[int], typer.Option(help="Can be given several times.")] = [4, 8],  # noqa: B006  # typer copies it
+    segments: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Megabytes that one image keeps for the backward pass, and the FLOPs, for every recompute policy; beside spikingjelly's QKFormer.
+
+    saved: kept between forward and backward, the same on every machine. peak: the most at once on this one, without weights.
+    Real training steps of one image in float32 on the CPU: four minutes and 6 GB of memory for the largest network.
+    """
+    from dataclasses import asdict
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler warns where there is no GPU
+    from tdformer.bench.memory import measure
+    from tdformer.models.registry import changed, find_model
+
+    config = changed(model, {} if segments is None else {"segments": segments})
+    rows = []
+    with _progress("measuring", 0) as advance:
+        for row in measure(model, config, image_size or find_model(model).image_size, time_steps):
+            rows.append(asdict(row))
+            advance(1)
+    _show_rows(rows, as_json, "rows")
+
+
 @data_app.command("prepare")
 def prepare(
     source: Annotated[str, typer.Argument(help="A folder with train/<class>/<image> and val/<class>/<image>; or: mnist")],
@@ -170,6 +231,75 @@ def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) ->
     from tdformer.training import checkpoints
 
     _show(checkpoints.inspect(checkpoints.find(trained, which)), as_json)
+
+
+@checkpoint_app.command("import")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A published QKFormer, Spikformer or SDT checkpoint: .pth, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The weights folder to write; a run starts from it by `init=FOLDER`.")],
+    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that is to start from it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or a name from `tdformer models`.")] = None,
+    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to start a new one.")] = "keep",
+    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network has no place for.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a published checkpoint as plain tensors, check every name and shape, and write what a run can start from."""
+    from tdformer.models import pretrained
+
+    if (config is None) == (model is None):
+        raise UserError("give either --config FILE (the run that is to start from it) or --model NAME.")
+    network = _model_config(config, model)
+    imported = pretrained.read_published(file, network, head, ignore_unused)
+    pretrained.write_weights(out, imported.state, network, {**pretrained.origin_of(file), "head": head})
+    report = {"weights": str(out), "used": imported.used, "unused": imported.unused, "missing": imported.missing}
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(f"{out}: {len(imported.used)} tensors of {file} are used")
+    for title, names in (("left out of the file", imported.unused), ("start fresh in the network", imported.missing)):
+        typer.echo(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
+    if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
+        typer.echo(
+            "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off."
+        )
+
+
+def _model_config(config: Path | None, model: str | None) -> ModelConfig:
+    if config is not None:
+        from tdformer.config_io import load_config
+
+        return load_config(config).model
+    from tdformer.models.registry import find_model
+
+    assert model is not None
+    return find_model(model).config
+
+
+@checkpoint_app.command("export")
+def export_checkpoint(
+    trained: Trained, out: Annotated[Path, typer.Argument(help="The weights folder to write.")], which: Which = "latest"
+) -> None:
+    """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
+    from tdformer.training import checkpoints
+    from tdformer.training.export import export
+
+    checkpoint = checkpoints.find(trained, which)
+    position = export(checkpoint, out)
+    top1 = f", validation top-1 {position.metrics['top1']:.2f} %" if position.metrics else ""
+    typer.echo(f"{out}: the network of step {position.step}{top1}")
+
+
+def _show_rows(rows: list[dict[str, object]], as_json: bool, name: str) -> None:
+    if as_json:
+        typer.echo(json.dumps({name: rows}))
+        return
+    table = Table(box=None)
+    for column, value in rows[0].items():
+        table.add_column(column.replace("_", " "), justify="right" if isinstance(value, int | float) else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_for_people, row.values()))
+    needed = Console(width=1000).measure(table).maximum  # a name cut off is worse than a long line
+    Console(width=max(needed, Console().width), highlight=False).print(table)
 
 
 def _show(values: dict[str, object], as_json: bool) -> None:

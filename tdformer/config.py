@@ -235,6 +235,9 @@ class RunConfig(Section):
     """Where run directories are made."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the sample order, augmentation and drop path."""
+    init: Path | None = None
+    """Weights to start from: a folder written by `tdformer checkpoint import` or `export`. Top-down weights that it lacks, and a
+    head that it lacks, start fresh. Read once, when the run begins."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

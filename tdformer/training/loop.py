@@ -19,6 +19,7 @@ from tdformer.config import RunConfig
 from tdformer.config_io import dump_config
 from tdformer.datasets import open_data
 from tdformer.evaluation import Evaluation, Stopped, averaged_statistics, evaluate
+from tdformer.models.pretrained import start_from
 from tdformer.ranks import Ranks
 from tdformer.training import checkpoints
 from tdformer.training.checkpoints import Position, Snapshot
@@ -74,6 +75,7 @@ class Trainer:
         training = config.training
         self.order = TrainOrder(len(self.train_set), config.seed, training.global_batch, training.micro_batch, ranks.rank, ranks.world)
         self.total_steps = training.epochs * self.order.steps_per_epoch
+        self.notes: list[str] = []
         self.engine, self.position = self._start_or_resume(run_dir)
         self.saved: Position | None = self.position if self.position.step else None
         self.batches = train_batches(config.data, self.train_set, self.order, self.position.step, self.total_steps)
@@ -87,6 +89,7 @@ class Trainer:
         training = self.config.training
         objective = Objective(self.config.model, training.label_smoothing, training.recompute).to(self.ranks.device)
         if not self.ranks.from_first(checkpoints.has_any(run_dir)):
+            self.ranks.together(lambda: self._load_initial(objective))
             return Engine(objective, self.config, self.ranks), Position(
                 world=self.ranks.world, samples=len(self.train_set), classes=self.train_set.classes
             )
@@ -100,6 +103,11 @@ class Trainer:
         engine = Engine(objective, self.config, self.ranks)
         engine.load_optimizer_state(self.ranks.together(lambda: checkpoints.load_optimizer(checkpoint)), position.step)
         return engine, replace(position, world=self.ranks.world)
+
+    def _load_initial(self, objective: Objective) -> None:
+        if self.config.init is not None:
+            fresh = start_from(objective.model, self.config.init)
+            self.notes.append(f"started from the weights in {self.config.init}; {len(fresh)} tensors start fresh")
 
     def _check_data(self, position: Position) -> None:
         """A position in an epoch means something only for the data that it was counted on."""
@@ -118,6 +126,8 @@ class Trainer:
             f"{order.steps_per_epoch} steps per epoch"
             + (f", {left_out} images (others in each epoch) are left out to make steps equal" if left_out else "")
         )
+        for note in self.notes:
+            report.say(note)
         if self.position.step:
             report.say(f"resumed at step {self.position.step} of {self.total_steps}")
 

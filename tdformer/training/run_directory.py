@@ -11,7 +11,18 @@ from tdformer.config_io import differences, dump_config, load_config
 
 CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.yaml", "metrics.jsonl", "learning_curve.png"
 
-CHANGEABLE = ("checkpoint.", "tracking.", "data.workers", "data.train", "data.val", "training.eval_batch", "training.log_every", "output")
+CHANGEABLE = (
+    "checkpoint.",
+    "tracking.",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "training.eval_batch",
+    "training.log_every",
+    "training.recompute",
+    "output",
+    "init",
+)
 """Keys that may differ on a resume: they do not change what is computed."""
 
 

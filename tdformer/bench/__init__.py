@@ -1,0 +1,1 @@
+"""What a network costs, side by side with a peer, as JSON."""
