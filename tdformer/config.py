@@ -105,7 +105,9 @@ class FeedbackConfig(Section):
     """Standard deviation of the new top-down weights at the start; 0 starts exactly at the backbone's function."""
 
     @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> FeedbackConfig:
+    def _makes_sense(self) -> FeedbackConfig:
+        if self.blocks != "all" and (not self.blocks or len(set(self.blocks)) < len(self.blocks)):
+            raise ValueError(f"blocks must name at least one block, and each once, got {list(self.blocks)} (no feedback is feedback: null)")
         if self.clamp[0] >= self.clamp[1]:
             raise ValueError(f"clamp must be (lower, upper) with lower < upper, got {self.clamp}")
         return self

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,18 +163,24 @@ def _read_torch_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
-        refused = str(error).partition("Unsupported global: GLOBAL ")[2].partition(" ")[0]
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise WeightsError(
-            f"{path} is a pickle of more than plain tensors{f' (it wants to load {refused})' if refused else ''}, and is not opened; "
+            f"{path} is a pickle of more than plain tensors{f' (it wants to load {refused[1]})' if refused else ''}, and is not opened; "
             f"where you trust it, save its tensors alone as safetensors and import those."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is no torch checkpoint, or is damaged ({str(error).splitlines()[0]}).") from None
+        raise WeightsError(
+            f"{path} is no torch checkpoint, or is damaged ({(str(error) or type(error).__name__).splitlines()[0]})."
+        ) from None
     if not isinstance(content, dict):
         raise WeightsError(
             f'{path} holds a {type(content).__name__}; expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
         )
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _is_counter(name: str) -> bool:

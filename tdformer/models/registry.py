@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from timm.models import register_model
@@ -116,6 +116,9 @@ def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: A
 
     Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
     """
+    policies = get_args(RecomputePolicy)
+    if recompute not in policies:
+        raise UserError(f"recompute must be one of {', '.join(policies)}, got {recompute!r}")
     return TDFormer(changed(name, changes), recompute)
 
 

@@ -36,6 +36,8 @@ class MembranePatchSplitting(PatchStem):
             x = self.fire("proj_{}" + number, x, membranes)
         x = max_pool_spikes(x) if self.pools[2] else x
         shortcut = self.current("proj_{}3", x, pool=self.pools[3])
+        # What blocks add to stays fp32 under autocast: it is a membrane potential in all but name.
+        shortcut = shortcut.to(torch.promote_types(shortcut.dtype, torch.float32))
         return self.current("rpe_{}", self.spikes("proj_{}3", shortcut, membranes)) + shortcut
 
 

@@ -107,9 +107,11 @@ class TDFormer(nn.Module):
         channels, stride = self.config.backbone.in_channels, self.backbone.stride
         if x.dim() not in (4, 5) or x.shape[-3] != channels:
             raise ValueError(f"input must be images [B, {channels}, H, W] or event sequences [T, B, {channels}, H, W], got {list(x.shape)}")
+        if not x.numel():
+            raise ValueError(f"input must hold at least one image, got an empty batch of shape {list(x.shape)}")
         if x.dim() == 5 and x.shape[0] != self.time_steps:
             raise ValueError(f"an event sequence must have time_steps = {self.time_steps} frames, got {x.shape[0]}")
-        if x.shape[-2] % stride or x.shape[-1] % stride or not x.numel():
+        if x.shape[-2] % stride or x.shape[-1] % stride:
             raise ValueError(f"image height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
 
     def _frames(self, x: torch.Tensor, recompute: Recompute) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tdformer.models.weights import WeightsError, load_exactly
 from tdformer.training import checkpoints
 from tdformer.training.checkpoints import CheckpointError, Position, Snapshot
 
@@ -99,8 +100,8 @@ def test_a_folder_without_checkpoints_is_told(tmp_path: Path) -> None:
 def test_another_models_weights_are_refused_before_anything_is_changed() -> None:
     model = nn.Linear(2, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"1 of this model's tensors are not in it \(first: bias\) and it holds 1 .*\(first: gain\)"):
-        checkpoints.load_exactly(model, {"weight": torch.ones(2, 2), "gain": torch.ones(1)}, "checkpoint x")
-    with pytest.raises(CheckpointError, match=r"weight has shape \[3, 2\], this model's has \[2, 2\]"):
-        checkpoints.load_exactly(model, {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, "checkpoint x")
+    with pytest.raises(WeightsError, match=r"1 of this model's tensors are not in it \(first: bias\) and it holds 1 .*\(first: gain\)"):
+        load_exactly(model, {"weight": torch.ones(2, 2), "gain": torch.ones(1)}, "checkpoint x")
+    with pytest.raises(WeightsError, match=r"1 tensors have other shapes .*weight: \[3, 2\], \[2, 2\]"):
+        load_exactly(model, {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, "checkpoint x")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

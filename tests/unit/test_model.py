@@ -1,135 +1,108 @@
-"""The network: the same function as the public backbone, and the top-down path as the paper describes it."""
+"""The networks: backbones with a top-down path, as the paper describes it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional
+from torch import nn
 
-from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig
+from tdformer.config import FeedbackConfig, ModelConfig
 from tdformer.membranes import Membranes
 from tdformer.models.feedback import ControlModule, ProcessingModule
-from tdformer.models.neurons import LIF
-from tdformer.models.qkformer import QKFormer
+from tdformer.models.layers import batch_norm_of_repeated
+from tdformer.models.neurons import LIF, SURROGATE, ParametricLIF
+from tdformer.models.registry import create_model
+from tdformer.models.tdformer import BACKBONES as FAMILIES
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.objective import Objective
-
-REFERENCE = Path(__file__).parent.parent / "reference" / "qkformer_imagenet_tiny.safetensors"
-SMALL = BackboneConfig(embed_dims=32, num_heads=2, depths=(1, 1, 2))
-
-
-def small(**changes: object) -> ModelConfig:
-    return ModelConfig(**{"backbone": SMALL, "num_classes": 5, "feedback": FeedbackConfig(init_std=0.3), **changes})  # type: ignore[arg-type]
-
-
-def lively(model: torch.nn.Module) -> None:
-    """BatchNorm gains of 2, so that neurons fire in all layers of an untrained small network: weights behind silent
-    neurons rightly get no gradient."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            torch.nn.init.constant_(module.weight, 2.0)
-            module.momentum = 1.0  # running statistics are those of the last batch
-
-
-def part(reference: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in reference.items() if name.startswith(prefix)}
-
-
-def test_backbone_reproduces_the_public_implementation() -> None:
-    """Logits, loss, all gradients and BatchNorm buffers in float64, under the published parameter names."""
-    reference = load_file(REFERENCE)
-    config = BackboneConfig(embed_dims=32, num_heads=2, depths=(1, 2, 2), samples_share_projection=True)
-    model = QKFormer(config, num_classes=10, time_steps=4).double()
-    model.load_state_dict(part(reference, "state."))
-    torch.testing.assert_close(model.eval()(reference["input"]), reference["logits_eval"], rtol=0, atol=1e-10)
-
-    logits = model.train()(reference["input"])
-    loss = torch.nn.functional.cross_entropy(logits, reference["target"])
-    loss.backward()
-    torch.testing.assert_close(logits, reference["logits_train"], rtol=0, atol=1e-10)
-    torch.testing.assert_close(loss.view(1), reference["loss_train"], rtol=0, atol=1e-10)
-    gradients = part(reference, "grad.")
-    assert gradients.keys() == dict(model.named_parameters()).keys()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-10)
-    buffers = dict(model.named_buffers())
-    for name, after in part(reference, "after.").items():
-        torch.testing.assert_close(buffers[name], after, rtol=0, atol=1e-10)
+from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 
 def test_a_sample_does_not_depend_on_its_batch_unless_asked_to_as_the_public_code() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    x = images(3).double()
     for shared in (False, True):
         torch.manual_seed(1)
-        backbone = BackboneConfig(embed_dims=32, num_heads=2, depths=(1, 1, 1), samples_share_projection=shared)
-        model = TDFormer(small(backbone=backbone)).double()
+        backbone = BACKBONES["qkformer-cifar"].model_copy(update={"samples_share_projection": shared})
+        model = TDFormer(small(backbone)).double()
         lively(model)
-        model.train()(images)
+        model.train()(x)
         model.eval()
-        alone, in_batch = model(images[2:]), model(images)[2:]
+        alone, in_batch = model(x[2:]), model(x)[2:]
         assert torch.equal(alone, in_batch) is not shared
 
 
-@pytest.mark.parametrize(("blocks", "parameters"), [("all", 69_092_296), ((6,), 65_553_352)])
-def test_parameter_counts_are_the_papers(blocks: object, parameters: int) -> None:
-    """69.09 M and 65.55 M; each block with feedback adds 768 x 768, the processing module 768."""
-    with torch.device("meta"):
-        model = TDFormer(ModelConfig(feedback=FeedbackConfig(blocks=blocks)))  # type: ignore[arg-type]
-        backbone = QKFormer(BackboneConfig(), num_classes=1000, time_steps=4)
-    assert sum(parameter.numel() for parameter in backbone.parameters()) == 64_962_760
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+# --- feedback -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("segments", [2, 4])
 @pytest.mark.parametrize("carry_membrane", [True, False])
 @pytest.mark.parametrize("blocks", ["all", (1,)])
-def test_every_parameter_gets_a_gradient(segments: int, carry_membrane: bool, blocks: object) -> None:
+@pytest.mark.parametrize("backbone", ["qkformer-imagenet", "spikformer-cifar", "sdt-cifar"])
+def test_every_parameter_gets_a_gradient(backbone: str, segments: int, carry_membrane: bool, blocks: object) -> None:
     torch.manual_seed(0)
     feedback = FeedbackConfig(blocks=blocks, init_std=0.3)  # type: ignore[arg-type]
-    objective = Objective(small(segments=segments, carry_membrane=carry_membrane, feedback=feedback), label_smoothing=0.1)
+    config = small(backbone, segments=segments, carry_membrane=carry_membrane, feedback=feedback)
+    objective = Objective(config, label_smoothing=0.1)
     lively(objective)
-    objective(torch.randn(4, 3, 64, 64), torch.arange(4)).backward()
-    without = [name for name, parameter in objective.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert without == []
+    objective(images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone]), torch.arange(4)).backward()
+    trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
 
 
-def test_one_segment_is_the_backbone() -> None:
+@pytest.mark.parametrize("control", ["cm1", "cm2", "cm3"])
+@pytest.mark.parametrize("processing", ["v1", "v2", "v3", "v4"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_with_zero_weights_no_carry_and_one_segment_it_is_its_backbone(backbone: str, control: str, processing: str) -> None:
+    """Exactly, in training and in evaluation."""
+    feedback = FeedbackConfig(control=control, processing=processing, init_std=0.0)  # type: ignore[arg-type]
+    config = small(backbone, segments=1, carry_membrane=False, feedback=feedback)
     torch.manual_seed(0)
-    model, images = TDFormer(small(segments=1)), torch.randn(2, 3, 32, 48)
-    assert torch.equal(model(images), model.backbone(images))
+    model = TDFormer(config)
+    torch.manual_seed(0)
+    plain = FAMILIES[config.backbone.family](config.backbone, config.num_classes, config.time_steps)
+    x = images(2, 32, 48)
+    for network in (model, plain):
+        lively(network)
+    assert torch.equal(model.train()(x), plain.train()(x))
+    assert torch.equal(model.eval()(x), plain.eval()(x))
 
 
-def test_segments_with_carried_membranes_and_zero_feedback_are_the_backbone_in_pieces() -> None:
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_segments_with_carried_membranes_and_zero_feedback_are_the_backbone_in_pieces(backbone: str) -> None:
     """In evaluation mode, where BatchNorm does not see segments, cutting the time steps changes nothing."""
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    whole = TDFormer(small(segments=1, feedback=None)).double()
+    x = images(2).double()
+    whole = TDFormer(small(backbone, segments=1, feedback=None)).double()
     lively(whole)
-    whole.train()(images)
+    whole.train()(x)
     whole.eval()
+    features = whole.forward_features(x)
     for segments in (2, 4):
-        pieces = TDFormer(small(segments=segments, feedback=FeedbackConfig(init_std=0.0))).double().eval()
+        pieces = TDFormer(small(backbone, segments=segments, feedback=FeedbackConfig(init_std=0.0))).double().eval()
         pieces.load_state_dict(whole.state_dict(), strict=False)
-        assert torch.equal(torch.cat(pieces.forward_features(images)), whole.forward_features(images)[0])
-        resetting = TDFormer(small(segments=segments, feedback=None, carry_membrane=False)).double().eval()
+        assert torch.equal(pieces.forward_features(x), features)
+        resetting = TDFormer(small(backbone, segments=segments, feedback=None, carry_membrane=False)).double().eval()
         resetting.load_state_dict(whole.state_dict())
-        features = resetting.forward_features(images)
-        assert all(torch.equal(feature, features[0]) for feature in features)  # nothing links the segments
+        each = resetting.forward_features(x).unflatten(0, (segments, -1))
+        assert all(torch.equal(one, each[0]) for one in each)  # nothing links the segments
 
 
-def test_feedback_reaches_the_later_segments_only() -> None:
+@pytest.mark.parametrize("control", ["cm1", "cm2", "cm3"])
+@pytest.mark.parametrize("backbone", ["qkformer-imagenet", "qkformer-cifar", "spikformer-cifar", "sdt-imagenet"])
+def test_feedback_reaches_the_later_segments_only(backbone: str, control: str) -> None:
     torch.manual_seed(0)
-    images, model = torch.randn(2, 3, 64, 64), TDFormer(small())
+    feedback = FeedbackConfig(control=control, init_std=0.3)  # type: ignore[arg-type]
+    x, model = images(2, 64, 64), TDFormer(small(backbone, feedback=feedback))
     lively(model)
-    model.train()(images)
+    model.train()(x)
     model.eval()
-    with_feedback = model.forward_segments(images)
-    for block in model.backbone.stage3:
-        torch.nn.init.zeros_(block.attn.control.td_conv.weight)
-    without = model.forward_segments(images)
+    with_feedback = model.forward_segments(x)
+    for point in model.backbone.control_points():
+        nn.init.zeros_(point.control.td_conv.weight)
+    without = model.forward_segments(x)
     assert torch.equal(with_feedback[0], without[0])
     assert not torch.equal(with_feedback[1], without[1])
 
@@ -142,31 +115,33 @@ def test_backbone_weights_do_not_depend_on_the_feedback() -> None:
     assert all(torch.equal(controlled[name], tensor) for name, tensor in plain.items())
 
 
-def test_control_module_is_the_papers_widened_map() -> None:
+@pytest.mark.parametrize(("variant", "target"), [("cm1", "key"), ("cm2", "value"), ("cm3", "input")])
+def test_control_module_is_the_papers_widened_map(variant: str, target: str) -> None:
     """W_bu S_bu + W_td S_td equals one CxC plus CxC map on the concatenation [S_bu, S_td]."""
     torch.manual_seed(0)
-    control, bottom_up = ControlModule(8, init_std=1.0).double(), torch.nn.Conv1d(8, 8, 1, bias=False).double()
+    control, bottom_up = ControlModule(8, variant, init_std=1.0).double(), nn.Conv1d(8, 8, 1, bias=False).double()
+    assert control.target == target
     s_bu, s_td = torch.randint(0, 3, (2, 3, 8, 5)).double(), torch.randint(0, 2, (2, 3, 8, 5)).double()
     widened = torch.cat([bottom_up.weight, control.td_conv.weight], dim=1)[..., 0]
     expected = torch.einsum("oc,tbcn->tbon", widened, torch.cat([s_bu, s_td], dim=2))
-    ours = bottom_up(s_bu.flatten(0, 1)).unflatten(0, (2, 3)) + control(s_td)
+    ours = bottom_up(s_bu.flatten(0, 1)).unflatten(0, (2, 3)) + control(s_td[..., None])
     torch.testing.assert_close(ours, expected)
 
 
-def test_processing_module_is_the_papers_formula() -> None:
+@pytest.mark.parametrize(
+    ("variant", "width", "neurons"), [("v1", 1, LIF), ("v2", 3, LIF), ("v3", 3, ParametricLIF), ("v4", 1, ParametricLIF)]
+)
+def test_processing_module_is_the_papers_formula(variant: str, width: int, neurons: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    module, x = ProcessingModule(6, clamp=(0.1, 1.5)).double(), torch.randint(0, 4, (3, 2, 6, 4, 5)).double()
+    module, x = ProcessingModule(6, variant, clamp=(0.1, 1.5)).double(), torch.randint(0, 4, (3, 2, 6, 4, 5)).double()
+    assert isinstance(module.lif, neurons)
     w = module.weight.detach() / module.weight.detach().norm()
-    spatial_map = torch.einsum("c,tbchw->tbhw", w, x).clamp(0.1, 1.5)[:, :, None]
-    assert torch.equal(module(x, Membranes()), LIF()(x * spatial_map, Membranes()))
-
-
-def test_membranes_carry_is_the_same_as_one_long_run() -> None:
-    lif, x = LIF(), torch.rand(6, 2, 3) * 2
-    first = Membranes()
-    second_start = lif(x[:4], first)
-    in_pieces = torch.cat([second_start, lif(x[4:], Membranes(first.after))])
-    assert torch.equal(in_pieces, lif(x, Membranes()))
+    padded = nn.functional.pad(x, (width // 2,) * 4)
+    windows = padded.unfold(3, width, 1).unfold(4, width, 1)  # [T, B, C, H, W, width, width]
+    spatial_map = torch.einsum("cij,tbchwij->tbhw", w[0], windows).clamp(0.1, 1.5)[:, :, None]
+    expected = neurons().double()(x * spatial_map, Membranes())
+    assert torch.equal(module(x, Membranes()), expected)
+    assert expected.any()
 
 
 def test_objective_weighs_the_segments_losses() -> None:
@@ -174,26 +149,151 @@ def test_objective_weighs_the_segments_losses() -> None:
     config = small(segments=4)
     assert config.segment_loss_weights() == pytest.approx((0.1, 0.2, 0.3, 0.4))
     assert small(segments=2).segment_loss_weights() == (0.3, 0.7)
-    objective, images, labels = Objective(config, label_smoothing=0.1).eval(), torch.randn(2, 3, 32, 32), torch.tensor([0, 4])
-    logits = objective(images)
+    objective, x, labels = Objective(config, label_smoothing=0.1).eval(), images(2), torch.tensor([0, 4])
+    logits = objective(x)
     expected = sum(
-        weight * torch.nn.functional.cross_entropy(logits[n], labels, label_smoothing=0.1) for n, weight in enumerate((0.1, 0.2, 0.3, 0.4))
+        weight * nn.functional.cross_entropy(logits[n], labels, label_smoothing=0.1) for n, weight in enumerate((0.1, 0.2, 0.3, 0.4))
     )
-    torch.testing.assert_close(objective(images, labels), expected)
+    torch.testing.assert_close(objective(x, labels), expected)
 
 
-def test_sizes_that_the_stride_does_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"multiples of 16, got \(40, 32\)"):
-        TDFormer(small())(torch.zeros(1, 3, 40, 32))
+# --- neurons ------------------------------------------------------------------------------------------------------
 
 
-def test_autocast_leaves_membranes_and_statistics_in_fp32() -> None:
+def test_membranes_carry_is_the_same_as_one_long_run() -> None:
+    lif, x = LIF(), torch.rand(6, 2, 3) * 2
+    first = Membranes()
+    start = lif(x[:4], first)
+    in_pieces = torch.cat([start, lif(x[4:], Membranes(first.after))])
+    assert torch.equal(in_pieces, lif(x, Membranes()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_lif_is_spikingjellys_with_gradients(dtype: torch.dtype, threshold: float) -> None:
+    """Our way keeps one tensor for the backward pass; spikingjelly's own autograd is the reference."""
+    torch.manual_seed(0)
+    lif, results = LIF(threshold), []
+    for reference in (False, True):
+        x = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(1)).mul(2).to(dtype).requires_grad_()
+        v = torch.rand(2, 7, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        if reference:
+            spikes, after, _ = functional.lif_multi_step(
+                x, v, tau=2.0, v_threshold=threshold, v_reset=0.0, surrogate_function=SURROGATE, detach_reset=True
+            )
+        else:
+            membranes = Membranes({lif: v})
+            spikes, after = lif(x, membranes), membranes.after[lif]
+        weights = torch.linspace(-1, 1, spikes.numel()).view_as(spikes)
+        ((spikes * weights).sum() + (after * weights[0]).sum()).backward()
+        results.append((spikes.float(), after, x.grad.float(), v.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("segments", [1, 2])
+def test_an_image_is_the_event_sequence_that_repeats_it(backbone: str, segments: int) -> None:
+    """The stem is computed once for an image, and statistics are still those of all its copies: logits, gradients, buffers."""
+    results = []
+    for repeated in (False, True):
+        torch.manual_seed(0)
+        model = TDFormer(small(backbone, segments=segments)).double().train()
+        x = images(3, 32, 48).double()
+        logits = model.forward_segments(x.expand(4, *x.shape) if repeated else x)
+        logits.square().sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append([logits, *gradients, *model.buffers()])
+    for once, repeated_values in zip(*results, strict=True):
+        torch.testing.assert_close(once, repeated_values, rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.floats(0.01, 1), st.integers(2, 6))
+@settings(max_examples=30)
+def test_statistics_of_repeated_values_are_those_of_the_copies(steps: int, segments: int, momentum: float, batch: int) -> None:
+    torch.manual_seed(0)
+    once, copies = (nn.BatchNorm2d(3, momentum=momentum).double() for _ in range(2))
+    y = torch.randn(batch, 3, 2, 1, dtype=torch.float64)
+    ours = batch_norm_of_repeated(once, y, steps, segments)
+    for _ in range(segments):
+        theirs = copies(y.repeat(steps, 1, 1, 1))
+    torch.testing.assert_close(ours, theirs[:batch])
+    for own, expected in zip(once.buffers(), copies.buffers(), strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_event_sequences_and_non_square_images_go_through(backbone: str) -> None:
+    config = small(BACKBONES[backbone].model_copy(update={"in_channels": 2}), time_steps=6, segments=3)
+    model, stride = TDFormer(config).eval(), config.backbone.stride
+    for x in (images(2, 64, 32, channels=2, frames=6), images(2, 32, 80, channels=2)):
+        features = model.forward_features(x)
+        assert features.shape == (6, 2, 32, x.shape[-2] // stride, x.shape[-1] // stride)
+        assert torch.equal(model.forward_head(features), model.forward_segments(x)[-1])
+
+
+def test_frames_at_different_times_matter() -> None:
     torch.manual_seed(0)
     model = TDFormer(small())
-    lif = model.backbone.patch_embed1.proj1_lif
-    dtypes = []
-    lif.register_forward_hook(lambda module, inputs, spikes: dtypes.append((inputs[0].dtype, inputs[1].after[module].dtype)))
+    lively(model)
+    x = images(2, 64, 64, frames=4)
+    model.train()(x)
+    assert not torch.equal(model.eval()(x), model(x.flip(0)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        ((1, 3, 40, 32), r"multiples of 16, got \(40, 32\)"),
+        ((4, 1, 3, 32, 24), r"multiples of 16, got \(32, 24\)"),
+        ((1, 2, 32, 32), r"images \[B, 3, H, W\] or event sequences \[T, B, 3, H, W\], got \[1, 2, 32, 32\]"),
+        ((3, 1, 3, 32, 32), "must have time_steps = 4 frames, got 3"),
+        ((3, 32, 32), r"got \[3, 32, 32\]"),
+        ((0, 3, 32, 32), "got an empty batch"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(shape: tuple[int, ...], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        TDFormer(small())(torch.zeros(shape))
+
+
+# --- mixed precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tdformer_hst4_384", "tdformer_spikformer4_384", "tdformer_sdt2_256"])
+def test_a_bf16_steps_loss_is_within_two_percent_of_fp32s(name: str) -> None:
+    """The real CIFAR networks: rounding flips single spikes, which small networks do not average out."""
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = create_model(name, init_std=0.02)
+        weights, labels = model.config.segment_loss_weights(), torch.arange(32) % 10
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model.forward_segments(images(32)).float()
+        losses.append(sum(weight * nn.functional.cross_entropy(own, labels).item() for weight, own in zip(weights, logits, strict=True)))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("backbone", ["qkformer-imagenet", "spikformer-cifar", "sdt-imagenet"])
+def test_autocast_leaves_membranes_thresholds_and_statistics_in_fp32(backbone: str) -> None:
+    torch.manual_seed(0)
+    model = TDFormer(small(backbone, feedback=FeedbackConfig(processing="v3", init_std=0.3)))
+    dtypes = set()
+    for module in model.modules():
+        if isinstance(module, LIF | ParametricLIF):
+            module.register_forward_hook(lambda module, inputs, spikes: dtypes.add(inputs[1].after[module].dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        model(torch.randn(2, 3, 32, 32))
-    assert dtypes == [(torch.bfloat16, torch.float32)] * 2
+        model(images(2)).float().sum().backward()
+    assert dtypes == {torch.float32}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32, torch.int64}
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+def test_config_of_one_time_step_per_segment_is_the_papers_first_granularity() -> None:
+    model = TDFormer(ModelConfig(**{**small().model_dump(), "segments": 4}))
+    assert model.forward_segments(images(2)).shape == (4, 2, 5)

@@ -1,0 +1,210 @@
+"""Weights from outside and for outside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_pipelines.errors import UserError
+from tdformer.config import FeedbackConfig, ModelConfig
+from tdformer.models import load_pretrained
+from tdformer.models.pretrained import read_published, start_from, write_weights
+from tdformer.models.tdformer import TDFormer
+from tdformer.models.weights import WeightsError
+from tests.unit.networks import BACKBONES, PUBLISHED, images, lively, small
+
+
+def published(config: ModelConfig, seed: int = 5) -> dict[str, torch.Tensor]:
+    """What a published checkpoint of the backbone would hold, with BatchNorm statistics of a real pass."""
+    torch.manual_seed(seed)
+    model = TDFormer(config.model_copy(update={"feedback": None}))
+    lively(model)
+    model.train()(images(2))
+    return {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+
+
+@pytest.mark.parametrize("backbone", PUBLISHED)
+@pytest.mark.parametrize("form", ["model", "module.", "bare", "namespace", "safetensors"])
+def test_import_takes_every_published_form_and_gives_the_same_function(backbone: str, form: str, tmp_path: Path) -> None:
+    config = small(backbone, segments=1, feedback=FeedbackConfig())
+    state = published(config)
+    path = tmp_path / ("published.safetensors" if form == "safetensors" else "published.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        named = {("module." if form == "module." else "") + name: tensor for name, tensor in state.items()}
+        extra = {"args": argparse.Namespace(lr=1.0), "epoch": 3} if form == "namespace" else {}
+        torch.save(named if form == "bare" else {"model": named, **extra}, path)
+
+    imported = read_published(path, config)
+    assert sorted(imported.used) == sorted(state)
+    assert imported.unused == []
+    topdown = {"processing.weight", *(name for name in TDFormer(config).state_dict() if ".control." in name)}
+    assert set(imported.missing) == topdown
+    write_weights(tmp_path / "weights", imported.state, config, {})
+
+    network = TDFormer(config)
+    assert set(start_from(network, tmp_path / "weights")) == topdown
+    reference = TDFormer(config).eval()
+    reference.backbone.load_state_dict(state, strict=False)
+    assert torch.equal(network.eval()(images(2)), reference(images(2)))  # feedback starts at zero, and there is one segment
+
+
+def test_a_new_head_is_left_out_and_starts_fresh(tmp_path: Path) -> None:
+    state = published(small(num_classes=7))
+    torch.save({"model": state}, tmp_path / "seven.pth")
+    config = small(num_classes=3)
+    with pytest.raises(WeightsError, match=r"(?s)nothing was loaded.*2 of another shape.*head\.weight: \[7, 32\], \[3, 32\].*--head new"):
+        read_published(tmp_path / "seven.pth", config)
+    imported = read_published(tmp_path / "seven.pth", config, head="new")
+    assert sorted(imported.unused) == ["head.bias", "head.weight"]
+    assert {"backbone.head.weight", "backbone.head.bias"} <= set(imported.missing)
+    write_weights(tmp_path / "weights", imported.state, config, {})
+    model = TDFormer(config)
+    head = model.backbone.head.weight.clone()
+    assert "backbone.head.weight" in start_from(model, tmp_path / "weights")
+    assert torch.equal(model.backbone.head.weight, head)
+    assert torch.equal(model.backbone.patch_stem.proj_conv.weight, state["patch_embed1.proj_conv.weight"])
+    with pytest.raises(WeightsError, match=r"holds a part of a network: .* give it to a run as `init`"):
+        load_pretrained(tmp_path / "weights")
+
+
+def test_another_architecture_is_refused_with_the_names(tmp_path: Path) -> None:
+    torch.save({"model": published(small("spikformer-imagenet"))}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError) as refused:
+        read_published(tmp_path / "other.pth", small("qkformer-imagenet"))
+    sentence = str(refused.value)
+    assert "of another architecture than this qkformer (imagenet), 32 dims, depths [1, 1, 2]" in sentence
+    assert "not in the file: backbone.patch_embed1.proj_conv.weight" in sentence
+    assert "without a place in the network: block.0.attn" in sentence
+
+
+def test_a_deeper_network_is_another_architecture_too(tmp_path: Path) -> None:
+    deeper = BACKBONES["qkformer-imagenet"].model_copy(update={"depths": (1, 1, 3)})
+    torch.save({"model": published(small(deeper))}, tmp_path / "deeper.pth")
+    with pytest.raises(WeightsError, match=r"without a place in the network: stage3\.2\."):
+        read_published(tmp_path / "deeper.pth", small())
+    imported = read_published(tmp_path / "deeper.pth", small(), ignore_unused=True)
+    assert all(name.startswith("stage3.2.") for name in imported.unused)
+    assert imported.unused
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_what_a_file_brings_is_never_executed(tmp_path: Path) -> None:
+    torch.save({"model": published(small()), "extra": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pth")
+    with pytest.raises(WeightsError, match=r"more than plain tensors \(it wants to load \w+\.mkdir\), and is not opened"):
+        read_published(tmp_path / "bomb.pth", small())
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no torch checkpoint, or is damaged"),
+        (b"not a checkpoint at all", "(is no torch checkpoint, or is damaged|pickle of more than plain tensors)"),
+        ([1, 2], "holds a list"),
+        ({"model": {"epoch": 3}}, "it holds 'epoch', a int"),
+        ({}, "it holds nothing"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_told(tmp_path: Path, content: object, sentence: str) -> None:
+    path = tmp_path / "file.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=sentence):
+        read_published(path, small())
+
+
+def test_a_cut_off_checkpoint_is_damaged(tmp_path: Path) -> None:
+    torch.save({"model": published(small())}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for suffix in ("pth", "safetensors"):
+        (tmp_path / f"half.{suffix}").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(WeightsError, match=f"half.{suffix}"):
+            read_published(tmp_path / f"half.{suffix}", small())
+
+
+def test_start_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_weights(tmp_path / "weights", TDFormer(small()).state_dict(), small(), {})
+    for config, names in (
+        (small("spikformer-imagenet"), "not in the file: backbone.patch_embed"),
+        (small(num_classes=6), "of another shape .*backbone.head.weight"),
+        (small(feedback=None), "without a place in the network: .*control"),
+    ):
+        model = TDFormer(config)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(WeightsError, match=names):
+            start_from(model, tmp_path / "weights")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_are_not_written_over_anything(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="exists and is not empty; nothing is overwritten"):
+        write_weights(tmp_path / "taken", {}, small(), {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "thesis.tex"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_whole_network_is_read_back_to_the_same_logits(backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = small(backbone, feedback=FeedbackConfig(control="cm2", processing="v3", init_std=0.3))
+    model = TDFormer(config)
+    lively(model)
+    model.train()(images(2))
+    write_weights(tmp_path / "weights", model.state_dict(), config, {"run": "x"})
+    again = load_pretrained(tmp_path / "weights")
+    assert torch.equal(again(images(2)), model.eval()(images(2)))
+    assert {name: buffer.tolist() for name, buffer in again.named_buffers()} == {name: b.tolist() for name, b in model.named_buffers()}
+
+
+def test_timm_reads_exported_weights_by_name(tmp_path: Path) -> None:
+    model = timm.create_model("tdformer_sdt2_256")
+    model.train()(images(2))
+    write_weights(tmp_path / "weights", model.state_dict(), model.config, {})
+    again = timm.create_model("tdformer_sdt2_256", checkpoint_path=str(tmp_path / "weights" / "model.safetensors"))
+    assert torch.equal(again.eval()(images(2)), model.eval()(images(2)))
+    assert load_file(tmp_path / "weights" / "model.safetensors").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (None, "is no weights folder"),
+        ("{", "is no weights folder"),
+        ('{"format": "other"}', "has the format 'other', this program reads"),
+        (
+            '{"format": "tdformer weights 1", "model": {"time_steps": 3}}',
+            "can be made:\n.*time_steps must be a multiple",
+        ),
+        ('{"format": "tdformer weights 1", "model": 3}', "holds no network that can be made"),
+    ],
+)
+def test_a_folder_that_is_none_is_told(tmp_path: Path, config: str | None, sentence: str) -> None:
+    write_weights(tmp_path / "weights", {"x": torch.zeros(1)}, small(), {})
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["format"] == "tdformer weights 1"
+    if config is None:
+        (tmp_path / "weights" / "config.json").unlink()
+    else:
+        (tmp_path / "weights" / "config.json").write_text(config)
+    with pytest.raises(UserError, match=sentence):
+        load_pretrained(tmp_path / "weights")

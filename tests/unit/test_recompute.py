@@ -1,0 +1,157 @@
+"""Recompute changes what is kept, and no bit of what is computed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy
+from tdformer.models.tdformer import TDFormer
+from tdformer.training.objective import Objective
+from tests.unit.networks import BACKBONES, IMAGE_SIZE, PUBLISHED, images, lively, small
+
+POLICIES = [policy for policy in get_args(RecomputePolicy) if policy != "none"]
+CONTROLS, PROCESSINGS = ("cm1", "cm2", "cm3"), ("v1", "v2", "v3", "v4")
+Results = dict[str, torch.Tensor | None]
+
+
+def two_steps(config: ModelConfig, policy: RecomputePolicy, x: torch.Tensor, autocast: bool = False) -> Results:
+    """Two training passes, gradients accumulating: losses, gradients, statistics, and the random state that is left."""
+    torch.manual_seed(0)
+    objective = Objective(config, label_smoothing=0.1, recompute=policy)
+    lively(objective)
+    results: Results = {}
+    for step in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = objective(x, torch.arange(x.shape[-4]))
+        loss.backward()
+        results[f"loss {step}"] = loss.detach()
+    results |= {name: parameter.grad for name, parameter in objective.named_parameters()}
+    return results | dict(objective.named_buffers()) | {"random state": torch.get_rng_state()}
+
+
+def different(one: Results, other: Results) -> list[str]:
+    def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+        return a is b if a is None or b is None else torch.equal(a, b)
+
+    assert one.keys() == other.keys()
+    return [name for name in one if not same(one[name], other[name])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("control", "processing"), list(itertools.product(CONTROLS, PROCESSINGS)))
+@pytest.mark.parametrize("backbone", PUBLISHED)
+def test_every_variant_trains_every_weight_and_recomputes_to_the_same_bits(backbone: str, control: str, processing: str) -> None:
+    config = small(backbone, feedback=FeedbackConfig(control=control, processing=processing, init_std=0.3))  # type: ignore[arg-type]
+    x = images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone])
+    kept = two_steps(config, "none", x)
+    frozen = {f"model.{name}" for name, parameter in TDFormer(config).named_parameters() if not parameter.requires_grad}
+    assert [name for name, value in kept.items() if name not in frozen and (value is None or not value.any())] == []
+    for policy in POLICIES:
+        assert different(two_steps(config, policy, x), kept) == []
+
+
+@given(
+    backbone=st.sampled_from(sorted(BACKBONES)),
+    policy=st.sampled_from(POLICIES),
+    control=st.sampled_from(CONTROLS),
+    processing=st.sampled_from(PROCESSINGS),
+    blocks=st.sampled_from(["all", (1,)]),
+    segments=st.integers(1, 3),
+    steps_per_segment=st.integers(1, 2),
+    carry=st.booleans(),
+    drop_path=st.sampled_from([0.0, 0.4]),
+    frames=st.booleans(),
+    autocast=st.booleans(),
+    sides=st.tuples(st.sampled_from([16, 32, 48]), st.sampled_from([32, 48])),
+)
+@settings(max_examples=25)
+def test_any_network_recomputes_to_the_same_bits(
+    backbone: str,
+    policy: RecomputePolicy,
+    control: str,
+    processing: str,
+    blocks: object,
+    segments: int,
+    steps_per_segment: int,
+    carry: bool,
+    drop_path: float,
+    frames: bool,
+    autocast: bool,
+    sides: tuple[int, int],
+) -> None:
+    time_steps = segments * steps_per_segment
+    config = small(
+        BACKBONES[backbone].model_copy(update={"drop_path": drop_path}),
+        time_steps=time_steps,
+        segments=segments,
+        carry_membrane=carry,
+        feedback=FeedbackConfig(control=control, processing=processing, blocks=blocks, init_std=0.3),  # type: ignore[arg-type]
+    )
+    x = images(3, *sides, frames=time_steps if frames else None)
+    assert different(two_steps(config, policy, x, autocast), two_steps(config, "none", x, autocast)) == []
+
+
+def kept_bytes(config: ModelConfig, policy: RecomputePolicy, x: torch.Tensor) -> dict[torch.dtype, int]:
+    model = TDFormer(config, policy)
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        output = model.forward_segments(x)
+    assert output.requires_grad
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in kept.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.untyped_storage().nbytes()
+    return sizes
+
+
+def test_every_policy_keeps_less_and_sums_of_spikes_as_bytes() -> None:
+    x = images(2, 64, 64)
+    for backbone in ("qkformer-imagenet", "sdt-imagenet"):
+        kept = {policy: kept_bytes(small(backbone), policy, x) for policy in get_args(RecomputePolicy)}
+        total = {policy: sum(sizes.values()) for policy, sizes in kept.items()}
+        assert max(total["segment"], total["block_segment"]) < total["none"] / 5
+        assert total["block"] < total["block_segment"]
+        # Of SDT only the top-down spikes are bytes (of eight bits): what its blocks hand on are currents.
+        assert (kept["block"].get(torch.uint8, 0) > 2000) is (backbone == "qkformer-imagenet")
+
+
+def test_the_largest_network_keeps_a_tenth_and_grows_slowly_with_time() -> None:
+    """The promise of the README, on the real network at a quarter of its resolution: bytes go with the pixels."""
+    config, x = ModelConfig(), images(1, 112, 112)
+    none, best = (sum(kept_bytes(config, policy, x).values()) * 4 / 1e6 for policy in ("none", "block_segment"))
+    longer = sum(kept_bytes(config.model_copy(update={"time_steps": 8}), "block_segment", x).values()) * 4 / 1e6
+    assert none <= 1400
+    assert best <= 190
+    assert longer <= 1.35 * best
+
+
+def test_a_second_backward_pass_through_the_same_graph_is_the_same() -> None:
+    objective = Objective(small(), label_smoothing=0.1, recompute="block")
+    lively(objective)
+    loss = objective(images(2), torch.arange(2))
+    loss.backward(retain_graph=True)
+    first = [parameter.grad.clone() for parameter in objective.parameters()]
+    objective.zero_grad()
+    loss.backward()
+    assert all(torch.equal(parameter.grad, once) for parameter, once in zip(objective.parameters(), first, strict=True))
+
+
+def test_evaluation_keeps_nothing_and_recomputes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = TDFormer(small()).eval()
+    recomputing = TDFormer(small(), "block_segment").eval()
+    recomputing.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(plain(images(2)), recomputing(images(2)))
