@@ -1,0 +1,61 @@
+"""Started by torchrun in two processes: trains small networks under every recompute policy at one ZeRO stage, and compares.
+
+    torchrun --nproc-per-node 2 -m tests.distributed.recompute_worker STAGE
+
+Three optimizer steps of two micro-batches each, with drop path, clipping and feedback. Prints a line for each policy
+that is the same, in every bit, as policy none: losses of this rank, parameters, optimizer state and statistics.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import get_args
+
+import torch
+
+from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy, RunConfig
+from tdformer.ranks import Ranks, joined
+from tdformer.training.engine import Engine
+from tdformer.training.objective import Objective
+from tests.unit.networks import BACKBONES, lively
+
+NETWORKS = ("qkformer-imagenet", "spikformer-cifar", "sdt-imagenet")
+
+
+def trained(backbone: str, policy: RecomputePolicy, stage: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+    network = ModelConfig(
+        backbone=BACKBONES[backbone].model_copy(update={"drop_path": 0.3}), num_classes=5, feedback=FeedbackConfig(init_std=0.3)
+    )
+    config = RunConfig.model_validate(
+        {
+            "name": "recompute",
+            "data": {"train": "unused", "val": "unused", "image_size": 32},
+            "model": network.model_dump(),
+            "training": {"global_batch": 8, "micro_batch": 2, "precision": "fp32", "clip_grad": 1.0, "zero_stage": stage},
+        }
+    )
+    torch.manual_seed(0)
+    objective = Objective(network, label_smoothing=0.1, recompute=policy)
+    lively(objective)
+    engine = Engine(objective, config, ranks)
+    losses = []
+    for micro_batch in range(6):
+        torch.manual_seed(100 * micro_batch + ranks.rank)
+        losses.append(engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2,)), learning_rate=0.01))
+    return {"losses": torch.stack(losses), **engine.parameters(), **engine.optimizer_state(), **dict(objective.named_buffers())}
+
+
+def main() -> None:
+    stage = int(sys.argv[1])
+    with joined() as ranks:
+        for backbone in NETWORKS:
+            reference = trained(backbone, "none", stage, ranks)
+            for policy in get_args(RecomputePolicy)[1:]:
+                results = trained(backbone, policy, stage, ranks)
+                assert results.keys() == reference.keys()
+                different = [name for name, tensor in results.items() if not torch.equal(tensor, reference[name])]
+                print(f"rank {ranks.rank} {backbone} {policy}: {different or 'same'}\n", end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Weights in and out by the command: import a published checkpoint, fine-tune from it, export, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tdformer.models import load_pretrained
+from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.distributed.test_bad_input import assert_one_sentence
+
+pytestmark = pytest.mark.slow
+REFERENCE = REPOSITORY / "tests" / "reference" / "qkformer_imagenet_tiny.safetensors"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A checkpoint as the public QKFormer code writes it: its own names, 10 classes."""
+    state = {f"module.{name[6:]}": tensor.float() for name, tensor in load_file(REFERENCE).items() if name.startswith("state.")}
+    torch.save({"model": state, "epoch": 199}, tmp_path / "published.pth")
+    return tmp_path / "published.pth"
+
+
+@pytest.fixture
+def fine_tune(run_config: dict) -> dict:
+    """One epoch with a learning rate so small that no weight changes: what is saved is what was started from."""
+    run_config["model"]["backbone"] = {"embed_dims": 32, "num_heads": 2, "depths": [1, 2, 2]}
+    run_config["optimizer"] = {"base_lr": 1e-30, "min_lr": 0, "weight_decay": 0}
+    run_config["training"] |= {"epochs": 1, "recompute": "block_segment"}
+    return run_config
+
+
+def test_published_weights_to_a_fine_tuned_network_and_out_again(fine_tune: dict, published: Path, tmp_path: Path) -> None:
+    config = write_config(fine_tune, tmp_path)
+    weights, exported = tmp_path / "weights", tmp_path / "exported"
+
+    imported = tdformer("checkpoint", "import", published, weights, "--config", config, "--head", "new", "--json")
+    assert imported.returncode == 0, imported.stderr
+    report = json.loads(imported.stdout)
+    assert "patch_embed1.proj_conv.weight" in report["used"]
+    assert sorted(report["unused"]) == ["head.bias", "head.weight"]
+    assert {"processing.weight", "backbone.head.weight", "backbone.stage3.0.attn.control.td_conv.weight"} <= set(report["missing"])
+
+    trained = tdformer("train", config, f"init={weights}", "--run-dir", tmp_path / "run", "--processes", 2)
+    assert trained.returncode == 0, trained.stderr
+    assert f"started from the weights in {weights}; {len(report['missing'])} tensors start fresh" in trained.stdout
+    assert tdformer("train", tmp_path / "run", f"init={weights}-moved").returncode == 0, "weights to start from are not read again"
+
+    out = tdformer("checkpoint", "export", tmp_path / "run", exported)
+    assert out.returncode == 0, out.stderr
+    assert "step 3, validation top-1" in out.stdout
+    model, state = load_pretrained(exported), load_file(REFERENCE)
+    own = model.backbone.state_dict()
+    for name in report["used"]:
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(own[name], state[f"state.{name}"].float()), name
+    origin = json.loads((exported / "config.json").read_text())["origin"]
+    assert origin["classes"] == ["horizontal", "vertical", "diagonal"]
+    checkpoint = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "model.safetensors")
+    assert all(torch.equal(tensor, checkpoint[name]) for name, tensor in model.state_dict().items())
+
+    again = tdformer("checkpoint", "export", tmp_path / "run", exported)
+    assert_one_sentence(again, "exists and is not empty; nothing is overwritten")
+
+
+def test_what_cannot_be_imported_or_started_from(fine_tune: dict, published: Path, tmp_path: Path) -> None:
+    config = write_config(fine_tune, tmp_path)
+    refused = tdformer("checkpoint", "import", published, tmp_path / "weights", "--model", "tdformer_sdt2_256")
+    assert refused.returncode == 2
+    assert "is of another architecture than this sdt (cifar), 256 dims, depths [2], 10 classes; nothing was loaded" in refused.stderr
+    assert "patch_embed1.proj_conv.weight" in refused.stderr
+    assert not (tmp_path / "weights").exists()
+    assert_one_sentence(tdformer("checkpoint", "import", published, tmp_path / "w", "--model", "qkformer_hst10_769"), "did you mean")
+    assert_one_sentence(tdformer("checkpoint", "import", published, tmp_path / "w"), "give either --config FILE", "or --model NAME")
+    assert_one_sentence(tdformer("checkpoint", "import", tmp_path, tmp_path / "w", "--config", config), "cannot be read: Is a directory")
+
+    started = tdformer("train", config, f"init={tmp_path}/nowhere", "--processes", 2)
+    assert started.returncode == 2
+    assert started.stderr.count("is no weights folder") == 1, started.stderr
