@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tdformer.config import RunConfig
 from tdformer.datasets import open_data
+from tdformer.models.pretrained import check_start
 from tdformer.models.registry import parameter_counts
+from tdformer.models.tdformer import TDFormer
 
 
 def describe(config: RunConfig, world: int) -> dict[str, Any]:
     """Sizes and rates of a run on `world` ranks. Where the data set is not on this machine, data.train_samples stands for it.
 
-    Raises DataError if the data is here but would be refused by the run, UserError if the global batch does not divide.
+    Raises DataError if the data is here but would be refused by the run, WeightsError likewise for `init`, UserError if the global batch does not divide.
     """
     training = config.training
     accumulation = training.accumulation(world)
     total, of_backbone = parameter_counts(config.model)
+    if config.init is not None and config.init.exists():
+        with torch.device("meta"):
+            model = TDFormer(config.model)
+        check_start(model, config.init)
     samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
     return {
         "name": config.name,
+        "init": None if config.init is None else str(config.init),
         "parameters": total,
         "backbone_parameters": of_backbone,
         "time_steps": config.model.time_steps,

@@ -112,6 +112,13 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
 
     Those may be top-down weights, and the head if the folder has none. Raises WeightsError, with nothing loaded, for anything else.
     """
+    state, fresh = check_start(model, folder)
+    model.load_state_dict(state, strict=False)
+    return fresh
+
+
+def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What start_from would load, and the names that would start fresh; raises what it would raise."""
     _, state = _read_folder(folder)
     found, topdown = match(model, state), model.topdown_parameters()
     new_head = not any(name.startswith("backbone.head.") for name in state)
@@ -122,8 +129,7 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
     ]
     if wrongly_missing or found.misshapen or found.unused:
         raise WeightsError(_of_another_architecture(folder, model.config, wrongly_missing, found.unused, found.misshapen))
-    model.load_state_dict(state, strict=False)
-    return found.missing
+    return state, found.missing
 
 
 def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
