@@ -16,7 +16,8 @@ from tdformer.models.tdformer import TDFormer
 def describe(config: RunConfig, world: int) -> dict[str, Any]:
     """Sizes and rates of a run on `world` ranks. Where the data set is not on this machine, data.train_samples stands for it.
 
-    Raises DataError if the data is here but would be refused by the run, WeightsError likewise for `init`, UserError if the global batch does not divide.
+    Raises UserError if the global batch does not divide, or if the data or the weights to start from are here, but would be
+    refused by the run.
     """
     training = config.training
     accumulation = training.accumulation(world)
