@@ -116,6 +116,23 @@ class Backbone(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+class SingleStage(Backbone):
+    """A backbone whose blocks are all under top-down control, as they all work at one resolution."""
+
+    patch_embed: PatchStem
+    block: nn.ModuleList
+
+    @property
+    def patch_stem(self) -> PatchStem:
+        return self.patch_embed
+
+    def bottom_up(self) -> list[nn.Module]:
+        return [self.patch_embed]
+
+    def transform(self) -> nn.ModuleList:
+        return self.block
+
+
 def init_truncated_normal(network: nn.Module, kind: type[nn.Linear] | type[nn.Conv2d]) -> None:
     """Truncated normal weights and zero biases for one kind of layer, as in the public code."""
     for module in network.modules():

@@ -80,6 +80,18 @@ class PatchStem(SpikingModule):
         return self(self.current("proj_{}", x_TBCHW, pool=self.stem_pools), topdown_TBCHW, membranes)
 
 
+class PatchSplitting(PatchStem):
+    """What Spikformer and SDT begin with: four 3x3 convolutions up to D channels, and one more for positions."""
+
+    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, ...], position_neurons: bool) -> None:
+        super().__init__()
+        self.pools, width = pools, in_channels
+        for number, part in zip(("", "1", "2", "3"), (8, 4, 2, 1), strict=True):
+            self.add("proj_{}" + number, conv3x3(width, channels // part))
+            width = channels // part
+        self.add("rpe_{}", conv3x3(channels, channels), neurons=position_neurons)
+
+
 def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segments: int) -> torch.Tensor:
     """BatchNorm of y as if y stood `steps` times in its batch, and the batch were given `segments` times.
 

@@ -12,21 +12,13 @@ from torch import nn
 from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikeDrivenAttention
-from tdformer.models.backbone import Backbone, init_truncated_normal
-from tdformer.models.layers import MembraneMLP, PatchStem, conv1x1, conv3x3, max_pool_spikes
+from tdformer.models.backbone import SingleStage, init_truncated_normal
+from tdformer.models.layers import MembraneMLP, PatchSplitting, conv1x1, max_pool_spikes
 from tdformer.models.neurons import LIF
 
 
-class MembranePatchSplitting(PatchStem):
+class MembranePatchSplitting(PatchSplitting):
     """Four 3x3 convolutions up to D channels, pooled where the variant says; the last one's current is the shortcut."""
-
-    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, ...]) -> None:
-        super().__init__()
-        self.pools, width = pools, in_channels
-        for number, part in zip(("", "1", "2", "3"), (8, 4, 2, 1), strict=True):
-            self.add("proj_{}" + number, conv3x3(width, channels // part))
-            width = channels // part
-        self.add("rpe_{}", conv3x3(channels, channels), neurons=False)
 
     def forward(self, current_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
         """The first group's current [T, B, D/8, H, W] -> currents [T, B, D, H/stride, W/stride]."""
@@ -41,13 +33,13 @@ class MembranePatchSplitting(PatchStem):
         return self.current("rpe_{}", self.spikes("proj_{}3", shortcut, membranes)) + shortcut
 
 
-class SpikeDrivenTransformer(Backbone):
+class SpikeDrivenTransformer(SingleStage):
     sums_of_spikes = False
 
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
         super().__init__(config, num_classes, time_steps)
         channels = config.embed_dims
-        self.patch_embed = MembranePatchSplitting(config.in_channels, channels, config.pools)
+        self.patch_embed = MembranePatchSplitting(config.in_channels, channels, config.pools, position_neurons=False)
 
         def make() -> tuple[nn.Module, nn.Module]:
             attention = SpikeDrivenAttention(channels, config.num_heads, erode=config.variant == "dvs")
@@ -56,17 +48,6 @@ class SpikeDrivenTransformer(Backbone):
         self.block = self._blocks(config.depths[0], make)
         self.head_lif = LIF()
         init_truncated_normal(self, nn.Conv2d)
-
-    @property
-    def patch_stem(self) -> MembranePatchSplitting:
-        return self.patch_embed
-
-    def bottom_up(self) -> list[nn.Module]:
-        """S_bu: currents."""
-        return [self.patch_embed]
-
-    def transform(self) -> nn.ModuleList:
-        return self.block
 
     def head_spikes(self, h_TBC: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         return self.head_lif(h_TBC, membranes)

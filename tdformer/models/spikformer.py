@@ -12,20 +12,12 @@ from torch import nn
 from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikingSelfAttention, conv1d_maps, conv1d_projection
-from tdformer.models.backbone import Backbone, init_truncated_normal
-from tdformer.models.layers import ChannelLinear, PatchStem, SpikingMLP, conv1x1, conv3x3, freeze_unused, max_pool_spikes
+from tdformer.models.backbone import SingleStage, init_truncated_normal
+from tdformer.models.layers import ChannelLinear, PatchSplitting, SpikingMLP, conv1x1, freeze_unused, max_pool_spikes
 
 
-class SpikingPatchSplitting(PatchStem):
+class SpikingPatchSplitting(PatchSplitting):
     """Four 3x3 convolutions up to D channels, spikes pooled where the variant says; plus one convolution for positions."""
-
-    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, ...]) -> None:
-        super().__init__()
-        self.pools, width = pools, in_channels
-        for number, part in zip(("", "1", "2", "3"), (8, 4, 2, 1), strict=True):
-            self.add("proj_{}" + number, conv3x3(width, channels // part))
-            width = channels // part
-        self.add("rpe_{}", conv3x3(channels, channels))
 
     def forward(self, current_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
         """The first group's current [T, B, D/8, H, W] -> sums of two spikes [T, B, D, H/stride, W/stride]."""
@@ -37,11 +29,11 @@ class SpikingPatchSplitting(PatchStem):
         return x + self.fire("rpe_{}", x, membranes)
 
 
-class Spikformer(Backbone):
+class Spikformer(SingleStage):
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
         super().__init__(config, num_classes, time_steps)
         channels, cifar = config.embed_dims, config.variant == "cifar"
-        self.patch_embed = SpikingPatchSplitting(config.in_channels, channels, config.pools)
+        self.patch_embed = SpikingPatchSplitting(config.in_channels, channels, config.pools, position_neurons=True)
 
         def make() -> tuple[nn.Module, nn.Module]:
             maps, projection, mlp = (ChannelLinear,) * 3 if cifar else (conv1d_maps, conv1d_projection, conv1x1)
@@ -53,14 +45,3 @@ class Spikformer(Backbone):
             block.norm1, block.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
             freeze_unused(block.norm1, block.norm2)
         init_truncated_normal(self, nn.Linear)
-
-    @property
-    def patch_stem(self) -> SpikingPatchSplitting:
-        return self.patch_embed
-
-    def bottom_up(self) -> list[nn.Module]:
-        """S_bu: sums of two spikes."""
-        return [self.patch_embed]
-
-    def transform(self) -> nn.ModuleList:
-        return self.block
