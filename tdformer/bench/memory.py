@@ -44,8 +44,11 @@ class Row:
 
 def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequence[int]) -> Iterator[Row]:
     """Every policy at every number of time steps; then, for an ImageNet QKFormer, spikingjelly's own network of that size."""
-    for steps in time_steps:
-        unrolled = checked(ModelConfig, config.model_dump() | {"time_steps": steps}, f"{name} cannot be unrolled over {steps} time steps")
+    unrolled_over = {
+        steps: checked(ModelConfig, config.model_dump() | {"time_steps": steps}, f"{name} cannot be unrolled over {steps} time steps")
+        for steps in time_steps
+    }
+    for steps, unrolled in unrolled_over.items():
         flops_of_none = 0
         for policy in get_args(RecomputePolicy):
             saved, flops, peak = _measured(partial(TDFormer, unrolled, policy), _image(unrolled, image_size))

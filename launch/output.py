@@ -1,0 +1,50 @@
+"""What the commands print: tables for people, JSON for programs, progress while they work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+
+def show_rows(rows: list[dict[str, object]], as_json: bool, name: str) -> None:
+    if as_json:
+        typer.echo(json.dumps({name: rows}))
+        return
+    table = Table(box=None)
+    for column, value in rows[0].items():
+        table.add_column(column.replace("_", " "), justify="right" if isinstance(value, int | float) else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(for_people, row.values()))
+    needed = Console(width=1000).measure(table).maximum  # a name cut off is worse than a long line
+    Console(width=max(needed, Console().width), highlight=False).print(table)
+
+
+def show(values: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), for_people(value))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def for_people(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(for_people, value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator:
+    """A bar on a terminal, nothing elsewhere; gives a function that advances it by a number. total None: not known."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.advance(task, done)
