@@ -20,6 +20,17 @@ from data_pipelines.sources import RawSample
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped, and counted as such, where there is no GPU."""
+    of_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in of_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; on a machine that has one: pytest -m gpu"))
+
+
 class StripesSource:
     """Generated 32x32 PNG images of three classes: horizontal, vertical and diagonal stripes with noise."""
 
