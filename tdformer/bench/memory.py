@@ -2,9 +2,9 @@
 
 Two measures of memory. "Saved" is the bytes of the distinct storages that autograd keeps between forward and backward,
 without parameters and buffers: a property of the network and the image's size, the same on every machine. "Peak" is
-what decides whether a batch fits: the most that the allocator of this machine's CPU has given out at once during the step,
-inner tensors of the unit being computed again, gradients of activations and workspaces of kernels included, weights
-and their gradients not.
+what decides how many images fit: by how much the most that this machine's allocator has given out at once during the step
+grows with a second image. It holds the inner tensors of the piece that is being computed again, gradients of activations
+and workspaces of kernels; weights and their gradients, which do not grow with the batch, it does not.
 """
 
 from __future__ import annotations
@@ -37,30 +37,36 @@ class Row:
     segments: int
     saved_mb_per_image: float
     """Megabytes (10^6 bytes)."""
-    peak_mb_per_image: float
+    peak_mb_per_image: float | None
+    """None if not measured."""
     flops_ratio: float
     """FLOPs of forward and backward pass over those of the same network at policy none."""
 
 
-def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequence[int]) -> Iterator[Row]:
+def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequence[int], *, peak: bool = False) -> Iterator[Row]:
     """Every policy at every number of time steps; then, for an ImageNet QKFormer, spikingjelly's own network of that size."""
     unrolled_over = {
         steps: checked(ModelConfig, config.model_dump() | {"time_steps": steps}, f"{name} cannot be unrolled over {steps} time steps")
         for steps in time_steps
     }
+    images = torch.randn(2, config.backbone.in_channels, image_size, image_size)
+
+    def row(
+        model: str, policy: str, steps: int, segments: int, make: Callable[[], nn.Module], flops_of_none: int | None
+    ) -> tuple[Row, int]:
+        saved, flops = _saved_and_flops(make(), images[:1])
+        grown = (_peak(make(), images) - _peak(make(), images[:1])) / 1e6 if peak else None
+        return Row(model, policy, steps, segments, saved / 1e6, grown, flops / (flops_of_none or flops)), flops
+
     for steps, unrolled in unrolled_over.items():
-        flops_of_none = 0
+        flops_of_none = None
         for policy in get_args(RecomputePolicy):
-            saved, flops, peak = _measured(partial(TDFormer, unrolled, policy), _image(unrolled, image_size))
+            measured, flops = row(name, policy, steps, unrolled.segments, partial(TDFormer, unrolled, policy), flops_of_none)
             flops_of_none = flops_of_none or flops
-            yield Row(name, policy, steps, unrolled.segments, saved / 1e6, peak / 1e6, flops / flops_of_none)
-    for steps in time_steps if (config.backbone.family, config.backbone.variant) == ("qkformer", "imagenet") else ():
-        saved, _, peak = _measured(partial(_peer, config, steps), _image(config, image_size))
-        yield Row(PEER, "none", steps, 1, saved / 1e6, peak / 1e6, 1.0)
-
-
-def _image(config: ModelConfig, image_size: int) -> torch.Tensor:
-    return torch.randn(1, config.backbone.in_channels, image_size, image_size)
+            yield measured
+    if (config.backbone.family, config.backbone.variant) == ("qkformer", "imagenet"):
+        for steps in unrolled_over:
+            yield row(PEER, "none", steps, 1, partial(_peer, config, steps), None)[0]
 
 
 def _peer(config: ModelConfig, steps: int) -> nn.Module:
@@ -71,16 +77,11 @@ def _peer(config: ModelConfig, steps: int) -> nn.Module:
     return QKFormer(steps, backbone.in_channels, config.num_classes, backbone.embed_dims, heads, (first, second, last), backbone.mlp_ratio)
 
 
-def _measured(make: Callable[[], nn.Module], image: torch.Tensor) -> tuple[int, int, int]:
-    """-> bytes kept, FLOPs, and most bytes at once: in a step of its own, as counting FLOPs holds tensors longer."""
-    return *_saved_and_flops(make(), image), _peak(make(), image)
+def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model.forward_segments(images) if isinstance(model, TDFormer) else model(images)
 
 
-def _forward(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    return model.forward_segments(image) if isinstance(model, TDFormer) else model(image)
-
-
-def _saved_and_flops(model: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+def _saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -92,16 +93,16 @@ def _saved_and_flops(model: nn.Module, image: torch.Tensor) -> tuple[int, int]:
 
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-            output = _forward(model, image)
+            output = _forward(model, images)
         output.sum().backward()
     return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
 
 
-def _peak(model: nn.Module, image: torch.Tensor) -> int:
+def _peak(model: nn.Module, images: torch.Tensor) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _forward(model, image).sum().backward()
+        _forward(model, images).sum().backward()
     kineto: Any = profiler.profiler
     events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     allocations = sorted((event.start_ns(), event.nbytes()) for event in events)

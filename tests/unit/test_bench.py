@@ -13,7 +13,7 @@ from tests.unit.networks import small
 
 
 def test_memory_rows_are_the_policies_and_the_peer() -> None:
-    rows = list(measure("mine", small(), 64, [2, 4]))
+    rows = list(measure("mine", small(), 64, [2, 4], peak=True))
     assert [(row.model, row.policy, row.time_steps, row.segments) for row in rows] == [
         *(("mine", policy, steps, 2) for steps in (2, 4) for policy in ("none", "segment", "block", "block_segment")),
         (PEER, "none", 2, 1),
@@ -28,7 +28,7 @@ def test_memory_rows_are_the_policies_and_the_peer() -> None:
         for policy in ("segment", "block", "block_segment"):
             assert kept["mine", policy, steps].saved_mb_per_image < none.saved_mb_per_image / 4
             assert kept["mine", policy, steps].peak_mb_per_image < none.peak_mb_per_image
-        assert none.peak_mb_per_image > none.saved_mb_per_image
+        assert none.peak_mb_per_image > 0.9 * none.saved_mb_per_image
         assert kept[PEER, "none", steps].saved_mb_per_image > none.saved_mb_per_image
     assert kept["mine", "none", 4].saved_mb_per_image > 1.7 * kept["mine", "none", 2].saved_mb_per_image
 
