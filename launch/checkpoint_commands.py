@@ -79,5 +79,5 @@ def export_checkpoint(
 
     checkpoint = checkpoints.find(trained, which)
     position = export(checkpoint, out)
-    top1 = f", validation top-1 {position.metrics['top1']:.2f} %" if position.metrics else ""
+    top1 = f", validation top-1 {position.metrics['top1']:.2f} %" if "top1" in position.metrics else ""
     typer.echo(f"{out}: the network of step {position.step}{top1}")

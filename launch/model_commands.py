@@ -68,6 +68,8 @@ def bench_memory(
     size, stride = image_size or find_model(model).image_size, config.backbone.stride
     if size % stride:
         raise UserError(f"--image-size must be a multiple of {stride}, the network's stride, got {size}")
+    if any((size // stride) ** 2 * steps < 2 * config.segments for steps in time_steps):
+        raise UserError(f"--image-size {size} leaves one token and one time step: BatchNorm needs more than one value, give a larger one")
     rows = []
     with progress("measuring", None) as advance:
         for row in measure(model, config, size, time_steps, peak=peak):

@@ -14,6 +14,11 @@ from data_pipelines.config import DataConfig, Probability, Section
 from data_pipelines.errors import UserError
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Size = Annotated[int, Field(ge=1, le=2**16)]
+"""Of a network's dimensions: a slip of the pen is told before it is allocated."""
+Depth = Annotated[int, Field(ge=1, le=126)]
+"""Blocks of a stage. Each adds two spikes to a sum that recompute keeps in a byte."""
+Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -38,14 +43,14 @@ class BackboneConfig(Section):
     family: Family = "qkformer"
     variant: Variant = "imagenet"
     """Which of the public code's networks: they differ in where they pool, and in details."""
-    embed_dims: Positive = 768
+    embed_dims: Size = 768
     """D, the channels of the last stage."""
-    num_heads: Positive = 12
+    num_heads: Size = 12
     """Attention heads, the same number in every stage."""
-    depths: tuple[Positive, ...] = (1, 2, 7)
+    depths: tuple[Depth, ...] = (1, 2, 7)
     """Blocks per stage; L in the published names is their sum. One number for spikformer and sdt."""
-    mlp_ratio: Positive = 4
-    in_channels: Positive = 3
+    mlp_ratio: Annotated[int, Field(ge=1, le=64)] = 4
+    in_channels: Size = 3
     """Of the images; 2 for event frames of two polarities."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping a residual branch in the last block; it grows linearly over the blocks."""
@@ -99,9 +104,9 @@ class FeedbackConfig(Section):
     processing: Literal["v1", "v2", "v3", "v4"] = "v1"
     """How they are made, by channel mixer and neuron: v1 = 1x1 and LIF, v2 = 3x3 and LIF, v3 = 3x3 and parametric LIF,
     v4 = 1x1 and parametric LIF."""
-    clamp: tuple[float, float] = (0.0, 2.0)
+    clamp: tuple[Bound, Bound] = (0.0, 2.0)
     """(b, a): bounds of the spatial map."""
-    init_std: Annotated[float, Field(ge=0)] = 0.0
+    init_std: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Standard deviation of the new top-down weights at the start; 0 starts exactly at the backbone's function."""
 
     @model_validator(mode="after")
@@ -117,9 +122,9 @@ class ModelConfig(Section):
     """The network: a backbone, unrolled over time steps, and the top-down path over its segments."""
 
     backbone: BackboneConfig = BackboneConfig()
-    num_classes: Positive = 1000
-    time_steps: Positive = 4
-    segments: Positive = 2
+    num_classes: Annotated[int, Field(ge=1, le=2**24)] = 1000
+    time_steps: Size = 4
+    segments: Size = 2
     """Sub-networks into which the time steps are cut; each but the first is controlled by the one before it."""
     carry_membrane: bool = True
     """Membrane potentials go on from one segment to the next; false resets them."""

@@ -110,7 +110,7 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
     message = message.replace("valid tuple", "list").replace("valid dictionary", "section (keys and values)")
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: got {problem['input']!r}, allowed is {message.removeprefix('a ')}"
+    return f"{path + ': ' if path else ''}got {problem['input']!r}, allowed is {message.removeprefix('a ')}"
 
 
 def _nearest(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:

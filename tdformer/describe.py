@@ -29,7 +29,7 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
     samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
     return {
         "name": config.name,
-        "init": None if config.init is None else str(config.init),
+        "init": None if config.init is None else str(config.init) if config.init.exists() else f"{config.init} (not on this machine)",
         "parameters": total,
         "backbone_parameters": of_backbone,
         "time_steps": config.model.time_steps,

@@ -19,7 +19,7 @@ Sums of spikes are kept as uint8 and spikes as bits, by spikingjelly's compresso
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -68,7 +68,9 @@ class Recompute:
         if part not in UNITS[self.policy] or not torch.is_grad_enabled():
             return run(x, topdown, membranes)
         unit = _Unit(run, module, integers, keeps_membranes=self.policy != "block", previous=self._last_runs.get(module))
-        results, self._last_runs[module] = _run_as_unit(unit, x, topdown, membranes)
+        results, node = _run_as_unit(unit, x, topdown, membranes)
+        if self.policy == "block":  # else nobody asks, and `run` may hold this object: a circle that would keep all inputs
+            self._last_runs[module] = node
         return results
 
 
@@ -80,14 +82,15 @@ class _Unit:
         self.x_form = _Form(Uint8SpikeCompressor() if integers else None)
         self.topdown_form = _Form(BitSpikeCompressor())
         self.membrane_forms: dict[nn.Module, _Form] = {}
-        self.same_circumstances = _circumstances(module)
+        self.circumstances = _Circumstances(module)
         # BatchNorm keeps its buffers beside its input; those are no inner tensors, and a rerun does not pass them.
         self.buffers = {buffer.data_ptr() for buffer in module.buffers()}
-        self.packed = 0
+        self.is_exact: torch.Tensor | None = None
+        self.forms: list[tuple[torch.Size, torch.dtype]] = []
         self.inner: dict[int, torch.Tensor] = {}
 
     def first_run(self, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple:
-        with torch.autograd.graph.saved_tensors_hooks(self._leave_out, self._hand_out):
+        with torch.autograd.graph.saved_tensors_hooks(self._leave_out, self._hand_out), self.circumstances.remembering_draws():
             return self.run(x, topdown, membranes)
 
     def keep(self, x: torch.Tensor, topdown: torch.Tensor | None, before: dict[nn.Module, torch.Tensor]) -> list[torch.Tensor | None]:
@@ -97,18 +100,24 @@ class _Unit:
         for neurons, form in self.membrane_forms.items():
             value = form.compress(before[neurons])
             kept.append(value if self.keeps_membranes else None)
+        self.is_exact = None if self.x_form.compressor is None else (self.x_form.restore(kept[0]) == x).all()
         return kept
 
     def run_again(self, kept: tuple[torch.Tensor | None, ...]) -> None:
-        """Fill the places of the inner tensors."""
+        """Fill the places of the inner tensors. Raises RuntimeError if the network is not what it was in the first run."""
+        if self.is_exact is not None and not self.is_exact:  # asked only now, so that a GPU need not wait for it in the forward pass
+            raise RuntimeError(FRACTIONS)
         x, topdown, membranes = self._inputs(kept)
-        self.inner, self.packed = {}, 0
-        with self.same_circumstances(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
+        self.inner, forms = {}, self.forms
+        self.forms = []
+        with self.circumstances.again(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
             self.run(x, topdown, membranes)
+        if self.forms != forms:
+            raise RuntimeError(CHANGED)
 
     def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> Mapping[nn.Module, torch.Tensor | None]:
         x, topdown, membranes = self._inputs(kept)
-        with self.same_circumstances(), torch.no_grad():
+        with self.circumstances.again(), torch.no_grad():
             self.run(x, topdown, membranes)
         return membranes.after
 
@@ -127,16 +136,16 @@ class _Unit:
     def _leave_out(self, tensor: torch.Tensor) -> torch.Tensor | int:
         if tensor.data_ptr() in self.buffers:
             return tensor
-        self.packed += 1
-        return self.packed - 1
+        self.forms.append((tensor.shape, tensor.dtype))
+        return len(self.forms) - 1
 
     def _hand_out(self, place: torch.Tensor | int) -> torch.Tensor:
         return self.inner.pop(place) if isinstance(place, int) else place
 
     def _fill(self, tensor: torch.Tensor) -> None:
         if tensor.data_ptr() not in self.buffers:
-            self.inner[self.packed] = tensor
-            self.packed += 1
+            self.inner[len(self.forms)] = tensor
+            self.forms.append((tensor.shape, tensor.dtype))
 
     @staticmethod
     def _no_second(place: None) -> torch.Tensor:
@@ -183,10 +192,13 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("second derivatives (create_graph=True) need the recompute policy none")
         ctx.unit.run_again(ctx.saved_tensors)
         return None, None, None, *gradients
 
 
+@torch.compiler.disable  # hooks on saved tensors work in eager mode; what a unit runs may still be compiled
 def _run_as_unit(unit: _Unit, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[tuple, _Node]:
     own = Membranes(membranes.before)
     results = unit.first_run(x, topdown, own)
@@ -199,20 +211,66 @@ def _run_as_unit(unit: _Unit, x: torch.Tensor, topdown: torch.Tensor | None, mem
     return results, nodes[0]
 
 
-def _circumstances(module: nn.Module) -> Callable[[], AbstractContextManager]:
-    """Remember autocast and the random state as they are now; the returned context brings them back, and stops statistics."""
-    device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
-    kind = device.type
-    dtype, enabled, cached = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled()
-    draws = module.training and any(getattr(part, "probability", 0) > 0 for part in module.modules())
-    random_state = _random_state(device) if draws else None
+class _Circumstances:
+    """What a run depends on besides its inputs: modes, autocast, random state, and that the weights are the same."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.training = [part.training for part in module.modules()]
+        self.weights = [(parameter, parameter._version) for parameter in module.parameters()]
+        self.device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
+        kind = self.device.type
+        self.autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled()
+        self.random_state: list[torch.Tensor] | None = None
 
     @contextmanager
-    def again() -> Iterator[None]:
-        with torch.autocast(kind, dtype, enabled, cached), _statistics_left_alone(module), _random_state_of(device, random_state):
+    def remembering_draws(self) -> Iterator[None]:
+        """Around the first run: keep the random state before it if it draws."""
+        before = _random_state(self.device)
+        yield
+        if any(not torch.equal(old, new) for old, new in zip(before, _random_state(self.device), strict=True)):
+            self.random_state = before
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Everything as it was, and statistics left alone. Raises RuntimeError if the weights are others."""
+        now = list(self.module.parameters())
+        if len(now) != len(self.weights) or any(
+            parameter is not own or parameter._version != version for own, (parameter, version) in zip(now, self.weights, strict=True)
+        ):
+            raise RuntimeError(CHANGED)
+        with (
+            torch.autocast(self.device.type, *self.autocast),
+            _modes_of(self.module, self.training),
+            _statistics_left_alone(self.module),
+            _random_state_of(self.device, self.random_state),
+        ):
             yield
 
-    return again
+
+FRACTIONS = (
+    "a block handed on something else than whole numbers from 0 to 255, as sums of spikes are; recompute keeps those in bytes: "
+    "use the recompute policy segment or none with blocks of your own"
+)
+CHANGED = (
+    "the network was changed between the forward and the backward pass (weights, requires_grad or structure), so that recompute "
+    "would give wrong gradients; change it after the backward pass, or use the recompute policy none"
+)
+
+
+@contextmanager
+def _modes_of(module: nn.Module, training: list[bool]) -> Iterator[None]:
+    now = [part.training for part in module.modules()]
+
+    def set_modes(modes: list[bool]) -> None:
+        for part, mode in zip(module.modules(), modes, strict=True):
+            part.training = mode
+
+    set_modes(training)
+    try:
+        yield
+    finally:
+        set_modes(now)
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:

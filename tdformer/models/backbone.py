@@ -94,7 +94,8 @@ class Backbone(nn.Module):
             yield module, cast(PatchStem, module).from_frames if from_frames and index == 0 else module
 
     def hands_on_integers(self) -> bool:
-        return self.sums_of_spikes and not (self.training and self.config.drop_path > 0)
+        """Drop path scales what it keeps: then sums of spikes are no whole numbers."""
+        return self.sums_of_spikes and not any(isinstance(part, DropPath) and part.is_active for part in self.modules())
 
     def forward_head(self, h_TBCHW: torch.Tensor, membranes: Membranes | None = None, pre_logits: bool = False) -> torch.Tensor:
         """Features of some time steps -> logits [B, classes]: mean over tokens, mean over time steps, linear."""

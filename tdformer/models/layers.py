@@ -134,8 +134,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
+    @property
+    def is_active(self) -> bool:
+        return self.training and self.probability > 0
+
     def forward(self, x_TB: torch.Tensor) -> torch.Tensor:
-        if self.probability == 0 or not self.training:
+        if not self.is_active:
             return x_TB
         keep = 1 - self.probability
         mask_B = torch.rand(x_TB.shape[1], device=x_TB.device) < keep

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
+import os
 import re
+import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from data_pipelines.files import sha256
 from tdformer.config import ModelConfig
 from tdformer.config_io import checked
 from tdformer.models.tdformer import TDFormer
-from tdformer.models.weights import WeightsError, load_exactly, match, read_safetensors
+from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "tdformer weights 1"
@@ -63,7 +65,7 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     of_head = [name for name in published if name.startswith("head.")]
     taken = published if head == "keep" else {name: tensor for name, tensor in published.items() if name not in of_head}
     found = match(model.backbone, taken)
-    allowed_to_miss = {f"backbone.{name}" for name in of_head} if head == "new" else set()
+    allowed_to_miss = {"backbone.head.weight", "backbone.head.bias"} if head == "new" else set()
     topdown = model.topdown_parameters()
     missing = [f"backbone.{name}" for name in found.missing]
     wrongly_missing = [name for name in missing if name not in topdown and name not in allowed_to_miss and not _is_counter(name)]
@@ -76,15 +78,18 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: ModelConfig, origin: dict[str, Any]) -> None:
     """Write a weights folder. Raises UserError if the folder holds anything already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; nothing is overwritten, give another folder.")
-    partial = folder.with_name(f".partial-{folder.name}")
+    folder = Path(os.path.abspath(folder))
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / WEIGHTS)
-        description = {"format": FORMAT, "model": config.model_dump(mode="json"), "origin": origin}
-        (partial / CONFIG).write_text(json.dumps(description, indent=1))
-        partial.replace(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not empty; nothing is overwritten, give another folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent, ignore_cleanup_errors=True) as partial:
+            whole = Path(partial) / "weights"
+            whole.mkdir()
+            save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, whole / WEIGHTS)
+            description = {"format": FORMAT, "model": config.model_dump(mode="json"), "origin": origin}
+            (whole / CONFIG).write_text(json.dumps(description, indent=1))
+            whole.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}).") from None
 
@@ -97,13 +102,16 @@ def load_pretrained(folder: str | Path) -> TDFormer:
     """The network of a weights folder, in evaluation mode. Raises WeightsError if it holds a part of one only."""
     folder = Path(folder)
     config, state = _read_folder(folder)
-    model = TDFormer(config)
+    with torch.device("meta"):  # compared before anything is allocated
+        model = TDFormer(config)
     if absent := match(model, state).missing:
         raise WeightsError(
             f"{folder} holds a part of a network: {len(absent)} tensors are not in it (first: {absent[0]}); "
             f"give it to a run as `init`, which trains them."
         )
-    load_exactly(model, state, f"weights {folder}")
+    check_exactly(model, state, f"weights {folder}")
+    model = TDFormer(config)
+    model.load_state_dict(state)
     return model.eval()
 
 
@@ -135,58 +143,74 @@ def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor],
 def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     try:
         description = json.loads((folder / CONFIG).read_text())
-        if description["format"] != FORMAT:
-            raise WeightsError(f"{folder / CONFIG} has the format {description['format']!r}, this program reads {FORMAT!r}.")
-        tree = description["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        written_as, tree = description["format"], description["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"{folder} is no weights folder ({CONFIG} cannot be read: {error}); make one by `tdformer checkpoint import` or `export`."
         ) from None
-    return checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made"), read_safetensors(folder / WEIGHTS)
+    if written_as != FORMAT:
+        raise WeightsError(f"{folder / CONFIG} has the format {written_as!r}, this program reads {FORMAT!r}.")
+    config, state = checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made"), read_safetensors(folder / WEIGHTS)
+    check_sound(state, folder / WEIGHTS)
+    return config, state
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    content: dict[str, Any] = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
+    content = _read_file(path)
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        odd = next((key for key, value in content.items() if not isinstance(value, torch.Tensor)), None)
+    odd = next((key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))), None)
+    if not content or odd is not None:
         raise WeightsError(
             f"{path} is no checkpoint of plain tensors: it holds "
-            f"{f'{odd!r}, a {type(content[odd]).__name__}' if odd is not None else 'nothing'}; "
+            f"{f'{odd!r}, a {type(content[odd]).__name__}' if content else 'nothing'}; "
             f'expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
         )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    if len(state) < len(content):
+        twice = next(name for name in state if f"module.{name}" in content and name in content)
+        raise WeightsError(f"{path} holds {printable(twice)} twice, with and without the prefix 'module.'; remove one of them.")
+    check_sound(state, path)
+    return state
 
 
-def _read_torch_file(path: Path) -> dict[str, Any]:
-    """Tensors and plain Python values only; argparse's Namespace is let through, as many published files hold their options."""
+def _read_file(path: Path) -> dict[Any, Any]:
+    """By what the file holds, not by what it is called."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            start = file.read(9)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if start[8:9] == b"{":
+        return dict(read_safetensors(path))
+    if not start.startswith((b"PK", b"\x80")):
+        raise WeightsError(f"{path} is no checkpoint (neither torch's format nor safetensors; it starts with {start!r}).")
+    return _read_torch_file(path)
+
+
+def _read_torch_file(path: Path) -> dict[Any, Any]:
+    """Tensors and plain Python values only; argparse's Namespace is let through, as many published files hold their options."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise WeightsError(
+                f"{path} is a pickle of more than plain tensors (it wants to load {refused[1]}), and is not opened; "
+                f"where you trust it, save its tensors alone as safetensors and import those."
+            ) from None
         raise WeightsError(
-            f"{path} is a pickle of more than plain tensors{f' (it wants to load {refused[1]})' if refused else ''}, and is not opened; "
-            f"where you trust it, save its tensors alone as safetensors and import those."
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{path} is no torch checkpoint, or is damaged ({(str(error) or type(error).__name__).splitlines()[0]})."
+            f"{path} cannot be read as tensors: it is damaged, or a pickle of more than plain tensors ({type(error).__name__}), "
+            f"and is not opened."
         ) from None
     if not isinstance(content, dict):
         raise WeightsError(
             f'{path} holds a {type(content).__name__}; expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
         )
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _is_counter(name: str) -> bool:
@@ -208,7 +232,7 @@ def _of_another_architecture(path: Path, config: ModelConfig, missing: list[str]
     for kind, names in kinds.items():
         if names:
             more = f", … and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            lines.append(f"  {len(names)} {kind}: {', '.join(names[:LISTED])}{more}")
+            lines.append(f"  {len(names)} {kind}: {', '.join(map(printable, names[:LISTED]))}{more}")
     if misshapen and not missing and not unused and all(line.startswith("head.") or ".head." in line for line in misshapen):
         lines.append("  Only the head differs: import with --head new for another number of classes.")
     return "\n".join(lines)

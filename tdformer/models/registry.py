@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from timm.models import register_model
@@ -116,21 +116,27 @@ def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: A
 
     Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
     """
-    policies = get_args(RecomputePolicy)
-    if recompute not in policies:
-        raise UserError(f"recompute must be one of {', '.join(policies)}, got {recompute!r}")
-    return TDFormer(changed(name, changes), recompute)
+    without_head = changes.get("num_classes") == 0  # timm's way to ask for features
+    model = TDFormer(
+        changed(name, {key: value for key, value in changes.items() if not (without_head and key == "num_classes")}), recompute
+    )
+    if without_head:
+        model.reset_classifier(0)
+    return model
 
 
 def changed(name: str, changes: dict[str, Any]) -> ModelConfig:
     tree = find_model(name).config.model_dump()
-    sections = [("", tree), ("backbone.", tree["backbone"]), *([("feedback.", tree["feedback"])] if tree["feedback"] else [])]
-    for given, value in changes.items():
-        key = ALIASES.get(given, given)
-        section = next((section for _, section in sections if key in section), None)
+    given = {ALIASES.get(key, key): value for key, value in changes.items()}
+    if len(given) < len(changes):
+        raise UserError(f"the same key is given by two names, of {', '.join(f'{ours} = {theirs}' for theirs, ours in ALIASES.items())}")
+    tree |= {key: given.pop(key) for key in list(given) if key in tree}
+    sections = [section for section in (tree, tree["backbone"], tree["feedback"]) if isinstance(section, dict)]
+    for key, value in given.items():
+        section = next((section for section in sections if key in section), None)
         if section is None:
-            known = [key for _, section in sections for key in section]
-            raise UserError(f"model {name} has no key {given!r}{did_you_mean(key, known)} (allowed: {', '.join(known)})")
+            known = [key for section in sections for key in section]
+            raise UserError(f"model {name} has no key {key!r}{did_you_mean(key, known)} (allowed: {', '.join(known)})")
         section[key] = value
     return checked(ModelConfig, tree, f"model {name} cannot be made so")
 

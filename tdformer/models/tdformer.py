@@ -9,11 +9,12 @@ O(n)    = head (H(n))                                         (paper section 4, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from data_pipelines.errors import UserError
 from tdformer.config import ModelConfig, RecomputePolicy
 from tdformer.membranes import Membranes
 from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
@@ -35,6 +36,8 @@ class TDFormer(nn.Module):
 
     def __init__(self, config: ModelConfig, recompute: RecomputePolicy = "none") -> None:
         super().__init__()
+        if recompute not in get_args(RecomputePolicy):
+            raise UserError(f"recompute must be one of {', '.join(get_args(RecomputePolicy))}, got {recompute!r}")
         self.config, self.recompute = config, recompute
         self.time_steps, self.segments = config.time_steps, config.segments
         self.num_classes = config.num_classes
@@ -93,9 +96,10 @@ class TDFormer(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the network a new, freshly initialised head; none for 0 classes, so that it returns features [B, D]."""
         self.num_classes = num_classes
-        self.backbone.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            init_truncated_normal(self.backbone.head, nn.Linear)
+        like = next(self.backbone.parameters())
+        head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        init_truncated_normal(head, nn.Linear)
+        self.backbone.head = head.to(like.device, like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's name for recompute: block_segment, or none."""
@@ -109,6 +113,8 @@ class TDFormer(nn.Module):
             raise ValueError(f"input must be images [B, {channels}, H, W] or event sequences [T, B, {channels}, H, W], got {list(x.shape)}")
         if not x.numel():
             raise ValueError(f"input must hold at least one image, got an empty batch of shape {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"input must be floating point (normalised images), got {x.dtype}")
         if x.dim() == 5 and x.shape[0] != self.time_steps:
             raise ValueError(f"an event sequence must have time_steps = {self.time_steps} frames, got {x.shape[0]}")
         if x.shape[-2] % stride or x.shape[-1] % stride:
@@ -145,10 +151,9 @@ class TDFormer(nn.Module):
 
             return recompute.run("block", results, module, x_TBCHW, topdown, membranes, integers=integers)[0]
 
-        h_TBCHW, integers = frames_TBCHW, False
-        for module, piece in self.backbone.bottom_up_pieces(from_frames):
-            h_TBCHW = run(piece, module, h_TBCHW, None, integers)
-            integers = self.backbone.hands_on_integers()
+        h_TBCHW, integers = frames_TBCHW, self.backbone.hands_on_integers()
+        for index, (module, piece) in enumerate(self.backbone.bottom_up_pieces(from_frames)):
+            h_TBCHW = run(piece, module, h_TBCHW, None, integers and index > 0)
         for block in self.backbone.transform():
             h_TBCHW = run(block, block, h_TBCHW, topdown_TBCHW, integers)
         if is_last or self.processing is None:

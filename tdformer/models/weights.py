@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +45,53 @@ def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
 
 def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
     """load_state_dict, but names and shapes are compared first and told in one sentence."""
+    check_exactly(model, state, what)
+    model.load_state_dict(dict(state))
+
+
+def check_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
     found = match(model, state)
     if found.missing or found.unused:
         raise WeightsError(
             f"{what} is of another model: {len(found.missing)} of this model's tensors are not in it"
             f"{f' (first: {found.missing[0]})' if found.missing else ''} and it holds {len(found.unused)} that this model lacks"
-            f"{f' (first: {found.unused[0]})' if found.unused else ''}; use the configuration that it was trained with."
+            f"{f' (first: {printable(found.unused[0])})' if found.unused else ''}; use the configuration that it was trained with."
         )
     if found.misshapen:
         raise WeightsError(
             f"{what} is of another model: {len(found.misshapen)} tensors have other shapes (name: its shape, this model's shape; "
             f"first: {found.misshapen[0]}); use the configuration that it was trained with."
         )
-    model.load_state_dict(dict(state))
+
+
+def check_sound(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError unless every tensor is dense, real, finite, and floating point (BatchNorm's counters aside)."""
+    for name, tensor in state.items():
+        kind = None
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = f"is not a plain dense tensor ({tensor.layout}, {tensor.device.type})"
+        elif name.endswith(".num_batches_tracked"):
+            kind = "is no whole number" if tensor.is_floating_point() or tensor.is_complex() else None
+        elif not tensor.is_floating_point() or tensor.element_size() < 2:
+            kind = f"holds {tensor.dtype}, not floating point numbers"
+        elif not tensor.isfinite().all():
+            kind = "holds values that are not finite"
+        elif name.endswith(".running_var") and (tensor < 0).any():
+            kind = "holds a negative variance"
+        if kind:
+            raise WeightsError(
+                f"{path} cannot be used: {printable(name)} {kind}; take another copy, or another checkpoint of its training."
+            )
+
+
+def printable(name: str) -> str:
+    """A name from a file, safe to be shown on a terminal."""
+    return name if name.isprintable() else repr(name)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); restore it from a copy.") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise WeightsError(f"{path} cannot be read ({reason}); restore it from a copy.") from None

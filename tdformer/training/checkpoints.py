@@ -175,7 +175,7 @@ def check(checkpoint: Path) -> Position:
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {checkpoint} is incomplete: it has no {MANIFEST}. {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read ({error}). {remedy}") from None
     if missing := sorted({*TENSOR_FILES, STATE, CONFIG} - files.keys()):
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {MANIFEST} does not list {missing[0]}. {remedy}")

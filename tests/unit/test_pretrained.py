@@ -86,6 +86,24 @@ def test_another_architecture_is_refused_with_the_names(tmp_path: Path) -> None:
     assert "without a place in the network: block.0.attn" in sentence
 
 
+def test_a_file_without_a_head_is_for_a_new_one(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in published(small()).items() if not name.startswith("head.")}
+    save_file(state, tmp_path / "headless.pth")  # safetensors by what it holds, not by its name
+    with pytest.raises(WeightsError, match=r"2 not in the file: backbone\.head\.weight, backbone\.head\.bias"):
+        read_published(tmp_path / "headless.pth", small())
+    assert {"backbone.head.weight", "backbone.head.bias"} <= set(read_published(tmp_path / "headless.pth", small(), head="new").missing)
+
+
+def test_tied_tensors_are_written_each_for_itself(tmp_path: Path) -> None:
+    state = published(small())
+    state["stage3.0.attn.k_conv.weight"] = state["stage3.0.attn.q_conv.weight"]
+    torch.save({"model": state}, tmp_path / "tied.pth")
+    imported = read_published(tmp_path / "tied.pth", small())
+    write_weights(tmp_path / "weights", imported.state, small(), {})
+    written = load_file(tmp_path / "weights" / "model.safetensors")
+    assert torch.equal(written["backbone.stage3.0.attn.k_conv.weight"], written["backbone.stage3.0.attn.q_conv.weight"])
+
+
 def test_a_deeper_network_is_another_architecture_too(tmp_path: Path) -> None:
     deeper = BACKBONES["qkformer-imagenet"].model_copy(update={"depths": (1, 1, 3)})
     torch.save({"model": published(small(deeper))}, tmp_path / "deeper.pth")
@@ -114,8 +132,16 @@ def test_what_a_file_brings_is_never_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no torch checkpoint, or is damaged"),
-        (b"not a checkpoint at all", "(is no torch checkpoint, or is damaged|pickle of more than plain tensors)"),
+        (b"", "is no checkpoint"),
+        (b"<!doctype html>", "is no checkpoint .neither torch's format nor safetensors; it starts with b'<!doctype'"),
+        (b"\x80\x04]\x94(K\x01K\x02e.", "cannot be read as tensors"),
+        ({"model": {3: torch.zeros(1)}}, "it holds 3, a Tensor"),
+        ({"model": {"a": torch.zeros(1), "module.a": torch.ones(1)}}, "holds a twice, with and without the prefix"),
+        ({"a\x1b[31m": torch.tensor([float("nan")])}, r"'a\\x1b\[31m' holds values that are not finite"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "a is not a plain dense tensor"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "a holds torch.complex64, not floating point"),
+        ({"a": torch.zeros(2, dtype=torch.int64)}, "a holds torch.int64, not floating point"),
+        ({"bn.running_var": torch.tensor([-1.0])}, "bn.running_var holds a negative variance"),
         ([1, 2], "holds a list"),
         ({"model": {"epoch": 3}}, "it holds 'epoch', a int"),
         ({}, "it holds nothing"),
@@ -161,6 +187,10 @@ def test_weights_are_not_written_over_anything(tmp_path: Path) -> None:
     (tmp_path / "taken" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="exists and is not empty; nothing is overwritten"):
         write_weights(tmp_path / "taken", {}, small(), {})
+    with pytest.raises(UserError, match="cannot be written"):
+        write_weights(tmp_path / ("x" * 300), {}, small(), {})
+    with pytest.raises(AttributeError):
+        write_weights(tmp_path / "broken", {"x": None}, small(), {})  # type: ignore[dict-item]
     assert [path.name for path in tmp_path.rglob("*")] == ["taken", "thesis.tex"]
 
 
@@ -191,7 +221,8 @@ def test_timm_reads_exported_weights_by_name(tmp_path: Path) -> None:
     [
         (None, "is no weights folder"),
         ("{", "is no weights folder"),
-        ('{"format": "other"}', "has the format 'other', this program reads"),
+        ('{"format": "other", "model": {}}', "has the format 'other', this program reads"),
+        ("[" * 100_000, "is no weights folder"),
         (
             '{"format": "tdformer weights 1", "model": {"time_steps": 3}}',
             "can be made:\n.*time_steps must be a multiple",

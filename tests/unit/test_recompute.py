@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from typing import get_args
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy
 from tdformer.models.tdformer import TDFormer
+from tdformer.recompute import _Unit
 from tdformer.training.objective import Objective
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, PUBLISHED, images, lively, small
 
@@ -155,3 +157,75 @@ def test_evaluation_keeps_nothing_and_recomputes_nothing() -> None:
     recomputing.load_state_dict(plain.state_dict())
     with torch.no_grad():
         assert torch.equal(plain(images(2)), recomputing(images(2)))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_mode_may_change_before_the_backward_pass(policy: RecomputePolicy) -> None:
+    """A rerun is in the mode of the first run, whatever mode came since: drop path and BatchNorm depend on it."""
+    x, results = images(2), []
+    config = small(BACKBONES["qkformer-imagenet"].model_copy(update={"drop_path": 0.4}))
+    for own in ("none", policy):
+        torch.manual_seed(0)
+        model = TDFormer(config, own)
+        lively(model)
+        model.train()(x)
+        model.eval()
+        model.backbone.transform().train()  # a part of it trains
+        output = model.forward_segments(x)
+        model.train()
+        output.square().sum().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()} | dict(model.named_buffers()))
+    assert different(*results) == []
+
+
+def test_a_users_own_random_layer_is_repeated() -> None:
+    results = []
+    for policy in ("none", "block_segment"):
+        torch.manual_seed(0)
+        model = TDFormer(small(), policy)
+        lively(model)
+        model.backbone.transform()[0].mlp = torch.nn.Sequential()  # replaced below, so that the weights before stay the same
+        model.backbone.transform()[0].mlp.forward = lambda x, membranes: torch.nn.functional.dropout(x, 0.5)
+        model.forward_segments(images(2)).square().sum().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert different(*results) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_network_changed_before_the_backward_pass_is_told(policy: RecomputePolicy) -> None:
+    model = TDFormer(small(), policy)
+    output = model.forward_segments(images(2))
+    with torch.no_grad():
+        model.backbone.patch_stem.proj1_conv.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="was changed between the forward and the backward pass"):
+        output.sum().backward()
+
+
+def test_a_layer_that_makes_fractions_of_spikes_is_told() -> None:
+    """Sums of spikes are kept in bytes: what would not survive that must not pass in silence."""
+    model = TDFormer(small(), "block")
+    lively(model)
+    model.backbone.transform()[0].mlp.register_forward_hook(lambda module, inputs, output: output * 0.3)
+    with pytest.raises(RuntimeError, match=r"a block handed on something else than whole numbers from 0 to 255"):
+        model.forward_segments(images(2)).sum().backward()
+
+
+def test_second_derivatives_are_refused() -> None:
+    model = TDFormer(small(), "block")
+    with pytest.raises(RuntimeError, match=r"second derivatives .* need the recompute policy none"):
+        torch.autograd.grad(model.forward_segments(images(2)).sum(), list(model.parameters()), create_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_kept_is_freed_with_the_graph(policy: RecomputePolicy) -> None:
+    """No circle of references holds it, so that nothing waits for the garbage collector."""
+    model = TDFormer(small(), policy)
+    gc.disable()
+    try:
+        before = sum(isinstance(thing, _Unit) for thing in gc.get_objects())
+        for _ in range(2):
+            model.forward_segments(images(2)).sum().backward()
+            model.forward_segments(images(2))  # never goes backward
+        assert sum(isinstance(thing, _Unit) for thing in gc.get_objects()) == before
+    finally:
+        gc.enable()

@@ -69,6 +69,8 @@ def test_the_same_verbs_work_on_each(name: str) -> None:
         ("resnet50", {}, r"no model 'resnet50' \(`tdformer models` lists them all\)"),
         ("tdformer_sdt2_256", {"segment": 2}, r"no key 'segment'; did you mean segments\? \(allowed: backbone, num_classes"),
         ("sdt2_256", {"control": "cm2"}, r"no key 'control'"),
+        ("tdformer_sdt2_256", {"feedback": None, "control": "cm2"}, r"no key 'control'"),
+        ("tdformer_sdt2_256", {"in_chans": 1, "in_channels": 2}, r"the same key is given by two names"),
         ("tdformer_sdt2_256", {"time_steps": 5}, r"time_steps must be a multiple of segments, got 5 time steps and 2 segments"),
         ("tdformer_sdt2_256", {"control": "cm9"}, r"feedback\.control: got 'cm9', allowed is 'cm1', 'cm2' or 'cm3'"),
         ("tdformer_sdt2_256", {"recompute": "all"}, r"recompute must be one of none, segment, block, block_segment, got 'all'"),
