@@ -54,7 +54,8 @@ def import_checkpoint(
         typer.echo(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
     if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
         typer.echo(
-            "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off."
+            "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off: "
+            "it starts from a slightly other function, in which no sample depends on its batch (see the README)."
         )
 
 

@@ -64,10 +64,12 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
     from tdformer.training import run_directory
 
     config.training.accumulation(processes)
-    run_dir = run_dir or run_directory.new(config)
+    made, run_dir = run_dir is None, run_dir or run_directory.new(config)
     run_directory.claim(run_dir, config)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
+    if code == EXIT_ERROR and made:
+        run_directory.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import close_if_running
 

@@ -22,14 +22,19 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
     training = config.training
     accumulation = training.accumulation(world)
     total, of_backbone = parameter_counts(config.model)
+    init = None if config.init is None else f"{config.init} (not on this machine, not checked)"
     if config.init is not None and config.init.exists():
         with torch.device("meta"):
             model = TDFormer(config.model)
-        check_start(model, config.init)
+        init = f"{config.init} ({len(check_start(model, config.init)[1])} tensors start fresh)"
     samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
+    backbone, feedback = config.model.backbone, config.model.feedback
     return {
         "name": config.name,
-        "init": None if config.init is None else str(config.init) if config.init.exists() else f"{config.init} (not on this machine)",
+        "init": init,
+        "backbone": f"{backbone.family} ({backbone.variant}), {backbone.embed_dims} dims, {backbone.num_heads} heads, "
+        f"depths {'-'.join(map(str, backbone.depths))}",
+        "feedback": feedback and f"{feedback.control}, {feedback.processing}, blocks {feedback.blocks}, clamp {feedback.clamp}",
         "parameters": total,
         "backbone_parameters": of_backbone,
         "time_steps": config.model.time_steps,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches
 from data_pipelines.shards import ShardSet
 from tdformer.config import RunConfig
@@ -28,7 +29,12 @@ def run_training(load: Callable[[], RunConfig], run_dir: Path | None) -> tuple[b
         config = ranks.from_first(ranks.together(load))
         ranks.together(lambda: config.training.accumulation(ranks.world))
         path = ranks.from_first(ranks.together(lambda: _claim(config, run_dir) if ranks.is_first else None))
-        outcome = train(config, path, ranks)
+        try:
+            outcome = train(config, path, ranks)
+        except UserError:
+            if ranks.is_first and run_dir is None:
+                run_directory.discard_if_unused(path)
+            raise
         return outcome.stopped, _summary(config, path, outcome) if ranks.is_first else None
 
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from data_pipelines.errors import UserError
 from data_pipelines.files import sha256
 from tdformer.config import ModelConfig
-from tdformer.config_io import checked
+from tdformer.config_io import checked, differences
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
@@ -61,6 +61,8 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     without the prefix "module.". Raises WeightsError, naming names, unless all of the backbone is there in the right shapes.
     """
     published = _read_state(path)
+    if any(name.startswith("backbone.") for name in published):
+        raise WeightsError(f"{path} holds a TDFormer of this program, not a published backbone: give its folder to a run as `init`.")
     model = TDFormer(config)
     of_head = [name for name in published if name.startswith("head.")]
     taken = published if head == "keep" else {name: tensor for name, tensor in published.items() if name not in of_head}
@@ -87,7 +89,9 @@ def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: Model
             whole = Path(partial) / "weights"
             whole.mkdir()
             save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, whole / WEIGHTS)
-            description = {"format": FORMAT, "model": config.model_dump(mode="json"), "origin": origin}
+            (whole / WEIGHTS).chmod(0o644)  # safetensors makes it for its owner alone
+            digest = sha256(whole / WEIGHTS)
+            description = {"format": FORMAT, "model": config.model_dump(mode="json"), "sha256": digest, "origin": origin}
             (whole / CONFIG).write_text(json.dumps(description, indent=1))
             whole.replace(folder)
     except OSError as error:
@@ -101,7 +105,8 @@ def origin_of(path: Path) -> dict[str, Any]:
 def load_pretrained(folder: str | Path) -> TDFormer:
     """The network of a weights folder, in evaluation mode. Raises WeightsError if it holds a part of one only."""
     folder = Path(folder)
-    config, state = _read_folder(folder)
+    found = _read_folder(folder)
+    config, state = found.config, found.state
     with torch.device("meta"):  # compared before anything is allocated
         model = TDFormer(config)
     if absent := match(model, state).missing:
@@ -112,6 +117,8 @@ def load_pretrained(folder: str | Path) -> TDFormer:
     check_exactly(model, state, f"weights {folder}")
     model = TDFormer(config)
     model.load_state_dict(state)
+    if "input" in found.origin:
+        model.set_input(**found.origin["input"])
     return model.eval()
 
 
@@ -127,7 +134,10 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
 
 def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """What start_from would load, and the names that would start fresh; raises what it would raise."""
-    _, state = _read_folder(folder)
+    weights = _read_folder(folder)
+    state = weights.state
+    if other := [line for line in differences(weights.config.backbone, model.config.backbone) if not line.startswith("drop_path:")]:
+        raise WeightsError(f"{folder} holds another backbone than the run's (model.backbone): {'; '.join(other)}; nothing was loaded.")
     found, topdown = match(model, state), model.topdown_parameters()
     new_head = not any(name.startswith("backbone.head.") for name in state)
     wrongly_missing = [
@@ -140,19 +150,30 @@ def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor],
     return state, found.missing
 
 
-def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class _Folder:
+    config: ModelConfig
+    origin: dict[str, Any]
+    state: dict[str, torch.Tensor]
+
+
+def _read_folder(folder: Path) -> _Folder:
     try:
         description = json.loads((folder / CONFIG).read_text())
-        written_as, tree = description["format"], description["model"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        written_as, tree, digest = description["format"], description.get("model"), description.get("sha256")
+        origin = dict(description.get("origin", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{folder} is no weights folder ({CONFIG} cannot be read: {error}); make one by `tdformer checkpoint import` or `export`."
         ) from None
     if written_as != FORMAT:
         raise WeightsError(f"{folder / CONFIG} has the format {written_as!r}, this program reads {FORMAT!r}.")
-    config, state = checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made"), read_safetensors(folder / WEIGHTS)
+    config = checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made")
+    state = read_safetensors(folder / WEIGHTS)
+    if sha256(folder / WEIGHTS) != digest:
+        raise WeightsError(f"{folder / WEIGHTS} is damaged: it does not match the SHA-256 in {CONFIG}; make the folder again.")
     check_sound(state, folder / WEIGHTS)
-    return config, state
+    return _Folder(config, origin, state)
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -98,6 +98,12 @@ def _models() -> dict[str, NamedModel]:
 
 MODELS = _models()
 
+STATISTICS = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+"""Mean and standard deviation of the channels, as the public recipes have them."""
+
 ALIASES = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}
 """timm's words for two of our keys."""
 
@@ -116,12 +122,16 @@ def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: A
 
     Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
     """
+    named = find_model(name)
     without_head = changes.get("num_classes") == 0  # timm's way to ask for features
     model = TDFormer(
         changed(name, {key: value for key, value in changes.items() if not (without_head and key == "num_classes")}), recompute
     )
     if without_head:
         model.reset_classifier(0)
+    if named.dataset in STATISTICS:
+        mean, std = STATISTICS[named.dataset]
+        model.set_input(named.image_size, mean, std, crop_pct=0.875 if named.dataset == "ImageNet" else 1.0)
     return model
 
 

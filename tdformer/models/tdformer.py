@@ -8,6 +8,7 @@ O(n)    = head (H(n))                                         (paper section 4, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -87,6 +88,18 @@ class TDFormer(nn.Module):
         modules = {module for module in self.modules() if isinstance(module, ControlModule) or module is self.processing}
         own = {parameter for module in modules for parameter in module.parameters()}
         return {name: parameter for name, parameter in self.named_parameters() if parameter in own}
+
+    def set_input(self, image_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float) -> None:
+        """Say which images the network is for, in the form that timm.data.resolve_model_data_config reads."""
+        self.pretrained_cfg = self.default_cfg = {
+            "input_size": (self.config.backbone.in_channels, image_size, image_size),
+            "mean": tuple(mean),
+            "std": tuple(std),
+            "crop_pct": crop_pct,
+            "interpolation": "bicubic",
+            "num_classes": self.num_classes,
+            "classifier": "backbone.head",
+        }
 
     # --- timm's verbs -----------------------------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ def _write(partial: Path, snapshot: Snapshot, config_yaml: str) -> None:
     by_rank = {f"{rank}.{name}": tensor for rank, own in enumerate(snapshot.statistics) for name, tensor in own.items()}
     for name, tensors in zip(TENSOR_FILES, (snapshot.model, snapshot.optimizer, by_rank), strict=True):
         save_file(tensors, partial / name)
+        (partial / name).chmod(0o644)  # safetensors makes it for its owner alone
     (partial / STATE).write_text(json.dumps(asdict(snapshot.position), indent=1))
     (partial / CONFIG).write_text(config_yaml)
     files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in (*TENSOR_FILES, STATE, CONFIG)}

@@ -9,7 +9,7 @@ import torch
 from tdformer.config_io import load_config
 from tdformer.models.pretrained import write_weights
 from tdformer.models.tdformer import TDFormer
-from tdformer.models.weights import check_exactly, read_safetensors
+from tdformer.models.weights import check_exactly, check_sound, read_safetensors
 from tdformer.training import checkpoints
 from tdformer.training.checkpoints import Position
 
@@ -19,6 +19,7 @@ def export(checkpoint: Path, folder: Path) -> Position:
     position = checkpoints.check(checkpoint)
     config = load_config(checkpoint / checkpoints.CONFIG)
     state = read_safetensors(checkpoint / checkpoints.MODEL)
+    check_sound(state, checkpoint / checkpoints.MODEL)
     with torch.device("meta"):
         check_exactly(TDFormer(config.model), state, f"checkpoint {checkpoint}")
     data = config.data

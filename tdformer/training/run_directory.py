@@ -21,7 +21,6 @@ CHANGEABLE = (
     "training.log_every",
     "training.recompute",
     "output",
-    "init",
 )
 """Keys that may differ on a resume: they do not change what is computed."""
 
@@ -61,3 +60,10 @@ def claim(path: Path, config: RunConfig) -> None:
     elif any(path.iterdir()):
         raise UserError(f"{path} is not empty and not a run directory; choose another --run-dir.")
     replace_file(saved, lambda partial: partial.write_text(dump_config(config)))
+
+
+def discard_if_unused(path: Path) -> None:
+    """Remove a run directory in which nothing was done yet, after a start that was refused."""
+    if [entry.name for entry in path.iterdir()] == [CONFIG_FILE]:
+        (path / CONFIG_FILE).unlink()
+        path.rmdir()

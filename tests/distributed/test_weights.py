@@ -48,7 +48,10 @@ def test_published_weights_to_a_fine_tuned_network_and_out_again(fine_tune: dict
     trained = tdformer("train", config, f"init={weights}", "--run-dir", tmp_path / "run", "--processes", 2)
     assert trained.returncode == 0, trained.stderr
     assert f"started from the weights in {weights}; {len(report['missing'])} tensors start fresh" in trained.stdout
-    assert tdformer("train", tmp_path / "run", f"init={weights}-moved").returncode == 0, "weights to start from are not read again"
+    weights.rename(tmp_path / "moved")
+    assert tdformer("train", tmp_path / "run").returncode == 0, "weights to start from are not read again"
+    changed = tdformer("train", tmp_path / "run", f"init={tmp_path / 'moved'}")
+    assert_one_sentence(changed, "holds a run of another configuration", "init: ")
 
     out = tdformer("checkpoint", "export", tmp_path / "run", exported)
     assert out.returncode == 0, out.stderr
@@ -81,3 +84,5 @@ def test_what_cannot_be_imported_or_started_from(fine_tune: dict, published: Pat
     started = tdformer("train", config, f"init={tmp_path}/nowhere", "--processes", 2)
     assert started.returncode == 2
     assert started.stderr.count("is no weights folder") == 1, started.stderr
+    assert tdformer("train", config, f"init={tmp_path}/nowhere").returncode == 2
+    assert list((tmp_path / "runs").iterdir()) == [], "a start that was refused leaves no run"

@@ -171,7 +171,8 @@ def test_start_refuses_what_does_not_fit_and_changes_nothing(tmp_path: Path) -> 
     torch.manual_seed(0)
     write_weights(tmp_path / "weights", TDFormer(small()).state_dict(), small(), {})
     for config, names in (
-        (small("spikformer-imagenet"), "not in the file: backbone.patch_embed"),
+        (small("spikformer-imagenet"), "holds another backbone than the run's .*family: qkformer -> spikformer"),
+        (small(BACKBONES["qkformer-imagenet"].model_copy(update={"num_heads": 4})), "num_heads: 2 -> 4; nothing was loaded"),
         (small(num_classes=6), "of another shape .*backbone.head.weight"),
         (small(feedback=None), "without a place in the network: .*control"),
     ):
@@ -214,6 +215,23 @@ def test_timm_reads_exported_weights_by_name(tmp_path: Path) -> None:
     again = timm.create_model("tdformer_sdt2_256", checkpoint_path=str(tmp_path / "weights" / "model.safetensors"))
     assert torch.equal(again.eval()(images(2)), model.eval()(images(2)))
     assert load_file(tmp_path / "weights" / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_a_damaged_folder_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_weights(tmp_path / "weights", TDFormer(small()).state_dict(), small(), {})
+    path = tmp_path / "weights" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"is damaged: it does not match the SHA-256 in config\.json"):
+        load_pretrained(tmp_path / "weights")
+
+
+def test_our_own_network_is_not_imported_again(tmp_path: Path) -> None:
+    save_file(TDFormer(small()).state_dict(), tmp_path / "own.safetensors")
+    with pytest.raises(WeightsError, match=r"holds a TDFormer of this program, .* as `init`"):
+        read_published(tmp_path / "own.safetensors", small())
 
 
 @pytest.mark.parametrize(

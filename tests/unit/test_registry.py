@@ -24,6 +24,13 @@ def test_timm_lists_and_makes_them() -> None:
     assert (model.config.segments, model.config.backbone.drop_path) == (4, 0.1)
 
 
+def test_timm_knows_the_input_of_each() -> None:
+    model = timm.create_model("tdformer_sdt2_256", num_classes=0)
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["input_size"], data["mean"], data["crop_pct"]) == ((3, 32, 32), (0.4914, 0.4822, 0.4465), 1.0)
+    assert model(images(2)).shape == (2, 256)
+
+
 def test_there_is_a_tdformer_for_every_backbone() -> None:
     for name, model in MODELS.items():
         backbone_name = name.removeprefix("tdformer_")
