@@ -15,7 +15,7 @@ bench_app = plain_typer(help="Measure what a network costs, beside a peer.")
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?; quote it.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="A part of their names, or a pattern with * and ?.")] = "*",
     as_json: Json = False,
 ) -> None:
     """Networks that can be made by name, with their parameters, and what the paper states of them."""
@@ -25,7 +25,7 @@ def models(
 
     rows: list[dict[str, object]] = []
     for name, model in MODELS.items():
-        if fnmatch(name, pattern):
+        if fnmatch(name, pattern) or pattern in name:
             total, of_backbone = parameter_counts(model.config)
             rows.append(
                 {

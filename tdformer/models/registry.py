@@ -27,7 +27,7 @@ class NamedModel:
 
 def _models() -> dict[str, NamedModel]:
     """Backbones under their own names, and each as a TDFormer with feedback in all blocks of its last stage."""
-    one_block = FeedbackConfig(blocks=(6,))
+    one_block = FeedbackConfig(blocks=(6,))  # which one the paper does not say; the last is our choice
     backbones = {
         "qkformer_hst10_384": (BackboneConfig(embed_dims=384, num_heads=6), 224, "ImageNet", "", ""),
         "qkformer_hst10_512": (BackboneConfig(embed_dims=512, num_heads=8), 224, "ImageNet", "", ""),

@@ -100,6 +100,7 @@ def test_models_command_prints_the_parameter_table() -> None:
     assert rows["tdformer_hst10_768"]["backbone_parameters"] == 64_962_760
     assert len(rows) == 3
     assert "qkformer_hst10_768 " in tdformer_command("models").stdout  # names are not cut off
+    assert "sdt8_512" in tdformer_command("models", "sdt8").stdout
     nothing = tdformer_command("models", "resnet*")
     assert nothing.returncode == 2
     assert "no model's name is like 'resnet*'" in nothing.stderr
