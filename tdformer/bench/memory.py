@@ -50,12 +50,13 @@ def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequenc
         for steps in time_steps
     }
     images = torch.randn(2, config.backbone.in_channels, image_size, image_size)
+    one = images[:1].clone()  # not a view, whose storage would count for two
 
     def row(
         model: str, policy: str, steps: int, segments: int, make: Callable[[], nn.Module], flops_of_none: int | None
     ) -> tuple[Row, int]:
-        saved, flops = _saved_and_flops(make(), images[:1])
-        grown = (_peak(make(), images) - _peak(make(), images[:1])) / 1e6 if peak else None
+        saved, flops = _saved_and_flops(make(), one)
+        grown = (_peak(make(), images) - _peak(make(), one)) / 1e6 if peak else None
         return Row(model, policy, steps, segments, saved / 1e6, grown, flops / (flops_of_none or flops)), flops
 
     for steps, unrolled in unrolled_over.items():
