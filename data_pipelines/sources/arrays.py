@@ -1,0 +1,142 @@
+"""Images and labels as arrays: a folder with images.npy and labels.npy, or one .npz file with the same names in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import encode_png
+from data_pipelines.sources.base import RawSample, Source
+
+MAX_CLASSES = 1_000_000
+"""Beyond it a label is no class but a mark, such as the largest integer for "unknown"."""
+
+
+class ArraySource:
+    """Images uint8 [N, H, W] or [N, H, W, 3] and labels, integers [N], which become PNG files.
+
+    path: a folder with images.npy (mapped, so it may be larger than memory), labels.npy and perhaps classes.txt (one name
+    per line), or an .npz file with the arrays images, labels and perhaps classes.
+    classes: the training set's, for a validation set. Without any, they are called 0, 1, … up to the largest label.
+    Raises DataError, naming the file, for other types and shapes, and for a label that is no class.
+    """
+
+    left_out = 0
+
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        self._path = path
+        images, labels, named = _load(path)
+        _check(path, images, labels, named or ())
+        if classes and named is not None and list(classes) != named:
+            raise DataError(f"{path} names other classes than the training set; remove them, or make them the same.")
+        self.classes = list(classes or (_numbered(path, int(labels.max())) if named is None else named))
+        if (largest := int(labels.max())) >= len(self.classes):
+            at = int(labels.argmax())
+            raise DataError(
+                f"{path}: label {largest} of image {at} is no class; expected less than {len(self.classes)}, the number of classes."
+            )
+        self._labels = labels.astype(np.int64)
+        self._opened: np.ndarray | None = images
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images: each process opens them for itself."""
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def _images(self) -> np.ndarray:
+        if self._opened is None:
+            self._opened = _load(self._path)[0]
+        return self._opened
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> RawSample:
+        pixels = np.ascontiguousarray(self._images[index])
+        return RawSample(f"image-{index:08d}", "png", encode_png(pixels), int(self._labels[index]))
+
+    def place(self, index: int) -> str:
+        return f"{self._path}, image {index}"
+
+    def fingerprint(self) -> str:
+        """Of classes, labels and all pixels: arrays of one shape have one size, so that nothing less would tell them apart."""
+        digest = hashlib.sha256(repr((self.classes, self._images.shape)).encode() + self._labels.tobytes())
+        for start in range(0, len(self), 1024):
+            digest.update(self._images[start : start + 1024].tobytes())
+        return digest.hexdigest()
+
+
+def open_arrays(root: Path) -> dict[str, Source]:
+    """`train` and `val` of a folder that holds train.npz and val.npz, or folders of these names with .npy files."""
+    paths = {split: root / f"{split}.npz" if (root / f"{split}.npz").exists() else root / split for split in ("train", "val")}
+    if missing := [path for path in paths.values() if not path.exists()]:
+        raise DataError(
+            f"{root} has neither {missing[0].name}.npz nor {missing[0].name}/; expected images and labels of both train and val."
+        )
+    train = ArraySource(paths["train"])
+    return {"train": train, "val": ArraySource(paths["val"], train.classes)}
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Images, labels and the names of the classes, if there are any. Nothing is ever unpickled."""
+    return _load_folder(path) if path.is_dir() else _load_npz(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What NumPy says of a file that it cannot read, as a DataError with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); mend it or copy it again.") from None
+    except Exception as error:  # NumPy, zipfile, zlib and tokenize each have errors of their own for a damaged file
+        raise DataError(f"{path} holds no plain array ({error}); copy it again, or save it without Python objects.") from None
+
+
+def _load_folder(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    with _reading(folder / "images.npy"):
+        images = open_memmap(folder / "images.npy", mode="r")
+    with _reading(folder / "labels.npy"):
+        labels = np.array(open_memmap(folder / "labels.npy", mode="r"))
+    names = folder / "classes.txt"
+    with _reading(names):
+        return images, labels, names.read_text(encoding="utf-8").splitlines() if names.exists() else None
+
+
+def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    with _reading(path):
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz file")
+        with arrays:
+            if missing := [name for name in ("images", "labels") if name not in arrays]:
+                raise ValueError(f"it lacks {missing[0]}")
+            names = np.atleast_1d(arrays["classes"]).astype(str).tolist() if "classes" in arrays else None
+            # A member that does not start as an array does comes as bytes.
+            return np.asarray(arrays["images"]), np.asarray(arrays["labels"]), names
+
+
+def _check(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)) or 0 in images.shape:
+        raise DataError(f"{path}: images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] or [N, H, W, 3].")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{path}: labels are {labels.dtype} {list(labels.shape)}, expected integers [N].")
+    if len(labels) != len(images):
+        raise DataError(f"{path} holds {len(images)} images but {len(labels)} labels; expected equally many.")
+    if labels.min() < 0:
+        raise DataError(f"{path}: label {labels.min()} of image {labels.argmin()} is negative; expected a class index.")
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"{path}: a class has no name, or two have the same; expected a different name for each.")
+
+
+def _numbered(path: Path, largest: int) -> list[str]:
+    if largest >= MAX_CLASSES:
+        raise DataError(f"{path}: label {largest} is too large for a class; expected 0 to the number of classes less one.")
+    return [str(label) for label in range(largest + 1)]

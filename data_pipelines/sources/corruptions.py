@@ -1,0 +1,150 @@
+"""The published corruption suites: CIFAR-10-C, arrays, and ImageNet-C, folders; one source per corruption and severity.
+
+Both are from https://github.com/hendrycks/robustness. CIFAR-10-C: one array per corruption, <corruption>.npy, with the
+test set at severity 1, then at 2, … to 5, and labels.npy for all of them.
+ImageNet-C: <group>/<corruption>/<severity>/<class>/<image>.JPEG; some of its archives unpack without the group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import encode_png
+from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.sources.folders import ImageFolderSource
+
+SEVERITIES = range(1, 6)
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""As CIFAR-10 numbers them; the suite itself names none."""
+
+
+class CorruptedArraySource:
+    """One severity of one corruption: a block of the rows of an array, as PNGs.
+
+    labels: int64 [N], the block's. The array is mapped at the first read in each process, and not pickled.
+    """
+
+    def __init__(self, path: Path, severity: int, labels: np.ndarray) -> None:
+        self.classes = list(CIFAR10_CLASSES)
+        self.left_out = 0
+        self._path = path
+        self._name = f"{path.stem}-{severity}"
+        self._first = (severity - 1) * len(labels)
+        self._labels = labels
+        self._mapped: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_mapped": None}
+
+    @property
+    def _pixels(self) -> np.ndarray:
+        if self._mapped is None:
+            self._mapped = _open_array(self._path)
+        return self._mapped[self._first : self._first + len(self)]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> RawSample:
+        key = f"{self._name}-{index:05d}".replace(".", "_")
+        return RawSample(key, "png", encode_png(self._pixels[index]), int(self._labels[index]))
+
+    def place(self, index: int) -> str:
+        return f"{self._path} row {self._first + index}"
+
+    def fingerprint(self) -> str:
+        """Of name, pixels and labels: all such files have the same size, and 30 MB are read soon."""
+        digest = hashlib.sha256(self._name.encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(self._pixels).data)
+        digest.update(self._labels.data)
+        return digest.hexdigest()
+
+
+def open_cifar10_c(root: Path) -> dict[str, Source]:
+    """`gaussian_noise-1` and so on, of whatever corruptions the folder holds.
+
+    Raises DataError, naming the file, for arrays that are not as published.
+    """
+    paths = [path for path in sorted(root.glob("*.npy")) if path.name != "labels.npy"]
+    if not paths or not (root / "labels.npy").is_file():
+        raise DataError(f"{root}: expected labels.npy and a <corruption>.npy per corruption, as the published CIFAR-10-C.tar unpacks.")
+    labels = _cifar10_labels(root / "labels.npy")
+    blocks = np.split(labels, len(SEVERITIES))
+    for path in paths:
+        if len(_open_array(path)) != len(labels):
+            raise DataError(f"{path} holds {len(_open_array(path))} images, but labels.npy {len(labels)} labels; download the suite again.")
+    return {
+        f"{path.stem}-{severity}": CorruptedArraySource(path, severity, block)
+        for path in paths
+        for severity, block in zip(SEVERITIES, blocks, strict=True)
+    }
+
+
+def _cifar10_labels(path: Path) -> np.ndarray:
+    """int64 [5 N], checked."""
+    labels = _map(path)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{path} is {labels.dtype} {list(labels.shape)}; expected integers [N], so download the suite again.")
+    if len(labels) == 0 or len(labels) % len(SEVERITIES):
+        raise DataError(f"{path} holds {len(labels)} labels; expected a multiple of 5, one block of equal length per severity.")
+    if wrong := sorted({int(label) for label in labels} - set(range(len(CIFAR10_CLASSES)))):
+        raise DataError(f"{path}: label {wrong[0]} is not in 0 … {len(CIFAR10_CLASSES) - 1}; download the suite again.")
+    return np.array(labels, np.int64)
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """uint8 [N, 32, 32, 3], in the file's memory map."""
+    pixels = _map(path)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (32, 32, 3):
+        raise DataError(f"{path} is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, 32, 32, 3], so download the suite again.")
+    return pixels
+
+
+def _map(path: Path) -> np.ndarray:
+    """Unlike np.load, this reads .npy files alone; neither unpickles objects then."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an array of numbers ({error}); download the suite again.") from None
+
+
+def open_imagenet_c(root: Path) -> dict[str, Source]:
+    """`gaussian_noise-1` and so on, of whatever corruptions and severities the folder holds.
+
+    Classes are all that occur anywhere in the suite, sorted. Raises DataError, naming the folder, for any other layout.
+    """
+    folders: dict[str, Path] = {}
+    for corruption in _corruptions(root):
+        for severity in _severities(corruption):
+            name = f"{corruption.name}-{severity.name}"
+            if (other := folders.setdefault(name, severity)) != severity:
+                raise DataError(f"{other} and {severity} hold the same corruption and severity; remove one of them.")
+    classes = sorted({folder.name for severity in folders.values() for folder in _folders_in(severity)})
+    return {name: ImageFolderSource(folder, classes) for name, folder in folders.items()}
+
+
+def _corruptions(root: Path) -> list[Path]:
+    """The folders of corruptions, in groups or not. A folder that is neither is refused: a suite with gaps looks like a whole one."""
+    found: list[Path] = []
+    for folder in _folders_in(root) if root.is_dir() else []:
+        corruptions: Sequence[Path] = [folder] if _severities(folder) else _folders_in(folder)
+        if wrong := [path for path in corruptions if not _severities(path)] or ([] if corruptions else [folder]):
+            raise DataError(f"{wrong[0]} holds no folder 1 … 5; expected {root}/[<group>/]<corruption>/<severity>/<class>/<image>.")
+        found += corruptions
+    if not found:
+        raise DataError(f"{root} holds no folder; expected {root}/[<group>/]<corruption>/<severity>/<class>/<image>.")
+    return found
+
+
+def _severities(corruption: Path) -> list[Path]:
+    return [folder for folder in _folders_in(corruption) if folder.name in map(str, SEVERITIES)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
