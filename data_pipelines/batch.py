@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from data_pipelines.config import Channels
+
 PADDING_LABEL = -1
 """Label of a slot that only fills up an evaluation batch: nothing is counted for it."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(x / 255 - mean) / std, per channel."""
+
+    mean: Channels
+    std: Channels
+
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 -> float32, on the images' device."""
+        mean_C11, std_C11 = (torch.tensor(values, device=images_BCHW.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
+        return images_BCHW.div_(255).sub_(mean_C11).div_(std_C11)
 
 
 @dataclass
 class Batch:
     """One micro-batch, on the CPU until ``to`` is called.
 
-    images_BCHW: float32 [B, 3, H, W], normalised with the configured mean and std.
+    images_BCHW: uint8 [B, 3, H, W] as the loaders give it, or float32 and normalised; always the latter after ``to``.
+        Event frames are [T, B, 2, H, W], numbers of events: integers, and after ``to`` float32.
     labels_B: int64 [B], class indices, or PADDING_LABEL.
     keys: the B samples' keys, each unique within its data set.
+    skipped: one sentence for each sample that could not be read and was replaced by another.
     """
 
     images_BCHW: torch.Tensor
     labels_B: torch.Tensor
     keys: list[str]
+    normalisation: Normalisation
+    skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader, so that the copy to a GPU can run beside the computation."""
-        return Batch(self.images_BCHW.pin_memory(), self.labels_B.pin_memory(), self.keys)
+        return replace(self, images_BCHW=self.images_BCHW.pin_memory(), labels_B=self.labels_B.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
+        """On the device, with normalised images."""
         images_BCHW = self.images_BCHW.to(device, non_blocking=True)
-        return Batch(images_BCHW, self.labels_B.to(device, non_blocking=True), self.keys)
+        if images_BCHW.dim() == 5:
+            images_BCHW = images_BCHW.float()
+        elif images_BCHW.dtype == torch.uint8:
+            images_BCHW = self.normalisation(images_BCHW)
+        return replace(self, images_BCHW=images_BCHW.contiguous(), labels_B=self.labels_B.to(device, non_blocking=True))

@@ -1,14 +1,14 @@
 """Where each sample of a data set lies, so that any one is read with one seek.
 
-The index is a cache of what the tar headers and .cls members say; it is made again when it is missing or stale.
+The index is one file of rows, mapped into memory: all loader processes of a machine share it. Its name carries a digest of
+the shards that it was made for, so that an index of other shards is never taken for theirs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,90 +16,94 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.files import replace_file
 from data_pipelines.manifest import ShardInfo, prepare_again
-from data_pipelines.sources import IMAGE_SUFFIXES
 
-INDEX = "index.npz"
-COLUMNS = ("shard", "offset", "size", "label", "key")
-IMAGE_EXTENSIONS = set(IMAGE_SUFFIXES.values())
+COLUMNS = [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i4")]
+
+Row = tuple[int, int, int, int, str]
+"""Of one sample: shard (its position in the manifest), offset and size of its bytes, label (class index), key."""
 
 
-@dataclass(frozen=True)
+def row_type(key_bytes: int) -> np.dtype:
+    """One row of an index whose longest key has so many bytes."""
+    return np.dtype([*COLUMNS, ("key", f"S{max(key_bytes, 1)}")])
+
+
 class Index:
-    """Where each sample lies. All arrays have one entry per sample, in the order of the shards."""
+    """One row per sample, in the order of the shards: a structured array with the columns of Row (keys are UTF-8 bytes)."""
 
-    shard: np.ndarray  # int32, position in the manifest
-    offset: np.ndarray  # int64, first byte of the image within the tar
-    size: np.ndarray  # int64, bytes of the image
-    label: np.ndarray  # int64, class index
-    key: np.ndarray  # bytes, UTF-8
+    def __init__(self, rows: np.ndarray, path: Path | None = None) -> None:
+        self.rows, self.path = rows, path
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Index:
+        encoded = [(shard, offset, size, label, key.encode()) for shard, offset, size, label, key in rows]
+        return cls(np.array(encoded, row_type(max((len(row[-1]) for row in encoded), default=1))))
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Map an index file into memory. Raises OSError or ValueError if it is none."""
+        rows = np.lib.format.open_memmap(path, mode="r")
+        names = [name for name, _ in COLUMNS] + ["key"]
+        if rows.ndim != 1 or rows.dtype.names != tuple(names) or rows.dtype["key"].kind != "S":
+            raise ValueError(f"{path} holds no index")
+        return cls(rows, path)
+
+    def save(self, path: Path) -> None:
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.save(file, self.rows, allow_pickle=False)
+
+        replace_file(path, write)
+
+    def __reduce__(self) -> tuple:
+        """Sent to a loader process as its path alone, where there is one."""
+        return (Index.load, (self.path,)) if self.path else (Index, (self.rows,))
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.rows[column]
 
     def key_of(self, sample: int) -> str:
-        return self.key[sample].decode()
+        return self.rows["key"][sample].decode(errors="backslashreplace")
+
+    def label_of(self, sample: int) -> int:
+        return int(self.rows["label"][sample])
 
 
-def load_index(folder: Path, shards: list[ShardInfo]) -> Index:
+def index_name(shards: list[ShardInfo]) -> str:
+    return f"index-{hashlib.sha256(''.join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]}.npy"
+
+
+def find_index(folder: Path, shards: list[ShardInfo]) -> Index | None:
+    """The saved index, or None if there is none of these shards that can be read and fits them."""
     try:
-        with np.load(folder / INDEX, allow_pickle=False) as saved:
-            if saved["sha256"].tolist() == [shard.sha256 for shard in shards]:
-                return Index(*(saved[name] for name in COLUMNS))
-    except Exception:  # missing, or damaged in any way that NumPy and zipfile can find: the tar headers hold all of it
-        pass
-    index = scan(folder, shards)
-    with contextlib.suppress(OSError):  # a read-only data set is scanned at every start
-        save_index(folder, shards, index)
+        index = Index.load(folder / index_name(shards))
+        check_index(folder, index, shards)
+    except (OSError, ValueError, EOFError):  # DataError among them: what the index says can be read from the shards again
+        return None
     return index
 
 
-def save_index(folder: Path, shards: list[ShardInfo], index: Index) -> None:
-    columns = {name: getattr(index, name) for name in COLUMNS}
-    hashes = np.array([shard.sha256 for shard in shards])
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, sha256=hashes, **columns)
-
-    replace_file(folder / INDEX, write)
+def keep_index(folder: Path, shards: list[ShardInfo], index: Index) -> Index:
+    """Save the index, and the one mapped from there; the given one if the folder is read-only (scanned at every start then)."""
+    path = folder / index_name(shards)
+    with contextlib.suppress(OSError):
+        index.save(path)
+        return Index.load(path)
+    return index
 
 
-def scan(folder: Path, shards: list[ShardInfo]) -> Index:
-    rows = [(number, *row) for number, shard in enumerate(shards) for row in scan_shard(folder / shard.name, shard)]
-    if not rows:
-        raise DataError(f"{folder} holds no sample; {prepare_again(folder)}.")
-    shard, offset, size, label, key = zip(*rows, strict=True)
-    return Index(np.array(shard, np.int32), np.array(offset), np.array(size), np.array(label), np.array([text.encode() for text in key]))
-
-
-def scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, str]]:
-    """(offset, size, label, key) of every sample of one tar, in its order."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if not member.isreg():
-                    continue
-                if extension in IMAGE_EXTENSIONS:
-                    images[key] = (member.offset_data, member.size)
-                elif extension == "cls":
-                    labels[key] = _read_label(tar, member, path)
-    except tarfile.TarError as error:
-        raise DataError(f"shard {path} is no readable tar file ({error}); {prepare_again(path.parent)}.") from None
-    if unpaired := sorted(images.keys() ^ labels.keys()):
-        raise DataError(f"sample {unpaired[0]} in {path} lacks its image or its .cls label; {prepare_again(path.parent)}.")
-    if len(images) != shard.samples:
-        raise DataError(f"shard {path} holds {len(images)} samples, the manifest says {shard.samples}; {prepare_again(path.parent)}.")
-    for key, (offset, size) in images.items():
-        yield offset, size, labels[key], key
-
-
-def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
-    file = tar.extractfile(member)
-    text = file.read(20) if file else b""
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"{member.name} in {path} holds {text!r}, not a class number; {prepare_again(path.parent)}.") from None
+def check_index(folder: Path | str, index: Index, shards: list[ShardInfo]) -> None:
+    """Every row must point into the shards, and there must be as many as the manifest says."""
+    promised = sum(shard.samples for shard in shards)
+    if len(index) != promised:
+        raise DataError(f"{folder} holds {len(index)} samples, its manifest says {promised}; {prepare_again(folder)}.")
+    shard, offset, size = index["shard"], index["offset"], index["size"]
+    bounds = np.array([shard.bytes for shard in shards])
+    outside = (shard < 0) | (shard >= len(shards)) | (offset < 0) | (size < 0)
+    outside |= offset + size > bounds[np.where(outside, 0, shard)]
+    if outside.any():
+        sample = int(np.flatnonzero(outside)[0])
+        raise DataError(f"the index of {folder} points outside its shards for sample {sample}; {prepare_again(folder)}.")

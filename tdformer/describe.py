@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipelines.locations import is_remote
 from tdformer.config import RunConfig
 from tdformer.datasets import open_data
 from tdformer.models.pretrained import check_start
@@ -27,7 +29,7 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
         with torch.device("meta"):
             model = TDFormer(config.model)
         init = f"{config.init} ({len(check_start(model, config.init)[1])} tensors start fresh)"
-    samples = len(open_data(config)[0]) if config.data.train.exists() else config.data.train_samples
+    samples = len(open_data(config)[0]) if is_remote(config.data.train) or Path(config.data.train).exists() else config.data.train_samples
     backbone, feedback = config.model.backbone, config.model.feedback
     return {
         "name": config.name,

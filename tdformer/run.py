@@ -13,9 +13,8 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches
-from data_pipelines.shards import ShardSet
 from tdformer.config import RunConfig
-from tdformer.datasets import check_classes
+from tdformer.datasets import check_classes, open_val
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
@@ -67,7 +66,7 @@ def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path) -> dict[str,
     with joined() as ranks:
         config = ranks.from_first(ranks.together(load))
         position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
-        val_set = ranks.together(lambda: ShardSet.open(config.data.val))
+        val_set = ranks.together(lambda: open_val(config))
         ranks.together(lambda: check_classes(val_set, position.classes, f"checkpoint {checkpoint} was trained on"))
         model = TDFormer(config.model).to(ranks.device).eval()
         ranks.together(lambda: checkpoints.load_model(checkpoint, model))

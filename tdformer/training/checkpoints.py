@@ -66,6 +66,10 @@ class Position:
     """In the training set."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes, in the order of their labels."""
+    data: str = ""
+    """Digest of the training set's samples in their order of storage, which `step` counts."""
+    bad_samples: int = 0
+    """That could not be read and were replaced, over all ranks since the run began."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
     version: int = FORMAT_VERSION

@@ -49,11 +49,11 @@ class Engine:
         """[segments, B, classes]. Under ZeRO 3 all ranks must call it together."""
         return self._engine(images_BCHW)
 
-    def micro_step(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, learning_rate: float) -> torch.Tensor:
+    def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> torch.Tensor:
         """Forward and backward of one micro-batch, and the optimizer step after the last of a global batch. Returns the loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._engine(images_BCHW, labels_B)
+        loss = self._engine(images_BCHW, labels)
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipelines.augment import Mix
 from data_pipelines.batch import Batch
 from data_pipelines.errors import UserError
-from data_pipelines.loading import evaluation_batches, train_batches
-from data_pipelines.order import TrainOrder
+from data_pipelines.loading import evaluation_batches, train_batches, train_order
 from tdformer.config import RunConfig
 from tdformer.config_io import dump_config
 from tdformer.datasets import open_data
@@ -22,6 +22,7 @@ from tdformer.evaluation import Evaluation, Stopped, averaged_statistics, evalua
 from tdformer.models.pretrained import start_from
 from tdformer.ranks import Ranks
 from tdformer.training import checkpoints
+from tdformer.training.bad_samples import BadSamples
 from tdformer.training.checkpoints import Position, Snapshot
 from tdformer.training.engine import Engine
 from tdformer.training.objective import Objective
@@ -57,9 +58,9 @@ def train(config: RunConfig, run_dir: Path, ranks: Ranks) -> Outcome:
                 else:
                     trainer.step(report)
                     if trainer.save_is_due():
-                        trainer.save()
+                        trainer.save(report)
                 if ranks.largest(int(bool(stop))):
-                    trainer.save()
+                    trainer.save(report)
                     report.stopped()
                     return trainer.outcome(stopped=True)
             return trainer.outcome(stopped=False)
@@ -73,11 +74,14 @@ class Trainer:
         self.root = run_dir / "checkpoints"
         self.train_set, self.val_set = ranks.together(lambda: open_data(config))
         training = config.training
-        self.order = TrainOrder(len(self.train_set), config.seed, training.global_batch, training.micro_batch, ranks.rank, ranks.world)
+        sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
+        self.order = train_order(config.data, self.train_set, config.seed, **sizes, rank=ranks.rank, world=ranks.world)
         self.total_steps = training.epochs * self.order.steps_per_epoch
         self.notes: list[str] = []
         self.engine, self.position = self._start_or_resume(run_dir)
         self.saved: Position | None = self.position if self.position.step else None
+        self.bad_samples = BadSamples(self.position.bad_samples, config.data.max_bad_samples, ranks)
+        self.mix = Mix(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
         self.batches = train_batches(config.data, self.train_set, self.order, self.position.step, self.total_steps)
         self.unchecked_losses: list[torch.Tensor] = []
         self.throughput = Throughput()
@@ -91,7 +95,7 @@ class Trainer:
         if not self.ranks.from_first(checkpoints.has_any(run_dir)):
             self.ranks.together(lambda: self._load_initial(objective))
             return Engine(objective, self.config, self.ranks), Position(
-                world=self.ranks.world, samples=len(self.train_set), classes=self.train_set.classes
+                world=self.ranks.world, samples=len(self.train_set), classes=self.train_set.classes, data=self.train_set.digest()
             )
         checkpoint = self.ranks.together(lambda: checkpoints.find(run_dir))
         checked = self.ranks.together(lambda: checkpoints.check(checkpoint) if self.ranks.is_first else None)
@@ -110,26 +114,33 @@ class Trainer:
             self.notes.append(f"started from the weights in {self.config.init}; {len(fresh)} tensors start fresh")
 
     def _check_data(self, position: Position) -> None:
-        """A position in an epoch means something only for the data that it was counted on."""
+        """A position in an epoch means something only for the samples, in the order, that it was counted on; not for a format."""
+        if position.data == self.train_set.digest() and position.classes == self.train_set.classes:
+            return
         if (position.samples, position.classes) != (len(self.train_set), self.train_set.classes):
             raise UserError(
                 f"{self.config.data.train} holds {len(self.train_set)} samples of {len(self.train_set.classes)} classes, the run began "
                 f"on {position.samples} of {len(position.classes)} or other classes; give data.train the set that it began on."
             )
+        raise UserError(
+            f"{self.config.data.train} holds other samples than the run began on, or stores them in another order (another --seed or "
+            f"--samples-per-shard when it was prepared); give data.train the set that it began on, in any format."
+        )
 
     def announce(self, report: Report) -> None:
         training, order = self.config.training, self.order
-        left_out = order.samples % training.global_batch
         report.say(
-            f"{order.samples} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
+            f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
             f"{training.micro_batch} x {self.ranks.world} ranks x {order.accumulation} accumulation; "
             f"{order.steps_per_epoch} steps per epoch"
-            + (f", {left_out} images (others in each epoch) are left out to make steps equal" if left_out else "")
+            + (f", {order.left_out} images (others in each epoch) are left out to make steps equal" if order.left_out else "")
         )
         for note in self.notes:
             report.say(note)
         if self.position.step:
-            report.say(f"resumed at step {self.position.step} of {self.total_steps}")
+            epoch, consumed = order.position(self.position.step)
+            place = f"epoch {epoch + 1}, {consumed} of its images seen"
+            report.say(f"resumed at step {self.position.step} of {self.total_steps} ({place})")
 
     # --- where we are ----------------------------------------------------------------------------------------
 
@@ -166,17 +177,28 @@ class Trainer:
             with self.throughput.waiting():
                 micro_batches = self.ranks.together(lambda: list(itertools.islice(self.batches, self.order.accumulation)))
             losses = [self._micro_step(number, batch, rate) for number, batch in enumerate(micro_batches)]
+        self.bad_samples.note(micro_batches)
         self.unchecked_losses += losses
         self.position = replace(self.position, step=self.position.step + 1)
         is_logged = self.position.step % self.config.training.log_every == 0
+        if is_logged:
+            self._count_bad_samples(report)
         report.step(self.position.step, self.epoch, self._step_metrics(losses, rate) if is_logged else None)
+
+    def _count_bad_samples(self, report: Report) -> None:
+        for sentence in self.bad_samples.add_up():
+            report.say(f"skipped: {sentence}")
+        self.position = replace(self.position, bad_samples=self.bad_samples.total)
 
     def _micro_step(self, number: int, batch: Batch, rate: float) -> torch.Tensor:
         """Random draws of a micro-batch (drop path) depend on (seed, step, its number in the global batch), not on its rank."""
         key = [self.config.seed, self.position.step, number * self.ranks.world + self.ranks.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         batch = batch.to(self.ranks.device)
-        return self.engine.micro_step(batch.images_BCHW, batch.labels_B, rate)
+        images_BCHW, labels = batch.images_BCHW, batch.labels_B
+        if self.mix:
+            images_BCHW, labels = self.mix(images_BCHW, labels, *key)
+        return self.engine.micro_step(images_BCHW, labels, rate)
 
     def _step_metrics(self, losses: list[torch.Tensor], rate: float) -> dict[str, float]:
         """Loss is the mean over this step's global batch, so that it does not depend on when the run was interrupted."""
@@ -184,6 +206,8 @@ class Trainer:
         loss = self.ranks.sum(torch.stack(losses).double().mean()).item() / self.ranks.world
         norm = self.engine.gradient_norm()
         metrics = {"train/loss": loss, "train/lr": rate, **self.throughput.take()}
+        if self.config.data.on_bad_sample == "skip":
+            metrics["train/bad_samples"] = float(self.bad_samples.total)
         return metrics if norm is None else metrics | {"train/gradient_norm": norm}
 
     def _check_finite(self) -> None:
@@ -212,7 +236,7 @@ class Trainer:
             metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss},
         )
         report.evaluation(self.position.step, self.position.evaluated_epochs, result)
-        self.save(is_best)
+        self.save(report, is_best)
 
     def _evaluate(self) -> Evaluation:
         model, size = self.engine.objective, self.config.training.eval_batch
@@ -224,11 +248,12 @@ class Trainer:
             finally:
                 model.train()
 
-    def save(self, is_best: bool = False) -> None:
+    def save(self, report: Report, is_best: bool = False) -> None:
         """Save the state, unless this very state is saved already."""
         if self.saved == self.position:
             return
         self._check_finite()
+        self._count_bad_samples(report)
         model = self.engine.objective.model
         parameters, optimizer = self.engine.parameters(), self.engine.optimizer_state()
         statistics = self.ranks.to_first({name: buffer.cpu() for name, buffer in model.named_buffers()})

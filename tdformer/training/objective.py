@@ -21,10 +21,13 @@ class Objective(nn.Module):
         self.weights = config.segment_loss_weights()
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
-    def forward(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """With labels the loss (a scalar, mean over the samples); without, the logits [segments, B, classes]."""
+    def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """With labels (int64 [B], or after mixup float32 [B, classes]) the loss: a scalar, mean over the samples.
+
+        Without, the logits [segments, B, classes].
+        """
         logits_NBK = self.model.forward_segments(images_BCHW)
-        if labels_B is None:
+        if labels is None:
             return logits_NBK
-        losses = [self.cross_entropy(logits_BK.float(), labels_B) for logits_BK in logits_NBK]
+        losses = [self.cross_entropy(logits_BK.float(), labels) for logits_BK in logits_NBK]
         return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))

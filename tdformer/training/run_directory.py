@@ -17,6 +17,8 @@ CHANGEABLE = (
     "data.workers",
     "data.train",
     "data.val",
+    "data.on_bad_sample",
+    "data.max_bad_samples",
     "training.eval_batch",
     "training.log_every",
     "training.recompute",

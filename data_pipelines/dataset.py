@@ -1,0 +1,140 @@
+"""A data set, opened: what the manifest says, where each sample lies, and how one is read, whatever the format and the place."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from data_pipelines.beton import load_index as load_beton_index
+from data_pipelines.errors import DataError
+from data_pipelines.ffcv_pipeline import BetonReader
+from data_pipelines.files import replace_file
+from data_pipelines.images import Pixels
+from data_pipelines.index import Index, check_index, find_index, index_name
+from data_pipelines.locations import check_location, is_remote, join, read_small
+from data_pipelines.manifest import MANIFEST, Manifest, ShardInfo, check_size, parse_manifest, prepare_again, read_manifest
+from data_pipelines.shard_cache import ShardCache
+from data_pipelines.shards import load_index as load_wds_index
+from data_pipelines.wds_pipeline import CachedShards, LocalShards, TarReader
+
+LARGEST_MANIFEST, LARGEST_INDEX = 2**28, 2**32
+"""Bytes of a remote file that are read at most."""
+
+
+class Reader(Protocol):
+    """Reads samples of one format. It is pickled to loader processes."""
+
+    def read(self, sample: int) -> Pixels:
+        """Raises DataError, without a place, for what is no whole image or cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An opened data set. Samples are numbered from 0 in the order in which they are stored."""
+
+    location: str
+    manifest: Manifest
+    index: Index
+    reader: Reader
+
+    @property
+    def classes(self) -> list[str]:
+        return self.manifest.classes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, sample: int) -> Pixels:
+        """Raises DataError with the shard and the key."""
+        try:
+            return self.reader.read(sample)
+        except DataError as error:
+            remedy = f"mend or remove it in the source, remove {self.location} and prepare it again"
+            raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
+
+    def describe(self, sample: int) -> str:
+        """Where a sample lies, for messages."""
+        shard = self.manifest.shards[self.index["shard"][sample]].name
+        return f"sample {self.index.key_of(sample)} in {self.location}/{shard}"
+
+    def digest(self) -> str:
+        """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
+        keys, blocks = self.index["key"], np.array(self.manifest.blocks, "<i8")
+        parts = (str(keys.dtype).encode(), np.ascontiguousarray(keys).tobytes(), blocks.tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where the shards of remote sets are kept, and how many bytes of them."""
+
+    folder: Path
+    limit_bytes: int
+
+
+def open_set(location: str | Path, cache: Cache | None = None) -> DataSet:
+    """Read manifest and index of a local folder or a URL. Local shards must exist with the size that the manifest gives.
+
+    cache: needed for a URL. Raises DataError with the shard's name for a missing or empty folder, a missing, truncated or
+    unreadable shard, and a label that is no class.
+    """
+    location = check_location(str(location))
+    opened = _open_remote(location, cache) if is_remote(location) else _open_local(Path(location))
+    _check_labels(opened)
+    return opened
+
+
+def _open_local(folder: Path) -> DataSet:
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        check_size(folder / shard.name, shard)
+    index = (load_beton_index if manifest.format == "ffcv" else load_wds_index)(folder, manifest.shards)
+    reader = (
+        BetonReader(folder / manifest.shards[0].name, index)
+        if manifest.format == "ffcv"
+        else TarReader(LocalShards([folder / shard.name for shard in manifest.shards]), index)
+    )
+    return DataSet(str(folder), manifest, index, reader)
+
+
+def _open_remote(url: str, cache: Cache | None) -> DataSet:
+    if cache is None:
+        raise DataError(f"{url} is remote, and is read only where training or evaluation keep a shard cache; copy it to a local folder.")
+    remedy = "copy the data set to its place again"
+    manifest = parse_manifest(read_small(join(url, MANIFEST), LARGEST_MANIFEST), join(url, MANIFEST), remedy)
+    if manifest.format == "ffcv":
+        raise DataError(f"{url} is an FFCV file, which is read from a local disk only; copy it there, or stream WebDataset shards.")
+    shards = ShardCache(url, cache.folder, cache.limit_bytes)
+    shards.check(manifest.shards)
+    index = _remote_index(url, manifest.shards, cache.folder)
+    return DataSet(url, manifest, index, TarReader(CachedShards(shards, manifest.shards), index))
+
+
+def _remote_index(url: str, shards: list[ShardInfo], folder: Path) -> Index:
+    """Kept beside the cached shards, under a name that only this very set has."""
+    name = index_name(shards)
+    if (index := find_index(folder, shards)) is None:
+        content = read_small(join(url, name), LARGEST_INDEX)
+        try:
+            replace_file(folder / name, lambda path: path.write_bytes(content))
+            index = Index.load(folder / name)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"the index {join(url, name)} cannot be used ({error}); prepare the data set again.") from None
+        check_index(url, index, shards)
+    return index
+
+
+def _check_labels(opened: DataSet) -> None:
+    labels = opened.index["label"]
+    outside = np.flatnonzero((labels < 0) | (labels >= len(opened.classes)))
+    if len(outside):
+        first = int(outside[0])
+        raise DataError(
+            f"{opened.describe(first)} has label {labels[first]}, but the manifest names {len(opened.classes)} "
+            f"classes ({len(outside)} such samples); {prepare_again(opened.location)}."
+        )

@@ -1,0 +1,204 @@
+"""A part of a data set while it is written: about a thousand samples that are whole, in the format that was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import beton, shards
+from data_pipelines.errors import DataError
+from data_pipelines.events import decode_frames
+from data_pipelines.files import replace_file
+from data_pipelines.images import decode, encode_jpeg
+from data_pipelines.index import Index
+from data_pipelines.manifest import Format, ShardInfo
+from data_pipelines.sources.base import RawSample, Source
+
+USUAL_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How images are stored. It is part of what a data set was made from."""
+
+    format: Format = "wds"
+    short_side: int | None = None
+    """Pixels; images with a longer short side are reduced to it."""
+    quality: int | None = None
+    """Of JPEGs, in percent. WebDataset: without it, images that are not reduced keep their own bytes."""
+    mode: Literal["raw", "jpg", "proportion"] = "proportion"
+    """FFCV: as pixels, as JPEG, or a share of them as JPEG."""
+    jpeg_share: float = 0.5
+    """FFCV, for proportion."""
+    max_side: int | None = None
+    """FFCV: pixels; images with a longer long side are reduced to it."""
+
+
+class LeftOut(NamedTuple):
+    """A file that is no whole image, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be written: the part's number, and its samples by their positions in the source."""
+
+    number: int
+    samples: np.ndarray
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What was written. bytes: the size of the part's file, by which a resume knows that it is still there."""
+
+    number: int
+    samples: int
+    bytes: int
+    sha256: str
+    left_out: list[LeftOut]
+
+
+class WholeSample(NamedTuple):
+    """A sample as it came, its image (none for event frames), and whether that was reduced."""
+
+    raw: RawSample
+    image: Image.Image | None
+    reduced: bool
+
+
+class WholeSamples:
+    """Iterates over a part's samples, decoded; those that are no whole image are left out, and noted in `left_out`."""
+
+    def __init__(self, source: Source, part: Part, short_side: int | None, *, stop_at_bad: bool) -> None:
+        self.source, self.part, self.short_side, self.stop_at_bad = source, part, short_side, stop_at_bad
+        self.left_out: list[LeftOut] = []
+
+    def __iter__(self) -> Iterator[WholeSample]:
+        for index in map(int, self.part.samples):
+            try:
+                whole = self._checked(self.source[index])
+            except DataError as error:
+                if self.stop_at_bad:
+                    raise DataError(f"{self.source.place(index)}: {error}; mend or remove it, or have such files left out.") from None
+                self.left_out.append(LeftOut(self.source.place(index), str(error)))
+                continue
+            yield whole
+
+    def _checked(self, raw: RawSample) -> WholeSample:
+        if raw.extension == "npy":
+            decode_frames(raw.data)
+            return WholeSample(raw, None, False)
+        image = decode(raw.data)
+        reduced = reduce_to(image, self.short_side)
+        return WholeSample(raw, reduced, reduced is not image)
+
+
+def reduce_to(image: Image.Image, short_side: int | None) -> Image.Image:
+    """The image with its short side reduced to this length, its proportions kept; the same object if it is not longer."""
+    short = min(image.size)
+    if short_side is None or short <= short_side:
+        return image
+    width, height = (max(1, round(side * short_side / short)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+class WdsParts:
+    """Each part is a tar shard, which stands under its final name as soon as it is whole."""
+
+    def __init__(self, folder: Path, work: Path, storage: Storage, seed: int) -> None:
+        self.folder, self.work, self.storage = folder, work, storage
+
+    def path(self, number: int) -> Path:
+        return self.folder / shards.shard_name(number)
+
+    def write(self, number: int, samples: Iterable[WholeSample]) -> ShardInfo:
+        shard = shards.write_shard(self.path(number), (self._encoded(*sample) for sample in samples))
+        Index.of((number, *row) for row in shards.scan_shard(self.path(number), shard)).save(self.work / f"part-{number:06d}.npy")
+        return shard
+
+    def _encoded(self, raw: RawSample, image: Image.Image | None, reduced: bool) -> RawSample:
+        if image is None or (self.storage.quality is None and not reduced):
+            return raw
+        return RawSample(raw.key, "jpg", encode_jpeg(image, self.storage.quality or USUAL_QUALITY), raw.label)
+
+    def join(self, records: list[PartRecord]) -> tuple[list[ShardInfo], Index]:
+        filled = [record for record in records if record.samples]
+        for record in records:
+            if not record.samples:
+                self.path(record.number).unlink(missing_ok=True)
+        indexes = [Index.load(self.work / f"part-{record.number:06d}.npy") for record in filled]
+        for position, index in enumerate(indexes):
+            index.rows = index.rows.copy()
+            index.rows["shard"] = position  # a part that was left out as a whole makes this another number than the part's
+        infos = [ShardInfo(self.path(record.number).name, record.samples, record.bytes, record.sha256) for record in filled]
+        return infos, Index(np.concatenate([index.rows for index in indexes]))
+
+
+class FfcvParts:
+    """Each part is a file of pages with its tables beside it; all are joined into one FFCV file in the end."""
+
+    def __init__(self, folder: Path, work: Path, storage: Storage, seed: int) -> None:
+        beton.need_ffcv()
+        self.folder, self.work, self.storage, self.seed = folder, work, storage, seed
+
+    def path(self, number: int) -> Path:
+        return self.work / f"part-{number:06d}.pages"
+
+    def write(self, number: int, samples: Iterable[WholeSample]) -> ShardInfo:
+        storage, path = self.storage, self.path(number)
+        stored = (
+            beton.as_stored(raw.key, raw.label, image, mode=storage.mode, jpeg_share=storage.jpeg_share, seed=[self.seed, number, position])
+            for position, (raw, image, _) in enumerate(samples)
+            if image is not None
+        )
+        quality = storage.quality or USUAL_QUALITY
+
+        def write(partial: Path) -> None:
+            part = beton.write_part(partial, stored, max_side=storage.max_side, quality=quality)
+            part.save(self._tables(number))
+
+        replace_file(path, write)
+        part = beton.Part.load(self._tables(number))
+        return ShardInfo(path.name, len(part.metadata), path.stat().st_size, "")
+
+    def _tables(self, number: int) -> Path:
+        return self.work / f"part-{number:06d}.npz"
+
+    def join(self, records: list[PartRecord]) -> tuple[list[ShardInfo], Index]:
+        parts = [(self.path(r.number), beton.Part.load(self._tables(r.number))) for r in records if r.samples]
+        shard, index = beton.join_parts(self.folder, parts, self.storage.max_side)
+        return [shard], index
+
+
+Parts = WdsParts | FfcvParts
+
+
+def parts_of(folder: Path, work: Path, storage: Storage, seed: int) -> Parts:
+    kind = FfcvParts if storage.format == "ffcv" else WdsParts
+    return kind(folder, work, storage, seed)
+
+
+def _record_path(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.json"
+
+
+def write_record(work: Path, record: PartRecord) -> None:
+    replace_file(_record_path(work, record.number), lambda path: path.write_text(json.dumps(asdict(record))))
+
+
+def read_record(work: Path, number: int, parts: Parts) -> PartRecord | None:
+    """The record of a part that was written before, if what it wrote is still there."""
+    try:
+        values: dict[str, Any] = json.loads(_record_path(work, number).read_text())
+        record = PartRecord(**values | {"left_out": [LeftOut(*pair) for pair in values["left_out"]]})
+        return record if parts.path(number).stat().st_size == record.bytes else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

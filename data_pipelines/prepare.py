@@ -1,0 +1,182 @@
+"""Writing a data set: a source, shuffled, in parts that many processes write and that a kill does not lose.
+
+While it is not whole, a data set has a folder `.unfinished`: the recipe, and a record of each part that is done. A record
+appears after its part, so a part without one is written again; the manifest appears last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.beton import BETON
+from data_pipelines.dataset import open_set
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.files import replace_file
+from data_pipelines.index import index_name
+from data_pipelines.manifest import MANIFEST, Kind, Manifest, read_manifest
+from data_pipelines.parts import LeftOut, Part, PartRecord, Parts, Storage, WholeSamples, parts_of, read_record, write_record
+from data_pipelines.processes import each
+from data_pipelines.sources.base import Source
+
+UNFINISHED, RECIPE, LEFT_OUT = ".unfinished", "recipe.json", "left_out.tsv"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written, and how. samples_per_shard: also the size of the blocks of an FFCV file. seed: of the order in storage."""
+
+    storage: Storage = field(default_factory=Storage)
+    samples_per_shard: int = 1000
+    seed: int = 0
+    stop_at_bad: bool = False
+    """Stop at the first file that is no whole image, instead of leaving such files out."""
+
+    def recipe(self, source: Source) -> dict[str, Any]:
+        """What decides over every byte that is written."""
+        stored = {"samples_per_shard": self.samples_per_shard, "seed": self.seed, **asdict(self.storage)}
+        return {"source": source.fingerprint(), "classes": list(source.classes), **stored}
+
+    def parts(self, samples: int) -> list[Part]:
+        order = np.random.default_rng(self.seed).permutation(samples)
+        starts = range(0, samples, self.samples_per_shard)
+        return [Part(number, order[start : start + self.samples_per_shard]) for number, start in enumerate(starts)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """samples: in the set now. left_out: files that were no whole image. kept: samples that an earlier attempt had written."""
+
+    samples: int
+    left_out: int
+    kept: int
+    already_there: bool = False
+
+
+def prepare(
+    source: Source, folder: Path, plan: Plan | None = None, *, processes: int = 1, progress: Callable[[int], None] = lambda done: None
+) -> Prepared:
+    """Write a source into `folder`. The bytes depend on source and plan alone, not on the number of processes or on interruptions.
+
+    progress is called with the number of samples done since its last call. Writes nothing if this very set is there already.
+    Raises DataError if another one is (nothing is ever overwritten), if no sample is whole, or, by choice, at the first that is
+    not. Interrupted in any way, the same call goes on.
+    """
+    plan = plan or Plan()
+    kind = _kind(source)
+    if kind == "events" and plan.storage != Storage():
+        raise UserError("event frames are stored as they are: --format wds, without sizes or qualities.")
+    recipe = plan.recipe(source)
+    if (folder / MANIFEST).exists():
+        return _there_already(folder, recipe)
+    with _working_folder(folder, recipe) as work:
+        parts = parts_of(folder, work, plan.storage, plan.seed)
+        records = {}
+        todo = []
+        for part in plan.parts(len(source)):
+            if record := read_record(work, part.number, parts):
+                records[part.number] = record
+                progress(len(part.samples))
+            else:
+                todo.append(part)
+        kept = sum(record.samples for record in records.values())
+        for record in each(_write_part, (source, parts, plan), todo, processes):
+            records[record.number] = record
+            progress(record.samples + len(record.left_out))
+        written = [records[number] for number in sorted(records)]
+        left_out = [place for record in written for place in record.left_out]
+        if len(left_out) == len(source):
+            raise DataError(f"none of the {len(source)} files is a whole image; the first: {left_out[0].place}: {left_out[0].reason}.")
+        _finish(folder, parts, written, left_out, recipe, kind)
+        shutil.rmtree(work, ignore_errors=True)
+    return Prepared(len(source) - len(left_out), len(left_out), kept)
+
+
+def _kind(source: Source) -> Kind:
+    """As the first sample says that can be read."""
+    for index in range(len(source)):
+        with suppress(DataError):
+            return "events" if source[index].extension == "npy" else "images"
+    return "images"
+
+
+def _there_already(folder: Path, recipe: dict[str, Any]) -> Prepared:
+    manifest = read_manifest(folder)
+    if {**manifest.recipe, "classes": manifest.classes} != recipe:
+        raise DataError(f"{folder} already holds another data set; choose another folder, or remove this one first.")
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a kill between the manifest and the end
+    return Prepared(len(open_set(folder)), manifest.left_out, manifest.samples, already_there=True)
+
+
+@contextmanager
+def _working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
+    """The folder for what is unfinished, made or found again, and held against other processes."""
+    work = folder / UNFINISHED
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (work.exists() or (folder / MANIFEST).exists()) and (there := sorted([*folder.glob("shard-*.tar"), *folder.glob(BETON)])):
+            raise DataError(f"{folder} holds {there[0].name} but no manifest: it was not written here; remove {folder} first.")
+        work.mkdir(exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"another process is writing {folder}; wait for it, or choose another folder.") from None
+        if (folder / MANIFEST).exists():
+            raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
+        try:
+            _check_recipe(work, recipe)
+            for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT, MANIFEST):
+                for left_behind in folder.glob(f".[0-9]*-{name}"):
+                    left_behind.unlink()
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written ({error.strerror or error}); the same command goes on from here.") from None
+        yield work
+
+
+def _check_recipe(work: Path, recipe: dict[str, Any]) -> None:
+    path = work / RECIPE
+    if not path.exists():
+        replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
+    elif path.read_text() != json.dumps(recipe):
+        begun = work.parent
+        raise DataError(f"{begun} was begun from another source or with other options; remove {begun}, or give the same ones to go on.")
+
+
+def _write_part(shared: tuple[Source, Parts, Plan], part: Part) -> PartRecord:
+    source, parts, plan = shared
+    samples = WholeSamples(source, part, plan.storage.short_side, stop_at_bad=plan.stop_at_bad)
+    try:
+        info = parts.write(part.number, samples)
+        record = PartRecord(part.number, info.samples, info.bytes, info.sha256, samples.left_out)
+        write_record(parts.work, record)
+    except OSError as error:
+        raise DataError(
+            f"{parts.path(part.number)} cannot be written ({error.strerror or error}); the same command goes on from here."
+        ) from None
+    return record
+
+
+def _finish(folder: Path, parts: Parts, records: list[PartRecord], left_out: list[LeftOut], recipe: dict[str, Any], kind: Kind) -> None:
+    try:
+        shards, index = parts.join(records)
+        index.save(folder / index_name(shards))
+        if left_out:
+            lines = "".join(f"{place}\t{reason}\n" for place, reason in left_out)
+            replace_file(folder / LEFT_OUT, lambda path: path.write_text(lines, errors="backslashreplace"))
+        recipe = dict(recipe)
+        classes, blocks = recipe.pop("classes"), [record.samples for record in records if record.samples]
+        Manifest(parts.storage.format, kind, classes, shards, blocks, recipe, len(left_out)).write(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror or error}); the same command goes on from here.") from None
