@@ -11,9 +11,8 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.shards import write_shards
-from data_pipelines.sources import RawSample
-from tests.conftest import StripesSource, tdformer, write_config
+from data_pipelines.dataset import open_set
+from tests.conftest import StripesSource, stored, tdformer, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -62,19 +61,24 @@ def test_truncated_shard(run_config: dict, tmp_path: Path, own_data: Path) -> No
     assert_one_sentence(train(run_config, tmp_path), "shard-000001.tar", "truncated", "copy it again")
 
 
-class Undecodable(StripesSource):
-    def __getitem__(self, index: int) -> RawSample:
-        sample = super().__getitem__(index)
-        return sample if index != 20 else RawSample(sample.key, "png", sample.image[:60], sample.label)
+def damage_image(folder: Path, key: str) -> Path:
+    """Overwrite what is stored of a sample's image, but for its first 60 bytes. Gives the shard."""
+    data = open_set(folder)
+    (sample,) = (sample for sample in range(len(data)) if data.index.key_of(sample) == key)
+    shard = folder / data.manifest.shards[data.index["shard"][sample]].name
+    with shard.open("r+b") as file:
+        file.seek(int(data.index["offset"][sample]) + 60)
+        file.write(bytes(int(data.index["size"][sample]) - 60))
+    return shard
 
 
-def test_undecodable_image_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path) -> None:
+def test_undecodable_image_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path, own_data: Path) -> None:
     """Only the rank that reads it can know; both end. MLflow says FAILED, and what was trained before is kept."""
-    write_shards(Undecodable(26, seed=1), tmp_path / "bad")
-    run_config["data"] |= {"train": str(tmp_path / "bad"), "workers": 1}
+    shard = damage_image(own_data / "train", "stripes-1-0020")
+    run_config["data"]["workers"] = 1
     run_config["training"]["epochs"] = 4
     result = train(run_config, tmp_path)
-    assert_one_sentence(result, "stripes-1-0020", "shard-000000.tar", "cannot be decoded", "on rank")
+    assert_one_sentence(result, "stripes-1-0020", shard.name, "cannot be decoded", "on rank")
     run_id = (tmp_path / "run" / "mlflow_run_id").read_text().strip()
     assert MlflowClient(run_config["tracking"]["uri"]).get_run(run_id).info.status == "FAILED"
 
@@ -87,7 +91,7 @@ def test_labels_outside_the_classes(run_config: dict, tmp_path: Path) -> None:
 def test_a_label_that_the_manifest_does_not_name(run_config: dict, tmp_path: Path, own_data: Path) -> None:
     manifest_path = own_data / "train" / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
-    manifest["recipe"]["classes"].pop()
+    manifest["classes"].pop()
     manifest_path.write_text(json.dumps(manifest))
     assert_one_sentence(train(run_config, tmp_path), "has label 2, but the manifest names 2 classes", "shard-00000")
 
@@ -116,7 +120,7 @@ def test_a_loss_that_is_not_finite_is_never_saved(run_config: dict, tmp_path: Pa
 def test_a_resume_on_another_training_set(run_config: dict, tmp_path: Path) -> None:
     run_config["training"]["epochs"] = 1
     assert train(run_config, tmp_path).returncode == 0
-    write_shards(StripesSource(20, seed=5), tmp_path / "other")
+    stored(StripesSource(20, seed=5), tmp_path / "other")
     result = tdformer("train", tmp_path / "run", f"data.train={tmp_path}/other", "--processes", 2)
     assert_one_sentence(result, "holds 20 samples", "the run began on 26", "give data.train the set that it began on")
 

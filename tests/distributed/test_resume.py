@@ -51,8 +51,9 @@ def losses_by_stage() -> dict[int, list[float]]:
 def test_resume_is_bit_identical_at_every_zero_stage(
     run_config: dict, tmp_path: Path, zero_stage: int, losses_by_stage: dict[int, list[float]]
 ) -> None:
-    """From a checkpoint in the middle of the first epoch; drop path, augmentation and accumulation are on; two processes."""
+    """From a checkpoint in the middle of the first epoch; drop path, mixup, cutmix and accumulation are on; two processes."""
     run_config["training"]["zero_stage"] = zero_stage
+    run_config["data"]["augment"] = {"mixup": 0.8, "cutmix": 1.0}
     whole = tmp_path / "whole"
     result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", whole, "--processes", 2)
     assert result.returncode == 0, result.stderr
@@ -72,7 +73,8 @@ def test_resume_is_bit_identical_at_every_zero_stage(
 
 @pytest.mark.slow
 def test_resume_is_bit_identical_after_any_step(run_config: dict, tmp_path: Path) -> None:
-    """The borders of epochs included; bf16, one process, no accumulation."""
+    """The borders of epochs included; bf16, one process, no accumulation, the published augmentation and mixup."""
+    run_config["data"]["augment"] = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "mixup": 0.2, "mix_probability": 0.5}
     run_config["training"] |= {"micro_batch": 8, "precision": "bf16"}
     whole = tmp_path / "whole"
     assert tdformer("train", write_config(run_config, tmp_path), "--run-dir", whole).returncode == 0

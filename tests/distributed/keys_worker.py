@@ -1,0 +1,40 @@
+"""`tdformer` in one process of a run, which also writes down the keys of every micro-batch that training takes.
+
+    RANK=… WORLD_SIZE=… KEYS=FOLDER python -m tests.distributed.keys_worker train CONFIG --run-dir RUN
+
+Appends to FOLDER/<rank>.jsonl lines {"step": …, "number": …, "keys": […]}: the step that the micro-batch belongs to, and its
+number in that step's global batch, over all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.batch import Batch
+from launch import cli
+from tdformer.training import loop
+
+really_load = loop.train_batches
+
+
+def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    path = Path(os.environ["KEYS"]) / f"{order.rank}.jsonl"
+    batches = really_load(config, data, order, first_step, last_step)
+    try:
+        for count, batch in enumerate(batches):
+            step, turn = divmod(count, order.accumulation)
+            line = {"step": first_step + step, "number": turn * order.world + order.rank, "keys": batch.keys}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            yield batch
+    finally:
+        batches.close()
+
+
+if __name__ == "__main__":
+    loop.train_batches = train_batches
+    cli.main()

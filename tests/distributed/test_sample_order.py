@@ -1,0 +1,89 @@
+"""What training really takes: killed in the middle of an epoch and resumed on another number of processes, the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.parts import Storage
+from data_pipelines.prepare import Plan, prepare
+from tdformer.launchers import free_port
+from tests.conftest import REPOSITORY, StripesSource, write_config
+
+SAMPLES, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 50, 12, 2, 3
+STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
+
+Taken = dict[tuple[int, int], list[str]]
+"""(step, number of the micro-batch in its global batch) -> keys."""
+
+
+def start(world: int, config: Path, run: Path, data: Path, keys: Path) -> list[subprocess.Popen[bytes]]:
+    keys.mkdir()
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "KEYS": str(keys)}
+    command = [sys.executable, "-m", "tests.distributed.keys_worker", "train", str(config), f"data.train={data}", "--run-dir", str(run)]
+    environments = [{**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
+    return [subprocess.Popen(command, cwd=REPOSITORY, env=environment) for environment in environments]
+
+
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
+    assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+
+
+def taken(keys: Path) -> Taken:
+    lines = [json.loads(line) for path in keys.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len({(line["step"], line["number"]) for line in lines}) == len(lines)
+    return {(line["step"], line["number"]): line["keys"] for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", ["full", "blocks"])
+def test_killed_in_an_epoch_and_resumed_by_one_process_and_by_three_on_the_other_format(
+    run_config: dict, tmp_path: Path, shuffle: str
+) -> None:
+    """Two processes train on WebDataset shards; three go on with an FFCV file. All take the samples of the uninterrupted run."""
+    wds, ffcv = tmp_path / "wds", tmp_path / "ffcv"
+    for folder, storage in ((wds, Storage("wds")), (ffcv, Storage("ffcv", mode="raw"))):
+        prepare(StripesSource(SAMPLES, seed=1), folder, Plan(storage, samples_per_shard=7))
+    run_config["data"] |= {"workers": 1, "shuffle": shuffle, "shuffle_window": 3}
+    run_config["training"] |= {"epochs": EPOCHS, "global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
+    config = write_config(run_config, tmp_path)
+
+    finish(start(2, config, tmp_path / "whole", wds, tmp_path / "whole-keys"))
+    whole = taken(tmp_path / "whole-keys")
+    check_coverage(whole)
+
+    killed = tmp_path / "killed"
+    processes = start(2, config, killed, wds, tmp_path / "killed-keys")
+    while not (killed / "checkpoints" / f"step-{STEPS_PER_EPOCH + 1:08d}" / "manifest.json").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+    assert taken(tmp_path / "killed-keys").items() <= whole.items()
+    resumed_at = int((killed / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    assert resumed_at % STEPS_PER_EPOCH
+
+    for world, data in ((1, wds), (3, ffcv)):
+        run = shutil.copytree(killed, tmp_path / f"resumed-{world}")
+        finish(start(world, config, run, data, tmp_path / f"keys-{world}"))
+        assert taken(tmp_path / f"keys-{world}") == {place: keys for place, keys in whole.items() if place[0] >= resumed_at}
+
+
+def check_coverage(whole: Taken) -> None:
+    """Every micro-batch of every step was taken, and within an epoch no sample twice."""
+    pieces = GLOBAL_BATCH // MICRO_BATCH
+    assert set(whole) == {(step, number) for step in range(EPOCHS * STEPS_PER_EPOCH) for number in range(pieces)}
+    for epoch in range(EPOCHS):
+        seen = Counter(key for (step, _), keys in whole.items() if step // STEPS_PER_EPOCH == epoch for key in keys)
+        assert set(seen.values()) == {1}
+        assert len(seen) == STEPS_PER_EPOCH * GLOBAL_BATCH
