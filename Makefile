@@ -41,7 +41,7 @@ clean:
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
 .venv/.installed-ffcv: .venv/.installed-dev tests/install_system_packages.sh

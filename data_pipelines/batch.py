@@ -31,7 +31,7 @@ class Batch:
     """One micro-batch, on the CPU until ``to`` is called.
 
     images_BCHW: uint8 [B, 3, H, W] as the loaders give it, or float32 and normalised; always the latter after ``to``.
-        Event frames are [T, B, 2, H, W], numbers of events: integers, and after ``to`` float32.
+        Event frames are float32 [T, B, 2, H, W], numbers of events.
     labels_B: int64 [B], class indices, or PADDING_LABEL.
     keys: the B samples' keys, each unique within its data set.
     skipped: one sentence for each sample that could not be read and was replaced by another.
@@ -50,8 +50,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """On the device, with normalised images."""
         images_BCHW = self.images_BCHW.to(device, non_blocking=True)
-        if images_BCHW.dim() == 5:
-            images_BCHW = images_BCHW.float()
-        elif images_BCHW.dtype == torch.uint8:
+        if images_BCHW.dtype == torch.uint8:
             images_BCHW = self.normalisation(images_BCHW)
         return replace(self, images_BCHW=images_BCHW.contiguous(), labels_B=self.labels_B.to(device, non_blocking=True))

@@ -207,14 +207,17 @@ def read_metadata(path: Path) -> np.ndarray:
 
     Raises DataError if the file is no FFCV file with the fields image and label.
     """
+    from ffcv.fields import IntField, RGBImageField
     from ffcv.reader import Reader
+    from ffcv.types import get_metadata_type
 
     try:
         reader = Reader(str(path))
         fields, rows = reader.field_names, reader.metadata
-    except (OSError, ValueError, AssertionError, IndexError, KeyError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, AssertionError, LookupError, MemoryError, OverflowError) as error:
         raise DataError(f"{path} is no FFCV file ({error}); {prepare_again(path.parent)}.") from None
-    if fields != ["image", "label"] or len(rows) != reader.num_samples:
+    expected = get_metadata_type([RGBImageField(), IntField()])
+    if fields != ["image", "label"] or rows.dtype != expected or len(rows) != reader.num_samples:
         raise DataError(f"{path} holds {len(rows)} rows of the fields {fields}, not image and label; {prepare_again(path.parent)}.")
     return rows
 

@@ -32,7 +32,7 @@ def decode_frames(data: bytes) -> np.ndarray:
 
 
 class EventTransform:
-    """Frames -> a tensor of the same shape and dtype, mirrored with the configured probability (drawn from torch's generator).
+    """Frames -> float32 of the same shape, mirrored with the configured probability (drawn from torch's generator).
 
     Raises UserError if the configuration asks for a step that is none for events: nothing is left out silently.
     """
@@ -53,4 +53,4 @@ class EventTransform:
         frames = np.asarray(pixels)
         if self.flip and torch.rand(1) < self.flip:
             frames = frames[..., ::-1]
-        return torch.from_numpy(frames.copy())
+        return torch.from_numpy(frames.astype(np.float32))

@@ -72,7 +72,20 @@ class BetonReader:
 def _decode_jpeg(data: np.ndarray, height: int, width: int) -> np.ndarray:
     from ffcv.libffcv import imdecode
 
+    if _size_of_jpeg(data.data) != (height, width):  # the decoder would fill a part of the image
+        raise DataError("the image cannot be decoded (it is damaged, or of another size than the file says)")
     pixels = np.empty((height, width, 3), np.uint8)
     if imdecode(data, pixels, height, width, height, width) != 0:
         raise DataError("the image cannot be decoded (libjpeg-turbo finds it damaged)")
     return pixels
+
+
+def _size_of_jpeg(data: memoryview) -> tuple[int, int] | None:
+    """(height, width), as its frame header says."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None

@@ -42,7 +42,12 @@ class Index:
     @classmethod
     def load(cls, path: Path) -> Index:
         """Map an index file into memory. Raises OSError or ValueError if it is none."""
-        rows = np.lib.format.open_memmap(path, mode="r")
+        try:
+            rows = np.lib.format.open_memmap(path, mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # of a damaged header NumPy raises whatever Python's tokenizer and parser do
+            raise ValueError(f"{path} holds no index ({error})") from None
         names = [name for name, _ in COLUMNS] + ["key"]
         if rows.ndim != 1 or rows.dtype.names != tuple(names) or rows.dtype["key"].kind != "S":
             raise ValueError(f"{path} holds no index")
@@ -103,7 +108,7 @@ def check_index(folder: Path | str, index: Index, shards: list[ShardInfo]) -> No
     shard, offset, size = index["shard"], index["offset"], index["size"]
     bounds = np.array([shard.bytes for shard in shards])
     outside = (shard < 0) | (shard >= len(shards)) | (offset < 0) | (size < 0)
-    outside |= offset + size > bounds[np.where(outside, 0, shard)]
+    outside |= size > bounds[np.where(outside, 0, shard)] - offset
     if outside.any():
         sample = int(np.flatnonzero(outside)[0])
         raise DataError(f"the index of {folder} points outside its shards for sample {sample}; {prepare_again(folder)}.")

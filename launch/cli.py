@@ -15,7 +15,7 @@ from launch.checkpoint_commands import checkpoint_app
 from launch.data_commands import data_app
 from launch.model_commands import bench_app, models
 from launch.options import Config, Json, Overrides, Processes, Target, Trained, Which, plain_typer
-from launch.output import show
+from launch.output import show, show_evaluation
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig
@@ -79,7 +79,14 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
 
 @app.command()
 def evaluate(
-    trained: Trained, overrides: Overrides = None, which: Which = "latest", processes: Processes = 1, as_json: Json = False
+    trained: Trained,
+    overrides: Overrides = None,
+    which: Which = "latest",
+    suite: Annotated[
+        Path | None, typer.Option(help="A folder of data sets, such as the corruptions of ImageNet-C: evaluate on each of them.")
+    ] = None,
+    processes: Processes = 1,
+    as_json: Json = False,
 ) -> None:
     """Accuracy of a checkpoint on the validation set, every sample counted once over all processes."""
     from tdformer.config_io import load_config
@@ -89,15 +96,19 @@ def evaluate(
     if processes > 1 and not started_by_launcher(os.environ):
         from launch.processes import run_processes
 
-        options = ["--which", which, *(["--json"] if as_json else [])]
+        options = ["--which", which, *(["--suite", str(suite)] if suite else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
-    from tdformer.run import run_evaluation
+    from tdformer.run import run_evaluation, run_suite
 
     checkpoint = checkpoints.find(trained, which)
-    result = run_evaluation(lambda: load_config(checkpoint / checkpoints.CONFIG, overrides or []), checkpoint)
+
+    def load() -> RunConfig:
+        return load_config(checkpoint / checkpoints.CONFIG, overrides or [])
+
+    result = run_suite(load, checkpoint, suite) if suite else run_evaluation(load, checkpoint)
     if result is not None:
-        show(result, as_json)
+        show_evaluation(result, as_json)
 
 
 @app.command()

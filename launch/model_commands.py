@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from data_pipelines.errors import UserError
 from launch.options import Json, plain_typer
 from launch.output import progress, show_rows
 
-bench_app = plain_typer(help="Measure what a network costs, beside a peer.")
+bench_app = plain_typer(help="Measure what networks and loaders cost, beside their peers.")
 
 
 def models(
@@ -76,3 +77,47 @@ def bench_memory(
             rows.append({key: value for key, value in asdict(row).items() if value is not None})
             advance(1)
     show_rows(rows, as_json, "rows")
+
+
+@bench_app.command("loader")
+def bench_loader(
+    images: Annotated[int, typer.Option(min=1, help="How many to generate; a round loads them once with each pipeline.")] = 2000,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where they are kept for the next time, about 1 MB each.", show_default="a temporary one")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Loader processes.", show_default="all cores")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Medians are taken over so many.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Images per second of WebDataset and FFCV, beside torchvision's ImageFolder and FFCV's own Loader, with the same transforms.
+
+    On photographs of ImageNet's usual sizes, from the page cache, in turns. Then: seconds to the first batch of a start and of
+    a resume in the middle of an epoch, also at ImageNet's number of samples. Needs the extras `bench` and `ffcv`.
+    """
+    import json
+    from contextlib import nullcontext
+    from dataclasses import asdict
+    from tempfile import TemporaryDirectory
+
+    from tdformer.bench.loader import PIPELINES, STARTS, STORAGE, Load, measure, measure_starts, prepare_sets
+
+    if images < batch:
+        raise UserError(f"--images {images} do not fill one batch of {batch}; generate more, or lower --batch")
+    cores = os.cpu_count() or 1
+    load = Load(batch, workers or cores, images // batch)
+    conditions: dict[str, object] = {"images": images, "workers": load.workers, "batch": batch, "rounds": rounds, "cores": cores}
+    conditions["load_average"] = os.getloadavg()[0]
+    with nullcontext(folder) if folder else TemporaryDirectory() as where, TemporaryDirectory() as large:
+        with progress("generating", images * (1 + len(STORAGE))) as advance:
+            sets = prepare_sets(Path(where), images, processes=cores, progress=advance)
+        with progress("measuring", rounds * len(PIPELINES)) as advance:
+            rows = [asdict(row) for row in measure(sets, load, rounds, PIPELINES, progress=advance)]
+        with progress("starting", rounds * STARTS) as advance:
+            starts = [asdict(start) for start in measure_starts(sets, load, rounds, Path(large), progress=advance)]
+    if as_json:
+        typer.echo(json.dumps({"conditions": conditions, "rows": rows, "starts": starts}))
+        return
+    for name, table in {"conditions": [conditions], "rows": rows, "starts": starts}.items():
+        show_rows(table, False, name)
+        typer.echo()

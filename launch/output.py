@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -33,6 +34,13 @@ def show(values: dict[str, object], as_json: bool) -> None:
     for name, value in values.items():
         table.add_row(name.replace("_", " "), for_people(value))
     Console(soft_wrap=True, highlight=False).print(table)
+
+
+def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
+    """Of one data set, or of a suite of them: a row each, then what they have in common."""
+    if not as_json and "data_sets" in result:
+        show_rows([{**row, "top1_by_segment": for_people(row["top1_by_segment"])} for row in result.pop("data_sets")], False, "")
+    show(result, as_json)
 
 
 def for_people(value: object) -> str:

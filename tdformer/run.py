@@ -13,12 +13,14 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches
+from data_pipelines.manifest import MANIFEST
 from tdformer.config import RunConfig
 from tdformer.datasets import check_classes, open_val
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
 from tdformer.training import checkpoints, run_directory
+from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
 
 
@@ -64,19 +66,45 @@ def _summary(config: RunConfig, run_dir: Path, outcome: Outcome) -> str:
 def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path) -> dict[str, Any] | None:
     """Join the other processes and evaluate a checkpoint on the validation set. Returns the result on rank 0, for JSON."""
     with joined() as ranks:
-        config = ranks.from_first(ranks.together(load))
-        position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
-        val_set = ranks.together(lambda: open_val(config))
-        ranks.together(lambda: check_classes(val_set, position.classes, f"checkpoint {checkpoint} was trained on"))
-        model = TDFormer(config.model).to(ranks.device).eval()
-        ranks.together(lambda: checkpoints.load_model(checkpoint, model))
-        batches = evaluation_batches(config.data, val_set, batch=config.training.eval_batch, rank=ranks.rank, world=ranks.world)
-        start = time.perf_counter()
-        with _autocast(config, ranks):
-            result = evaluate(model.forward_segments, batches, ranks)
-        speed = result.samples / (time.perf_counter() - start)
-        found = {"checkpoint": str(checkpoint), "step": position.step, **asdict(result), "images_per_s": speed}
+        config, position, model = _trained(load, checkpoint, ranks)
+        result = _evaluate_on(config.data.val, config, position, model, ranks)
+        return {"checkpoint": str(checkpoint), "step": position.step, **result} if ranks.is_first else None
+
+
+def run_suite(load: Callable[[], RunConfig], checkpoint: Path, suite: Path) -> dict[str, Any] | None:
+    """The same on every data set in a folder, such as the corruptions of ImageNet-C. mean_top1 gives each of them the same weight."""
+    with joined() as ranks:
+        config, position, model = _trained(load, checkpoint, ranks)
+        folders = ranks.from_first(ranks.together(lambda: _data_sets_in(suite)))
+        results = [{"data_set": folder.name, **_evaluate_on(str(folder), config, position, model, ranks)} for folder in folders]
+        mean = sum(result["top1"] for result in results) / len(results)
+        found = {"checkpoint": str(checkpoint), "step": position.step, "data_sets": results, "mean_top1": mean}
         return found if ranks.is_first else None
+
+
+def _data_sets_in(suite: Path) -> list[Path]:
+    if folders := sorted(path.parent for path in suite.glob(f"*/{MANIFEST}")):
+        return folders
+    raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")
+
+
+def _trained(load: Callable[[], RunConfig], checkpoint: Path, ranks: Ranks) -> tuple[RunConfig, Position, TDFormer]:
+    config = ranks.from_first(ranks.together(load))
+    position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
+    model = TDFormer(config.model).to(ranks.device).eval()
+    ranks.together(lambda: checkpoints.load_model(checkpoint, model))
+    return config, position, model
+
+
+def _evaluate_on(location: str, config: RunConfig, position: Position, model: TDFormer, ranks: Ranks) -> dict[str, Any]:
+    data = config.data.model_copy(update={"val": location})
+    val_set = ranks.together(lambda: open_val(config.model_copy(update={"data": data})))
+    ranks.together(lambda: check_classes(val_set, position.classes, "the checkpoint was trained on"))
+    batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, rank=ranks.rank, world=ranks.world)
+    start = time.perf_counter()
+    with _autocast(config, ranks):
+        result = evaluate(model.forward_segments, batches, ranks)
+    return {**asdict(result), "images_per_s": result.samples / (time.perf_counter() - start)}
 
 
 def _autocast(config: RunConfig, ranks: Ranks) -> Any:

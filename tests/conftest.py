@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from data_pipelines.shards import write_shards
-from data_pipelines.sources import RawSample
+from data_pipelines.manifest import Format
+from data_pipelines.parts import Storage
+from data_pipelines.prepare import Plan, prepare
+from data_pipelines.sources import RawSample, Source
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -29,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in of_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device; on a machine that has one: pytest -m gpu"))
+
+
+def stored(source: Source, folder: Path, format: Format = "wds", *, samples_per_shard: int = 10, seed: int = 0, **storage: Any) -> Path:
+    """`source`, written into `folder`. FFCV: as raw pixels in small pages, unless `storage` says otherwise."""
+    if format == "ffcv":
+        storage = {"mode": "raw", "max_side": 512, **storage}
+    prepare(source, folder, Plan(Storage(format, **storage), samples_per_shard, seed))
+    return folder
 
 
 class StripesSource:
@@ -46,6 +57,9 @@ class StripesSource:
     def fingerprint(self) -> str:
         return f"stripes {self.samples} {self.seed}"
 
+    def place(self, index: int) -> str:
+        return f"stripe {index}"
+
     def __getitem__(self, index: int) -> RawSample:
         random, label = np.random.default_rng([self.seed, index]), index % 3
         rows, columns = np.mgrid[0:32, 0:32] + random.integers(0, 8)
@@ -60,8 +74,8 @@ class StripesSource:
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train (26 samples, 3 shards) and val (11 samples). Read only: damage a copy."""
     folder = tmp_path_factory.mktemp("stripes")
-    write_shards(StripesSource(26, seed=1), folder / "train", samples_per_shard=10)
-    write_shards(StripesSource(11, seed=2), folder / "val", samples_per_shard=10)
+    stored(StripesSource(26, seed=1), folder / "train")
+    stored(StripesSource(11, seed=2), folder / "val")
     return folder
 
 

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from data_pipelines.shards import ShardSet, write_shards
+from data_pipelines.dataset import DataSet, open_set
+from data_pipelines.errors import DataError
 from data_pipelines.sources import RawSample
+from tests.conftest import stored
 
 # A busy machine is no failure.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,6 +27,7 @@ settings.load_profile("unhurried")
 
 SAMPLES, PER_SHARD = 23, 5
 CLASSES = ("ant", "bee", "cat")
+REMEDIES = ("prepare", "copy it again", "choose another folder", "remove", "give the same ones", "the same command goes on", "--max-side")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class MemorySource:
 
     def __getitem__(self, index: int) -> RawSample:
         return self.samples[index]
+
+    def place(self, index: int) -> str:
+        return f"memory:{index}"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(self.samples).encode()).hexdigest()
@@ -67,16 +73,15 @@ def source() -> MemorySource:
 def shared_folder(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`source` in five shards. Not to be changed."""
     folder = tmp_path_factory.mktemp("shared") / "train"
-    write_shards(source, folder, samples_per_shard=PER_SHARD)
-    return folder
+    return stored(source, folder, samples_per_shard=PER_SHARD)
 
 
 @pytest.fixture(scope="session")
-def shards(shared_folder: Path) -> ShardSet:
-    return ShardSet.open(shared_folder)
+def shards(shared_folder: Path) -> DataSet:
+    return open_set(shared_folder)
 
 
-def keys_of(shards: ShardSet) -> list[str]:
+def keys_of(shards: DataSet) -> list[str]:
     return [shards.index.key_of(sample) for sample in range(len(shards))]
 
 
@@ -95,10 +100,48 @@ def prepare(source: MemorySource, tmp_path: Path) -> Prepare:
 
     def prepare(exchanged: dict[int, RawSample]) -> Path:
         samples = [exchanged.get(number, sample) for number, sample in enumerate(source.samples)]
-        write_shards(MemorySource(samples), tmp_path / "train", samples_per_shard=PER_SHARD)
-        return tmp_path / "train"
+        return stored(MemorySource(samples), tmp_path / "train", samples_per_shard=PER_SHARD)
 
     return prepare
+
+
+def place_of(data: DataSet, key: str) -> int:
+    return keys_of(data).index(key)
+
+
+def path_of(data: DataSet, sample: int) -> Path:
+    return Path(data.location) / data.manifest.shards[data.index["shard"][sample]].name
+
+
+def image_at(data: DataSet, sample: int) -> bytes:
+    """The bytes that the index points at."""
+    offset, size = int(data.index["offset"][sample]), int(data.index["size"][sample])
+    return path_of(data, sample).read_bytes()[offset : offset + size]
+
+
+def overwrite_image(data: DataSet, key: str, start: int = 0, content: bytes | None = None) -> Path:
+    """Damage a sample's stored image on disk from its byte `start` on, keeping its size. Without content, all the rest is zeros."""
+    sample = place_of(data, key)
+    size, path = int(data.index["size"][sample]), path_of(data, sample)
+    with path.open("r+b") as file:
+        file.seek(int(data.index["offset"][sample]) + start)
+        file.write(bytes(size - start) if content is None else content)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def error_of(action: Callable[[], object], *mentions: object) -> str:
+    """The one sentence of the DataError that an action raises, which must mention all of `mentions` and a remedy."""
+    with pytest.raises(DataError) as caught:
+        action()
+    text = str(caught.value)
+    assert [str(mention) for mention in mentions if str(mention) not in text] == []
+    assert any(remedy in text for remedy in REMEDIES), text
+    assert "\n" not in text
+    return text
 
 
 def reseal(folder: Path) -> None:
@@ -108,7 +151,8 @@ def reseal(folder: Path) -> None:
         data = (folder / shard["name"]).read_bytes()
         shard |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "index.npz").unlink()
+    for index in folder.glob("index-*.npy"):
+        index.unlink()
 
 
 def rewrite_members(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data_pipelines.augment import eval_transform, seeded, train_transform
+from data_pipelines.augment import draws_apart, eval_transform, seed_draws, train_transform
+from data_pipelines.batch import Normalisation
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
 
 SIZE = 16
+INTERPOLATIONS = ["bilinear", "bicubic", "area"]
 EVERYTHING = AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1", erase=0.5)
 NOTHING = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, erase=0)
 
@@ -36,11 +39,25 @@ def normalised(image: Image.Image) -> torch.Tensor:
     return torch.tensor(((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1), dtype=torch.float32)
 
 
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    with draws_apart():
+        seed_draws(*key)
+        yield
+
+
+def as_seen(image_HWC: torch.Tensor, taken: DataConfig | None = None) -> torch.Tensor:
+    """What a transform gave, as the model sees it: normalised, float32 [3, H, W]."""
+    taken = taken or config()
+    image_1CHW = image_HWC.permute(2, 0, 1)[None]
+    return (Normalisation(taken.mean, taken.std)(image_1CHW) if image_HWC.dtype == torch.uint8 else image_1CHW)[0]
+
+
 def draw_from_all_generators() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(()))
 
 
-# --- seeded ------------------------------------------------------------------------------------------------
+# --- draws -------------------------------------------------------------------------------------------------
 
 
 def states() -> list[Any]:
@@ -49,7 +66,7 @@ def states() -> list[Any]:
     return [random.getstate(), (name, words.tolist(), *rest), torch.get_rng_state().tolist()]
 
 
-def test_seeded_restores_the_three_global_generators_exactly() -> None:
+def test_drawing_apart_restores_the_three_global_generators_exactly() -> None:
     draw_from_all_generators()
     np.random.normal()  # leaves the second of a pair of normal numbers in NumPy's state
     random.gauss(0, 1)
@@ -62,7 +79,7 @@ def test_seeded_restores_the_three_global_generators_exactly() -> None:
     assert states() == before
 
 
-def test_seeded_restores_the_generators_after_an_error_too() -> None:
+def test_drawing_apart_restores_the_generators_after_an_error_too() -> None:
     before = states()
 
     def fail() -> None:
@@ -108,7 +125,7 @@ def augmented(seed: int, epoch: int, sample: int) -> torch.Tensor:
 
 def test_the_same_seed_epoch_and_sample_give_the_same_tensor() -> None:
     first = augmented(1, 2, 3)
-    assert (first.dtype, first.shape) == (torch.float32, (3, SIZE, SIZE))
+    assert (first.dtype, first.shape) == (torch.float32, (SIZE, SIZE, 3))
     draw_from_all_generators()
     assert torch.equal(augmented(1, 2, 3), first)
 
@@ -135,13 +152,19 @@ def test_without_random_parts_training_only_flips_as_configured_and_normalises(
     transform = train_transform(config(NOTHING.model_copy(update={"flip": flip})))
     for sample in range(8):
         with seeded(0, 0, sample):
-            torch.testing.assert_close(transform(noise()), normalised(expected(noise())), rtol=0, atol=1e-5)
+            image_HWC = transform(noise())
+            assert torch.equal(image_HWC, torch.from_numpy(np.array(expected(noise()))))
+            torch.testing.assert_close(as_seen(image_HWC), normalised(expected(noise())), rtol=0, atol=1e-5)
 
 
 def test_training_normalises_with_the_configured_mean_and_std() -> None:
-    transform = train_transform(config(NOTHING, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
-    expected_C = torch.tensor([1.0, -1.0, 0.5])
-    torch.testing.assert_close(transform(Image.new("RGB", (20, 20), (255, 0, 255))), expected_C[:, None, None].expand(3, SIZE, SIZE))
+    # Erasing, here none of any area, makes the transform normalise; without it that is left to the batch.
+    for erase, dtype in ((0.0, torch.uint8), (1e-9, torch.float32)):
+        taken = config(NOTHING.model_copy(update={"erase": erase}), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+        result = train_transform(taken)(Image.new("RGB", (20, 20), (255, 0, 255)))
+        assert result.dtype == dtype
+        expected_C = torch.tensor([1.0, -1.0, 0.5])
+        torch.testing.assert_close(as_seen(result, taken), expected_C[:, None, None].expand(3, SIZE, SIZE))
 
 
 def test_the_policy_of_auto_augment_is_applied() -> None:
@@ -149,14 +172,14 @@ def test_the_policy_of_auto_augment_is_applied() -> None:
     changed = 0
     for sample in range(8):
         with seeded(0, 0, sample):
-            changed += not torch.allclose(transform(noise()), normalised(noise()), atol=1e-3)
+            changed += not torch.equal(transform(noise()), torch.from_numpy(np.array(noise())))
     assert changed > 4  # two operations on each image, each with probability 0.5
 
 
 def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
     transform = train_transform(config(NOTHING.model_copy(update={"erase": 1.0})))
     with seeded(0, 0, 0):
-        result = transform(noise())
+        result = as_seen(transform(noise()))
     kept_HW = (result - normalised(noise())).abs().amax(0) < 1e-5
     assert 0 < int(kept_HW.sum()) < SIZE * SIZE
     assert result[:, ~kept_HW].unique().numel() > 10
@@ -165,31 +188,36 @@ def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
 # --- evaluation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(16, 16), (50, 31), (7, 90)])
 def test_evaluation_of_a_constant_colour_is_the_normalised_colour(interpolation: str, size: tuple[int, int]) -> None:
     colour = (200, 100, 30)
     result = eval_transform(config(interpolation=interpolation))(Image.new("RGB", size, colour))
+    assert (result.dtype, result.shape) == (torch.uint8, (SIZE, SIZE, 3))
     expected_C = torch.tensor([(value / 255 - mean) / std for value, mean, std in zip(colour, IMAGENET_MEAN, IMAGENET_STD, strict=True)])
-    assert (result.dtype, result.shape) == (torch.float32, (3, SIZE, SIZE))
-    torch.testing.assert_close(result, expected_C[:, None, None].expand(3, SIZE, SIZE), rtol=0, atol=1e-5)
+    torch.testing.assert_close(as_seen(result), expected_C[:, None, None].expand(3, SIZE, SIZE), rtol=0, atol=1e-5)
 
 
 def test_evaluation_normalises_with_the_configured_mean_and_std() -> None:
-    transform = eval_transform(config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    taken = config(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    result = as_seen(eval_transform(taken)(Image.new("RGB", (20, 20), (255, 0, 255))), taken)
     expected_C = torch.tensor([1.0, -1.0, 0.5])
-    torch.testing.assert_close(transform(Image.new("RGB", (20, 20), (255, 0, 255))), expected_C[:, None, None].expand(3, SIZE, SIZE))
+    torch.testing.assert_close(result, expected_C[:, None, None].expand(3, SIZE, SIZE))
 
 
-def test_evaluation_of_an_image_of_the_right_size_changes_no_pixel() -> None:
-    torch.testing.assert_close(eval_transform(config(crop_pct=1.0))(noise()), normalised(noise()), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_evaluation_of_an_image_of_the_right_size_changes_no_pixel(interpolation: str) -> None:
+    result = eval_transform(config(crop_pct=1.0, interpolation=interpolation))(noise())
+    assert torch.equal(result, torch.from_numpy(np.array(noise())))
+    torch.testing.assert_close(as_seen(result), normalised(noise()), rtol=0, atol=1e-5)
 
 
-def test_evaluation_crops_the_centre_after_resizing_the_short_side() -> None:
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_evaluation_crops_the_centre_after_resizing_the_short_side(interpolation: str) -> None:
     # crop_pct 0.5: the short side becomes 32, which the image has already, so that the crop is its middle 16x16.
     image = noise(48, 32)
     middle = image.crop((16, 8, 32, 24))
-    torch.testing.assert_close(eval_transform(config(crop_pct=0.5))(image), normalised(middle), rtol=0, atol=1e-5)
+    assert torch.equal(eval_transform(config(crop_pct=0.5, interpolation=interpolation))(image), torch.from_numpy(np.array(middle)))
 
 
 def test_evaluation_draws_no_random_number() -> None:

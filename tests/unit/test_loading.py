@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,11 +15,11 @@ import torch
 
 from data_pipelines.batch import PADDING_LABEL, Batch
 from data_pipelines.config import AugmentConfig, DataConfig
+from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
 from data_pipelines.loading import evaluation_batches, train_batches
-from data_pipelines.order import TrainOrder
-from data_pipelines.shards import ShardSet
-from tests.unit.conftest import SAMPLES, MemorySource, Prepare, keys_of
+from data_pipelines.order import Shuffle, TrainOrder
+from tests.unit.conftest import SAMPLES, MemorySource, keys_of, overwrite_image, path_of
 
 SEED, GLOBAL_BATCH = 5, 6
 STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
@@ -32,14 +31,14 @@ def config(workers: int = 0) -> DataConfig:
 
 
 def order(micro_batch: int = 3, rank: int = 0, world: int = 1, seed: int = SEED) -> TrainOrder:
-    return TrainOrder(SAMPLES, seed, GLOBAL_BATCH, micro_batch, rank, world)
+    return TrainOrder(Shuffle(seed, (SAMPLES,)), GLOBAL_BATCH, micro_batch, rank, world)
 
 
-def train(shards: ShardSet, taken: TrainOrder, first_step: int, last_step: int, workers: int = 0) -> list[Batch]:
+def train(shards: DataSet, taken: TrainOrder, first_step: int, last_step: int, workers: int = 0) -> list[Batch]:
     return list(train_batches(config(workers), shards, taken, first_step, last_step))
 
 
-def evaluate(shards: ShardSet, rank: int = 0, world: int = 1, batch: int = 4, workers: int = 0) -> list[Batch]:
+def evaluate(shards: DataSet, rank: int = 0, world: int = 1, batch: int = 4, workers: int = 0) -> list[Batch]:
     return list(evaluation_batches(config(workers), shards, batch=batch, rank=rank, world=world))
 
 
@@ -64,7 +63,7 @@ def assert_same_images(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 # --- training ----------------------------------------------------------------------------------------------
 
 
-def test_batches_keep_the_contract(source: MemorySource, shards: ShardSet) -> None:
+def test_batches_keep_the_contract(source: MemorySource, shards: DataSet) -> None:
     label_of = {sample.key: sample.label for sample in source.samples}
     batches = train(shards, order(), 0, STEPS_PER_EPOCH)
     assert len(batches) == STEPS_PER_EPOCH * order().accumulation
@@ -74,20 +73,20 @@ def test_batches_keep_the_contract(source: MemorySource, shards: ShardSet) -> No
         assert batch.labels_B.tolist() == [label_of[key] for key in batch.keys]
 
 
-def test_worker_processes_change_nothing(shards: ShardSet) -> None:
+def test_worker_processes_change_nothing(shards: DataSet) -> None:
     steps = 2 * STEPS_PER_EPOCH + 1  # into the third epoch
     assert_same(train(shards, order(), 0, steps, workers=2), train(shards, order(), 0, steps, workers=0))
 
 
 @pytest.mark.parametrize("first_step", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
-def test_a_later_start_is_exactly_the_continuation(shards: ShardSet, first_step: int) -> None:
+def test_a_later_start_is_exactly_the_continuation(shards: DataSet, first_step: int) -> None:
     taken, last_step = order(), 2 * STEPS_PER_EPOCH
     whole = train(shards, taken, 0, last_step)
     assert_same(train(shards, taken, first_step, last_step), whole[first_step * taken.accumulation :])
 
 
 @pytest.mark.parametrize(("micro_batch", "world"), [(3, 2), (1, 3), (2, 3), (6, 1), (1, 6)])
-def test_the_pixels_of_a_sample_do_not_depend_on_world_size_rank_or_micro_batch(shards: ShardSet, micro_batch: int, world: int) -> None:
+def test_the_pixels_of_a_sample_do_not_depend_on_world_size_rank_or_micro_batch(shards: DataSet, micro_batch: int, world: int) -> None:
     for epoch in range(2):
         steps = epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH
         alone = by_key(train(shards, order(), *steps))
@@ -95,7 +94,7 @@ def test_the_pixels_of_a_sample_do_not_depend_on_world_size_rank_or_micro_batch(
         assert_same_images(by_key(together), alone)
 
 
-def test_another_epoch_and_another_seed_augment_otherwise(shards: ShardSet) -> None:
+def test_another_epoch_and_another_seed_augment_otherwise(shards: DataSet) -> None:
     first = by_key(train(shards, order(), 0, STEPS_PER_EPOCH))
     for other in (
         by_key(train(shards, order(), STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)),
@@ -106,14 +105,14 @@ def test_another_epoch_and_another_seed_augment_otherwise(shards: ShardSet) -> N
         assert [key for key in shared if torch.equal(first[key], other[key])] == []
 
 
-def test_two_ranks_together_give_each_sample_of_an_epoch_once(shards: ShardSet) -> None:
+def test_two_ranks_together_give_each_sample_of_an_epoch_once(shards: DataSet) -> None:
     keys = Counter(key for rank in range(2) for batch in train(shards, order(rank=rank, world=2), 0, STEPS_PER_EPOCH) for key in batch.keys)
     assert set(keys.values()) == {1}
     assert set(keys) <= set(keys_of(shards))
     assert len(keys) == SAMPLES - SAMPLES % GLOBAL_BATCH
 
 
-def test_a_finished_run_gets_no_batch(shards: ShardSet) -> None:
+def test_a_finished_run_gets_no_batch(shards: DataSet) -> None:
     assert train(shards, order(), STEPS_PER_EPOCH, STEPS_PER_EPOCH) == []
 
 
@@ -122,7 +121,7 @@ def test_a_finished_run_gets_no_batch(shards: ShardSet) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 4, 50])
-def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource, shards: ShardSet, world: int, batch: int) -> None:
+def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource, shards: DataSet, world: int, batch: int) -> None:
     per_rank = [evaluate(shards, rank, world, batch) for rank in range(world)]
     assert len({tuple(len(one.keys) for one in batches) for batches in per_rank}) == 1  # the same sizes on all ranks
     slots = [slot for batches in per_rank for one in batches for slot in zip(one.keys, one.labels_B.tolist(), strict=True)]
@@ -132,14 +131,14 @@ def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource,
     assert padding == [""] * (-SAMPLES % world)
 
 
-def test_evaluation_images_do_not_depend_on_world_size_or_workers(shards: ShardSet) -> None:
+def test_evaluation_images_do_not_depend_on_world_size_or_workers(shards: DataSet) -> None:
     alone = by_key(evaluate(shards))
     together = by_key(batch for rank in range(3) for batch in evaluate(shards, rank, world=3, batch=5, workers=1 if rank == 0 else 0))
     assert together.pop("").shape == (3, 16, 16)
     assert_same_images(together, alone)
 
 
-def test_more_ranks_than_samples_leave_some_ranks_with_padding_only(source: MemorySource, shards: ShardSet) -> None:
+def test_more_ranks_than_samples_leave_some_ranks_with_padding_only(source: MemorySource, shards: DataSet) -> None:
     world = SAMPLES + 2
     batches = [evaluate(shards, rank, world) for rank in range(world)]
     assert all(len(of_rank) == 1 for of_rank in batches)
@@ -166,13 +165,14 @@ def load_until_error(batches: Iterable[Batch]) -> tuple[list[Batch], str]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySource, prepare: Prepare, workers: int) -> None:
-    shards = ShardSet.open(prepare({7: replace(source[7], image=b"not an image")}))
+def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySource, folder: Path, workers: int) -> None:
+    shards = open_set(folder)
+    overwrite_image(shards, source[7].key)
     children_before = multiprocessing.active_children()
     delivered, text = load_until_error(train_batches(config(workers), shards, order(), 0, 2 * STEPS_PER_EPOCH))
     sample = keys_of(shards).index(source[7].key)
-    assert f"sample {source[7].key} in {shards.path_of(sample)}" in text
-    assert f"remove {shards.folder} and prepare it again" in text
+    assert f"sample {source[7].key} in {path_of(shards, sample)}" in text
+    assert f"remove {shards.location} and prepare it again" in text
     places = order().from_step(0, 2 * STEPS_PER_EPOCH)
     due = next(number for number, micro_batch in enumerate(places) if sample in [index for _, index in micro_batch])
     assert due > 0
@@ -180,15 +180,16 @@ def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySourc
     assert multiprocessing.active_children() == children_before
 
 
-def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, prepare: Prepare) -> None:
-    shards = ShardSet.open(prepare({7: replace(source[7], image=source[7].image[:300])}))
+def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folder: Path) -> None:
+    shards = open_set(folder)
+    overwrite_image(shards, source[7].key, start=300)
     _, text = load_until_error(evaluation_batches(config(), shards, batch=4, rank=0, world=1))
-    assert f"sample {source[7].key} in {shards.folder / 'shard-'}" in text
+    assert f"sample {source[7].key} in {shards.location}/shard-" in text
 
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), lambda path: os.truncate(path, 0), os.unlink])
 def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
-    shards = ShardSet.open(folder)
+    shards = open_set(folder)
     damaged = folder / "shard-000002.tar"
     damage(damaged)
     delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world=1))
@@ -198,7 +199,7 @@ def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Ca
 
 
 def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> None:
-    batches = evaluation_batches(config(), ShardSet.open(folder), batch=1, rank=0, world=1)
+    batches = evaluation_batches(config(), open_set(folder), batch=1, rank=0, world=1)
     next(batches)
     os.truncate(folder / "shard-000000.tar", 1000)
     _, text = load_until_error(batches)
@@ -209,7 +210,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> No
 # --- processes ---------------------------------------------------------------------------------------------
 
 
-def test_closing_the_batches_ends_the_worker_processes(shards: ShardSet) -> None:
+def test_closing_the_batches_ends_the_worker_processes(shards: DataSet) -> None:
     before = {child.pid for child in multiprocessing.active_children()}
     with closing(train_batches(config(workers=2), shards, order(), 0, 1000)) as batches:
         next(batches)
@@ -220,7 +221,7 @@ def test_closing_the_batches_ends_the_worker_processes(shards: ShardSet) -> None
     assert alive == []
 
 
-def test_batches_that_were_never_asked_for_start_no_process(shards: ShardSet) -> None:
+def test_batches_that_were_never_asked_for_start_no_process(shards: DataSet) -> None:
     before = multiprocessing.active_children()
     train_batches(config(workers=2), shards, order(), 0, 1000).close()
     assert multiprocessing.active_children() == before

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipelines.order import PADDING, TrainOrder, epoch_order, evaluation_indices
+from data_pipelines.order import PADDING, Position, Shuffle, TrainOrder, block_order, evaluation_samples, full_order
 
 seeds = st.integers(0, 2**32 - 1)
 epochs = st.integers(0, 500)
@@ -18,13 +19,16 @@ epochs = st.integers(0, 500)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set of `samples` is shared out."""
+    """How a data set is shuffled and shared out."""
 
-    samples: int
+    shuffle: Shuffle
     micro_batch: int
     accumulation: int
     world: int
-    seed: int
+
+    @property
+    def samples(self) -> int:
+        return self.shuffle.samples
 
     @property
     def global_batch(self) -> int:
@@ -35,11 +39,19 @@ class Layout:
         return self.samples // self.global_batch
 
     def order(self, rank: int) -> TrainOrder:
-        return TrainOrder(self.samples, self.seed, self.global_batch, self.micro_batch, rank, self.world)
+        return TrainOrder(self.shuffle, self.global_batch, self.micro_batch, rank, self.world)
 
     def alone(self) -> TrainOrder:
         """The same training in one process."""
-        return TrainOrder(self.samples, self.seed, self.global_batch, self.micro_batch)
+        return TrainOrder(self.shuffle, self.global_batch, self.micro_batch)
+
+
+@st.composite
+def shuffles(draw: st.DrawFn, samples: int) -> Shuffle:
+    """Of so many samples, in blocks of which the last may be smaller, as sets are written; full or by blocks."""
+    size = draw(st.integers(1, max(samples, 1)))
+    blocks = tuple(min(size, samples - start) for start in range(0, samples, size))
+    return Shuffle(draw(seeds), blocks, draw(st.none() | st.integers(1, len(blocks) + 1)))
 
 
 @st.composite
@@ -47,7 +59,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     micro_batch, accumulation, world = (draw(st.integers(1, 4)) for _ in range(3))
     global_batch = micro_batch * accumulation * world
     samples = draw(st.integers(1, 4)) * global_batch + draw(st.integers(0, global_batch - 1))
-    return Layout(samples, micro_batch, accumulation, world, draw(seeds))
+    return Layout(draw(shuffles(samples)), micro_batch, accumulation, world)
 
 
 def of_epoch(order: TrainOrder, epoch: int) -> list[list[tuple[int, int]]]:
@@ -88,7 +100,7 @@ def test_micro_batches_of_a_global_batch_do_not_depend_on_the_world_size(layout:
 @given(layouts(), epochs)
 def test_steps_are_consecutive_runs_of_the_epochs_order(layout: Layout, epoch: int) -> None:
     visited = [sample for _, sample in flat(of_epoch(layout.alone(), epoch))]
-    assert visited == epoch_order(layout.samples, layout.seed, epoch)[: layout.steps * layout.global_batch].tolist()
+    assert visited == layout.shuffle.order(epoch)[: layout.steps * layout.global_batch].tolist()
 
 
 @given(layouts(), st.data())
@@ -101,41 +113,93 @@ def test_starting_later_gives_the_tail_of_the_whole(layout: Layout, data: st.Dat
     assert list(order.from_step(first, last)) == whole[first * layout.accumulation :]
 
 
-@given(st.integers(0, 300), seeds, epochs)
-def test_an_epochs_order_is_a_permutation_and_the_same_every_time(samples: int, seed: int, epoch: int) -> None:
-    order = epoch_order(samples, seed, epoch)
+@given(st.data(), st.integers(1, 300), epochs)
+def test_an_epochs_order_is_a_permutation_and_the_same_every_time(data: st.DataObject, samples: int, epoch: int) -> None:
+    shuffle = data.draw(shuffles(samples))
+    order = shuffle.order(epoch)
+    assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(samples))
-    assert np.array_equal(order, epoch_order(samples, seed, epoch))
+    assert np.array_equal(order, shuffle.order(epoch))
 
 
+WINDOWS = [None, 1, 5, 20]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 @given(seeds, seeds, epochs, epochs)
-def test_other_seeds_and_other_epochs_give_other_orders(seed: int, other_seed: int, epoch: int, other_epoch: int) -> None:
+def test_other_seeds_and_other_epochs_give_other_orders(
+    window: int | None, seed: int, other_seed: int, epoch: int, other_epoch: int
+) -> None:
     assume((seed, epoch) != (other_seed, other_epoch))
     # 1,000 samples have so many orders that two are equal only if the generator was started alike.
-    assert not np.array_equal(epoch_order(1000, seed, epoch), epoch_order(1000, other_seed, other_epoch))
+    one, other = (Shuffle(of, (100,) * 10, window) for of in (seed, other_seed))
+    assert not np.array_equal(one.order(epoch), other.order(other_epoch))
 
 
-def test_seed_and_epoch_do_not_stand_in_for_each_other() -> None:
-    assert not np.array_equal(epoch_order(1000, 3, 4), epoch_order(1000, 4, 3))
+@pytest.mark.parametrize("window", WINDOWS)
+def test_seed_and_epoch_do_not_stand_in_for_each_other(window: int | None) -> None:
+    assert not np.array_equal(Shuffle(3, (100,) * 10, window).order(4), Shuffle(4, (100,) * 10, window).order(3))
+
+
+def test_without_a_window_blocks_do_not_matter() -> None:
+    orders = [Shuffle(3, blocks).order(4) for blocks in ((100,), (30, 30, 40), (1,) * 100)]
+    assert all(np.array_equal(order, full_order(100, 3, 4)) for order in orders)
+
+
+def test_with_a_window_the_order_is_by_blocks() -> None:
+    assert np.array_equal(Shuffle(3, (4, 5, 6), 2).order(4), block_order((4, 5, 6), 2, 3, 4))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 14), seeds, epochs)
+def test_each_window_takes_whole_blocks_and_each_block_is_in_one_window(blocks: list[int], window: int, seed: int, epoch: int) -> None:
+    order = block_order(blocks, window, seed, epoch)
+    assert sorted(order.tolist()) == list(range(sum(blocks)))
+    block_at = np.repeat(np.arange(len(blocks)), blocks)[order].tolist()
+    start = windows = 0
+    while start < len(order):
+        of_window = list(dict.fromkeys(block_at[start:]))[:window]
+        end = start + sum(blocks[block] for block in of_window)
+        assert set(block_at[start:end]) == set(of_window)
+        start, windows = end, windows + 1
+    assert windows == -(-len(blocks) // window)
+
+
+def test_blocks_are_shuffled_and_samples_are_shuffled_over_their_window() -> None:
+    block_at = block_order((100,) * 50, 5, 3, 4) // 100
+    first_windows = [tuple(sorted(set(block_order((100,) * 50, 5, 3, epoch)[:500] // 100))) for epoch in range(10)]
+    assert len(set(first_windows)) == 10
+    neighbours_of_one_block = np.count_nonzero(block_at[1:] == block_at[:-1])
+    assert 500 < neighbours_of_one_block < 1500  # a fifth of them, as chance has it; stored as they were it would be nearly all
+
+
+@given(layouts(), st.integers(0, 50))
+def test_the_position_before_a_step_is_what_was_consumed_of_its_epoch(layout: Layout, step: int) -> None:
+    order = layout.alone()
+    epoch, consumed = order.position(step)
+    assert order.position(step) == Position(step // layout.steps, step % layout.steps * layout.global_batch)
+    of_step = flat(order.from_step(step, step + 1))
+    assert of_step == [(epoch, sample) for sample in layout.shuffle.order(epoch)[consumed : consumed + layout.global_batch].tolist()]
 
 
 def test_each_epoch_leaves_out_other_samples() -> None:
-    order = TrainOrder(samples=103, seed=0, global_batch=20, micro_batch=5)
+    order = TrainOrder(Shuffle(0, (103,)), global_batch=20, micro_batch=5)
+    assert order.left_out == 3
     left_out = [set(range(103)) - {sample for _, sample in flat(of_epoch(order, epoch))} for epoch in range(20)]
     assert {len(samples) for samples in left_out} == {3}
     assert len(set().union(*left_out)) > 20
 
 
-def test_the_order_of_imagenet_takes_eight_bytes_per_sample() -> None:
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_order_of_imagenet_takes_eight_bytes_per_sample(window: int | None) -> None:
     samples = 1_281_167
-    order = epoch_order(samples, 0, 0)
+    order = Shuffle(0, (1000,) * 1281 + (167,), window).order(0)
     assert (order.dtype, order.shape, order.nbytes) == (np.int64, (samples,), 8 * samples)
     assert np.array_equal(np.bincount(order, minlength=samples), np.ones(samples))
 
 
 @given(st.integers(1, 200), st.integers(1, 9))
 def test_evaluation_covers_each_sample_once_with_equal_shares(samples: int, world: int) -> None:
-    shares = [evaluation_indices(samples, rank, world).tolist() for rank in range(world)]
+    shares = [evaluation_samples(samples, rank, world).tolist() for rank in range(world)]
     assert {len(share) for share in shares} == {-(-samples // world)}
     slots = Counter(index for share in shares for index in share)
     assert slots.pop(PADDING, 0) == -samples % world
@@ -145,4 +209,4 @@ def test_evaluation_covers_each_sample_once_with_equal_shares(samples: int, worl
 @given(st.integers(1, 200), st.integers(1, 9))
 def test_evaluation_pads_at_most_the_last_slot_of_a_rank(samples: int, world: int) -> None:
     for rank in range(world):
-        assert PADDING not in evaluation_indices(samples, rank, world)[:-1]
+        assert PADDING not in evaluation_samples(samples, rank, world)[:-1]

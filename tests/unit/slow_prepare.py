@@ -1,0 +1,41 @@
+"""Started by tests/unit/test_prepare.py as a process of its own, to be killed, or to be given too little room."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from data_pipelines.manifest import Format
+from data_pipelines.parts import Storage
+from data_pipelines.prepare import Plan, prepare
+from data_pipelines.sources import RawSample
+from tests.unit.conftest import CLASSES, MemorySource, noise_png
+
+SAMPLES, PER_SHARD = 40, 4
+
+
+class SlowSource(MemorySource):
+    """Waits before each sample."""
+
+    wait = 0.0
+
+    def __getitem__(self, index: int) -> RawSample:
+        time.sleep(self.wait)
+        return super().__getitem__(index)
+
+
+class Slow(SlowSource):
+    wait = 0.1
+
+
+def pictures(kind: type[MemorySource] = MemorySource) -> MemorySource:
+    return kind([RawSample(f"picture-{number:02d}", "png", noise_png(number, 16), number % len(CLASSES)) for number in range(SAMPLES)])
+
+
+def plan(format: Format, seed: int = 0) -> Plan:
+    return Plan(Storage(format, mode="proportion", max_side=64), PER_SHARD, seed)
+
+
+if __name__ == "__main__":
+    prepare(pictures(Slow), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[3]))  # type: ignore[arg-type]

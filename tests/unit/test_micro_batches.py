@@ -1,0 +1,269 @@
+"""Images that cannot be read: training stops at them, or goes on with others that everybody would take; evaluation always stops."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.augment import draws_apart, seed_draws, train_transform
+from data_pipelines.batch import Batch
+from data_pipelines.config import AugmentConfig, DataConfig
+from data_pipelines.dataset import DataSet, open_set
+from data_pipelines.errors import DataError
+from data_pipelines.loading import evaluation_batches, train_batches
+from data_pipelines.manifest import Format
+from data_pipelines.micro_batches import MOST_IN_A_ROW
+from data_pipelines.order import Shuffle, TrainOrder
+from data_pipelines.sources import RawSample
+from tests.conftest import stored
+from tests.unit.conftest import PER_SHARD, SAMPLES, MemorySource, error_of, keys_of, noise_png, overwrite_image, reseal, rewrite_members
+
+FORMATS: tuple[Format, ...] = ("wds", "ffcv")
+both_formats = pytest.mark.parametrize("format", FORMATS)
+SEED, GLOBAL_BATCH = 5, 6
+STEPS = 4 * (SAMPLES // GLOBAL_BATCH)
+BAD = (0, 4, 5, 6, SAMPLES - 1)
+"""Of the stored samples: alone, side by side, and at the end, after which the first (which is bad) and the second come."""
+REPLACEMENT = {0: 1, 4: 7, 5: 7, 6: 7, SAMPLES - 1: 1}
+
+
+def config(**values: Any) -> DataConfig:
+    values = {"image_size": 16, "workers": 0, "on_bad_sample": "skip", **values}
+    return DataConfig(train=Path("train"), val=Path("val"), **values)
+
+
+@pytest.fixture(scope="module")
+def sound(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
+    root = tmp_path_factory.mktemp("sound")
+    return {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def damaged(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
+    """The same sets, with the images of BAD damaged."""
+    root = tmp_path_factory.mktemp("damaged")
+    sets = {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
+    for data in sets.values():
+        for sample in BAD:
+            overwrite_image(data, data.index.key_of(sample))
+    return sets
+
+
+def order(rank: int = 0, world: int = 1, micro_batch: int = 3, samples: int = SAMPLES) -> TrainOrder:
+    return TrainOrder(Shuffle(SEED, (samples,)), GLOBAL_BATCH, micro_batch, rank, world)
+
+
+def train(data: DataSet, taken: DataConfig | None = None, **layout: int) -> list[Batch]:
+    return list(train_batches(taken or config(), data, order(**layout), 0, STEPS))
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other) > 0
+    for left, right in zip(one, other, strict=True):
+        assert (left.keys, left.skipped) == (right.keys, right.skipped)
+        assert torch.equal(left.labels_B, right.labels_B)
+        assert torch.equal(left.images_BCHW, right.images_BCHW)
+
+
+def visits(batches: Iterable[Batch]) -> list[tuple[str, int, bytes]]:
+    return [
+        (key, int(label), image.numpy().tobytes())
+        for batch in batches
+        for key, label, image in zip(batch.keys, batch.labels_B, batch.images_BCHW, strict=True)
+    ]
+
+
+# --- skip --------------------------------------------------------------------------------------------------
+
+
+@both_formats
+def test_the_next_readable_sample_in_the_order_of_storage_takes_the_place_of_a_bad_one(
+    source: MemorySource, damaged: dict[str, DataSet], format: Format
+) -> None:
+    data, label_of = damaged[format], {sample.key: sample.label for sample in source.samples}
+    asked = [sample for micro_batch in order().from_step(0, STEPS) for _, sample in micro_batch]
+    assert set(BAD) <= set(asked)
+    taken = [(key, label) for key, label, _ in visits(train(data))]
+    keys = [data.index.key_of(REPLACEMENT.get(sample, sample)) for sample in asked]
+    assert taken == [(key, label_of[key]) for key in keys]
+
+
+@both_formats
+def test_the_replacement_is_augmented_with_the_draws_of_the_sample_that_was_asked_for(damaged: dict[str, DataSet], format: Format) -> None:
+    data, transform = damaged[format], train_transform(config())
+    expected = []
+    with draws_apart():
+        for micro_batch in order().from_step(0, STEPS):
+            for epoch, asked in micro_batch:
+                pixels = data.read(REPLACEMENT.get(asked, asked))
+                seed_draws(SEED, epoch, asked)
+                expected.append(transform(pixels).permute(2, 0, 1).contiguous().numpy().tobytes())
+    assert [image for *_, image in visits(train(data))] == expected
+
+
+@both_formats
+def test_sound_samples_are_what_they_are_without_the_bad_ones(
+    sound: dict[str, DataSet], damaged: dict[str, DataSet], format: Format
+) -> None:
+    asked = [sample for micro_batch in order().from_step(0, STEPS) for _, sample in micro_batch]
+    pairs = zip(asked, visits(train(sound[format])), visits(train(damaged[format])), strict=True)
+    same = [one == other for sample, one, other in pairs if sample not in BAD]
+    assert all(same)
+    assert 0 < len(same) < len(asked)
+
+
+@both_formats
+def test_every_bad_sample_is_named_with_shard_and_key_in_the_batch_that_asked_for_it(damaged: dict[str, DataSet], format: Format) -> None:
+    data = damaged[format]
+    bad_before = {0: [0], 4: [4, 5, 6], 5: [5, 6], 6: [6], SAMPLES - 1: [SAMPLES - 1, 0]}
+    for places, batch in zip(order().from_step(0, STEPS), train(data), strict=True):
+        expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in places for bad in bad_before.get(asked, [])]
+        assert [line.split(" (")[0] for line in batch.skipped] == expected
+
+
+@both_formats
+def test_of_a_sound_set_nothing_is_skipped(sound: dict[str, DataSet], format: Format) -> None:
+    assert [batch.skipped for batch in train(sound[format])] == [[]] * (STEPS * 2)
+
+
+@both_formats
+def test_replacements_are_the_same_every_time(damaged: dict[str, DataSet], format: Format) -> None:
+    first = train(damaged[format])
+    assert_same(train(damaged[format]), first)
+
+
+@pytest.mark.slow
+@both_formats
+def test_replacements_are_the_same_with_loader_processes(damaged: dict[str, DataSet], format: Format) -> None:
+    assert_same(train(damaged[format], config(workers=2)), train(damaged[format]))
+
+
+@both_formats
+@pytest.mark.parametrize("world", [2, 3])
+def test_replacements_are_the_same_at_any_world_size(damaged: dict[str, DataSet], format: Format, world: int) -> None:
+    alone = train(damaged[format], micro_batch=1)
+    per_rank = [train(damaged[format], micro_batch=1, rank=rank, world=world) for rank in range(world)]
+    assert_same([batch for side_by_side in zip(*per_rank, strict=True) for batch in side_by_side], alone)
+
+
+def many(samples: int, bad: Iterable[int], folder: Path) -> DataSet:
+    image = noise_png(0, 8)
+    data = open_set(stored(MemorySource([RawSample(f"{n:04d}", "png", image, 0) for n in range(samples)]), folder, samples_per_shard=1000))
+    for sample in bad:
+        overwrite_image(data, data.index.key_of(sample))
+    return data
+
+
+def test_a_hundred_bad_samples_in_a_row_are_an_error_and_one_less_is_not(tmp_path: Path) -> None:
+    for bad, fails in ((MOST_IN_A_ROW, True), (MOST_IN_A_ROW - 1, False)):
+        data = many(150, range(20, 20 + bad), tmp_path / str(bad))
+        taken = TrainOrder(Shuffle(SEED, (150,)), 150, 150)
+        batches = train_batches(config(), data, taken, 0, 1)
+        if fails:
+            text = error_of(lambda batches=batches: list(batches), f"{MOST_IN_A_ROW} samples in a row cannot be read", data.location)
+            assert f"sample {data.index.key_of(119)} in " in text
+        else:
+            (batch,) = batches
+            assert len(batch.skipped) == bad * (bad + 1) / 2
+    assert MOST_IN_A_ROW == 100
+
+
+def test_a_small_set_of_bad_samples_alone_is_an_error(tmp_path: Path) -> None:
+    data = many(6, range(6), tmp_path / "set")
+    error_of(lambda: list(train_batches(config(), data, order(samples=6), 0, 1)), "100 samples in a row cannot be read")
+
+
+# --- raise -------------------------------------------------------------------------------------------------
+
+
+def test_raising_is_the_default() -> None:
+    assert DataConfig(train=Path("train"), val=Path("val")).on_bad_sample == "raise"
+
+
+@both_formats
+def test_unless_told_to_skip_training_stops_at_the_first_bad_sample(damaged: dict[str, DataSet], format: Format) -> None:
+    data, delivered = damaged[format], []
+
+    def take() -> None:
+        delivered.extend(train_batches(config(on_bad_sample="raise"), data, order(), 0, STEPS))
+
+    text = error_of(take, data.location, "cannot be decoded", "prepare it again")
+    places = list(order().from_step(0, STEPS))
+    first = next(number for number, micro_batch in enumerate(places) if set(BAD) & {sample for _, sample in micro_batch})
+    assert len(delivered) == first
+    bad = next(sample for _, sample in places[first] if sample in BAD)
+    assert text.startswith(f"{data.describe(bad)}: ")
+
+
+@both_formats
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_evaluation_stops_at_a_bad_sample_even_if_training_skips_them(damaged: dict[str, DataSet], format: Format, workers: int) -> None:
+    data = damaged[format]
+    error_of(lambda: list(evaluation_batches(config(workers=workers), data, batch=4, rank=0, world=1)), data.describe(0))
+
+
+# --- hostile and odd images --------------------------------------------------------------------------------
+
+
+def with_image(source: MemorySource, folder: Path, image: bytes) -> DataSet:
+    """`source` as tar shards, with another image in the place of the eighth, as no `prepare` would let it in."""
+    stored(source, folder, samples_per_shard=PER_SHARD)
+    for path in folder.glob("shard-*.tar"):
+        rewrite_members(path, lambda name, data: image if name == f"{source[7].key}.png" else data)
+    reseal(folder)
+    return open_set(folder)
+
+
+def bomb() -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100_000))
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, data, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_an_image_that_claims_gigapixels_is_refused_or_skipped_like_any_bad_one(source: MemorySource, tmp_path: Path) -> None:
+    data = with_image(source, tmp_path / "set", bomb())
+    error_of(lambda: list(evaluation_batches(config(), data, batch=4, rank=0, world=1)), source[7].key, "pixels")
+    skipped = [line for batch in train(data) for line in batch.skipped]
+    assert skipped
+    assert all(f"sample {source[7].key} in " in line and "pixels" in line for line in skipped)
+
+
+def tiny_png(width: int, height: int) -> bytes:
+    png = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 100, 30)).save(png, format="PNG")
+    return png.getvalue()
+
+
+@both_formats
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 1)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "area"])
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(auto_augment="rand-m9-mstd0.5-inc1", erase=1.0)], ids=["plain", "all"])
+def test_an_image_of_hardly_any_pixels_gives_a_batch_or_one_sentence(
+    source: MemorySource, tmp_path: Path, format: Format, size: tuple[int, int], interpolation: str, augment: AugmentConfig
+) -> None:
+    samples = [replace(sample, data=tiny_png(*size)) if number == 7 else sample for number, sample in enumerate(source.samples)]
+    data = open_set(stored(MemorySource(samples), tmp_path / "set", format))
+    taken = config(interpolation=interpolation, augment=augment)
+    skipping = train(data, taken)
+    assert {batch.images_BCHW.shape for batch in skipping} == {(3, 3, 16, 16)}
+    skipped = [line for batch in skipping for line in batch.skipped]
+    assert all(f"sample {source[7].key} in " in line and "\n" not in line for line in skipped)
+    for batches in (
+        evaluation_batches(taken, data, batch=4, rank=0, world=1),
+        train_batches(taken.model_copy(update={"on_bad_sample": "raise"}), data, order(), 0, STEPS),
+    ):
+        try:
+            assert all(batch.images_BCHW.shape[1:] == (3, 16, 16) for batch in batches)
+        except DataError as error:
+            assert f"sample {source[7].key} in " in str(error)  # noqa: PT017
+    assert source[7].key in keys_of(data)
