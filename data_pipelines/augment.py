@@ -121,7 +121,7 @@ class AreaCropAndFlip:
         )
         top, left = min(top, image.shape[0] - 1), min(left, image.shape[1] - 1)  # of an image of one pixel the draw may take none
         crop = _resized(image[top : top + max(height, 1), left : left + max(width, 1)], self.size, self.size)
-        return crop[:, ::-1] if torch.rand(1) < self.augment.flip else crop
+        return _opencv().flip(crop, 1) if torch.rand(1) < self.augment.flip else crop
 
 
 class AreaCentre:

@@ -23,7 +23,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.beton_format import ALLOCATION, HEAD, ROW, new_head
+from data_pipelines.errors import DataError
 from data_pipelines.files import replace_file, sha256
 from data_pipelines.index import Index, check_index, find_index, row_type
 from data_pipelines.manifest import ShardInfo, prepare_again
@@ -62,17 +63,6 @@ class Part(NamedTuple):
             return cls(*(saved[name] for name in cls._fields))
 
 
-def need_ffcv() -> None:
-    """Raises UserError if the extra `ffcv` is not installed."""
-    try:
-        import ffcv.libffcv  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"FFCV files need the package ffcv ({error}); install it with: pip install 'tdformer[ffcv]' (it is built against "
-            "OpenCV and libjpeg-turbo: Debian packages libopencv-dev libturbojpeg0-dev pkg-config)"
-        ) from None
-
-
 def page_size(max_side: int | None) -> int:
     """In bytes: small pages waste little at the end of each part, large ones take large images."""
     if max_side is None:
@@ -82,33 +72,32 @@ def page_size(max_side: int | None) -> int:
 
 def write_part(pages: Path, samples: Iterable[StoredSample], *, max_side: int | None, quality: int) -> Part:
     """Write the images into pages, in order. max_side: longer images are reduced (FFCV's max_resolution). quality: of JPEG, in percent."""
-    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields import RGBImageField
     from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.types import ALLOC_TABLE_TYPE, get_metadata_type
 
     images = {jpeg: RGBImageField("jpg" if jpeg else "raw", jpeg_quality=quality) for jpeg in (True, False)}
-    row_type = get_metadata_type([images[True], IntField()])
     allocator = MemoryAllocator(str(pages), 0, page_size(max_side))
+    pages.unlink(missing_ok=True)  # of an attempt that was cut off: FFCV would write behind it
     rows, keys = [], []
     allocator.__enter__()  # FFCV's own context manager, which returns nothing and is not to be used after an error
     for number, sample in enumerate(samples):
-        row = np.zeros(1, row_type)
+        row = np.zeros(1, ROW)
         allocator.set_current_sample(number)
         try:
-            images[sample.as_jpeg].encode(row["f0"], _reduced(sample.pixels, max_side), allocator.malloc)
+            images[sample.as_jpeg].encode(row["image"], _reduced(sample.pixels, max_side), allocator.malloc)
         except ValueError as error:
             if "page size" not in str(error):
                 raise
             raise DataError(
                 f"sample {sample.key} is larger than FFCV's page of {allocator.page_size} bytes; store smaller images by --max-side."
             ) from None
-        IntField().encode(row["f1"], sample.label, None)
+        row["label"] = sample.label
         rows.append(row)
         keys.append(sample.key.encode())
     allocator.__exit__(None, None, None)
     if pages.stat().st_size != allocator.next_page_written.value * allocator.page_size:  # FFCV takes no notice of a write that was cut off
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return Part(_joined(rows, row_type), np.array(allocator.allocations, ALLOC_TABLE_TYPE), np.array(keys, "S"))
+    return Part(_joined(rows), np.array(allocator.allocations, ALLOCATION), np.array(keys, "S"))
 
 
 def _reduced(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
@@ -124,18 +113,17 @@ def _reduced(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
 
 def join_parts(folder: Path, parts: list[tuple[Path, Part]], max_side: int | None) -> tuple[ShardInfo, Index]:
     """Put the parts' pages into one FFCV file in `folder`, and make its index."""
-    metadata = _joined([part.metadata for _, part in parts], parts[0][1].metadata.dtype)
+    metadata = _joined([part.metadata for _, part in parts])
     page = page_size(max_side)
-    head = _head(len(metadata), metadata.dtype, page)
-    data_start = -(-(head.nbytes + metadata.nbytes) // page) * page
+    data_start = -(-(HEAD.itemsize + metadata.nbytes) // page) * page
     allocations = np.concatenate([part.allocations for _, part in parts])
     sizes = [pages.stat().st_size if len(part.metadata) else 0 for pages, part in parts]
     counts = [len(part.metadata) for _, part in parts]
     moved_by = np.repeat(data_start + np.cumsum([0, *sizes[:-1]]), counts).astype("<u8")
-    metadata["f0"]["data_ptr"] += moved_by
+    metadata["image"]["data_ptr"] += moved_by
     allocations["ptr"] += moved_by
     allocations["sample_id"] += np.repeat(np.cumsum([0, *counts[:-1]]), counts).astype("<u8")
-    head["header"]["alloc_table_ptr"] = data_start + sum(sizes)
+    head = new_head(len(metadata), page, data_start + sum(sizes))
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -153,9 +141,9 @@ def join_parts(folder: Path, parts: list[tuple[Path, Part]], max_side: int | Non
     return shard, _index(metadata, allocations, keys)
 
 
-def _joined(tables: list[np.ndarray], row_type: np.dtype) -> np.ndarray:
+def _joined(tables: list[np.ndarray]) -> np.ndarray:
     """One table after the other. NumPy's own concatenate drops the gaps that FFCV's rows have between their columns."""
-    joined = np.zeros(sum(map(len, tables)), row_type)
+    joined = np.zeros(sum(map(len, tables)), ROW)
     start = 0
     for table in tables:
         joined[start : start + len(table)] = table
@@ -168,26 +156,11 @@ def _append(file: BinaryIO, pages: Path) -> None:
         shutil.copyfileobj(source, file, 2**22)
 
 
-def _head(samples: int, row_type: np.dtype, page: int) -> np.ndarray:
-    """FFCV's header and descriptions of the two fields."""
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.types import CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
-
-    head = np.zeros((), np.dtype([("header", HeaderType), ("fields", FieldDescType, 2)]))
-    header = head["header"]
-    header["version"], header["num_fields"], header["page_size"], header["num_samples"] = CURRENT_VERSION, 2, page, samples
-    numbers = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
-    for place, (name, field) in enumerate({"image": RGBImageField, "label": IntField}.items()):
-        head["fields"][place]["type_id"] = numbers[field]
-        head["fields"][place]["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
-    return head
-
-
 def _index(metadata: np.ndarray, allocations: np.ndarray, keys: np.ndarray) -> Index:
     """Each sample has one allocation, that of its image, in the order of the samples."""
     rows = np.zeros(len(metadata), row_type(keys.itemsize))
-    rows["offset"], rows["size"] = metadata["f0"]["data_ptr"], allocations["size"]
-    rows["label"], rows["key"] = metadata["f1"], keys
+    rows["offset"], rows["size"] = metadata["image"]["data_ptr"], allocations["size"]
+    rows["label"], rows["key"] = metadata["label"], keys
     return Index(rows)
 
 
@@ -200,26 +173,6 @@ def load_index(folder: Path, shards: list[ShardInfo]) -> Index:
         raise DataError(f"{folder} lacks the index file of its {shards[0].name}, or it is damaged; {prepare_again(folder)}.")
     check_index(folder, index, shards)
     return index
-
-
-def read_metadata(path: Path) -> np.ndarray:
-    """FFCV's row of each sample, with the fields mode, width, height, data_ptr and label.
-
-    Raises DataError if the file is no FFCV file with the fields image and label.
-    """
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.reader import Reader
-    from ffcv.types import get_metadata_type
-
-    try:
-        reader = Reader(str(path))
-        fields, rows = reader.field_names, reader.metadata
-    except (OSError, ValueError, TypeError, AssertionError, LookupError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path} is no FFCV file ({error}); {prepare_again(path.parent)}.") from None
-    expected = get_metadata_type([RGBImageField(), IntField()])
-    if fields != ["image", "label"] or rows.dtype != expected or len(rows) != reader.num_samples:
-        raise DataError(f"{path} holds {len(rows)} rows of the fields {fields}, not image and label; {prepare_again(path.parent)}.")
-    return rows
 
 
 def as_stored(key: str, label: int, image: Image.Image, *, mode: str, jpeg_share: float, seed: list[int]) -> StoredSample:

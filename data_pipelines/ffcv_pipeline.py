@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.beton import need_ffcv, read_metadata
+from data_pipelines.beton_format import RAW, read_rows
 from data_pipelines.errors import DataError
 from data_pipelines.images import MAX_PIXELS
 from data_pipelines.index import Index
 from data_pipelines.manifest import prepare_again
-
-JPEG, RAW = 0, 1
-"""FFCV's IMAGE_MODES."""
+from data_pipelines.turbojpeg import decode_jpeg, need_ffcv
 
 
 class BetonReader:
@@ -28,9 +26,9 @@ class BetonReader:
     def __init__(self, path: Path, index: Index) -> None:
         need_ffcv()
         self.path, self.index = path, index
-        rows = read_metadata(path)
+        rows = read_rows(path)
         self._check(rows)
-        self._mode, self._height, self._width = (np.ascontiguousarray(rows["f0"][name]) for name in ("mode", "height", "width"))
+        self._mode, self._height, self._width = (np.ascontiguousarray(rows["image"][name]) for name in ("mode", "height", "width"))
         self._file = path.open("rb", buffering=0)
 
     def __reduce__(self) -> tuple:
@@ -40,9 +38,9 @@ class BetonReader:
         """What the file says of each image must agree with the index and with itself."""
         if len(rows) != len(self.index):
             raise DataError(f"{self.path} holds {len(rows)} samples, its index {len(self.index)}; {prepare_again(self.path.parent)}.")
-        image = rows["f0"]
+        image = rows["image"]
         pixels = image["height"].astype(np.int64) * image["width"]
-        wrong = (image["data_ptr"] != self.index["offset"]) | (rows["f1"] != self.index["label"]) | (image["mode"] > RAW) | (pixels == 0)
+        wrong = (image["data_ptr"] != self.index["offset"]) | (rows["label"] != self.index["label"]) | (image["mode"] > RAW) | (pixels == 0)
         wrong |= (image["mode"] == RAW) & (self.index["size"] != 3 * pixels)
         wrong |= pixels > MAX_PIXELS
         if wrong.any():
@@ -55,7 +53,7 @@ class BetonReader:
         """uint8 [H, W, 3]."""
         height, width = int(self._height[sample]), int(self._width[sample])
         data = self._bytes(sample)
-        return data.reshape(height, width, 3) if self._mode[sample] == RAW else _decode_jpeg(data, height, width)
+        return data.reshape(height, width, 3) if self._mode[sample] == RAW else decode_jpeg(data, height, width)
 
     def _bytes(self, sample: int) -> np.ndarray:
         """Read, not mapped into memory: a file that is cut off or a disk that fails is an error here, not the end of the process."""
@@ -67,25 +65,3 @@ class BetonReader:
         if read != len(data):
             raise DataError(f"the file ends after {read} of the image's {len(data)} bytes")
         return data
-
-
-def _decode_jpeg(data: np.ndarray, height: int, width: int) -> np.ndarray:
-    from ffcv.libffcv import imdecode
-
-    if _size_of_jpeg(data.data) != (height, width):  # the decoder would fill a part of the image
-        raise DataError("the image cannot be decoded (it is damaged, or of another size than the file says)")
-    pixels = np.empty((height, width, 3), np.uint8)
-    if imdecode(data, pixels, height, width, height, width) != 0:
-        raise DataError("the image cannot be decoded (libjpeg-turbo finds it damaged)")
-    return pixels
-
-
-def _size_of_jpeg(data: memoryview) -> tuple[int, int] | None:
-    """(height, width), as its frame header says."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None

@@ -71,7 +71,8 @@ class Index:
         return self.rows[column]
 
     def key_of(self, sample: int) -> str:
-        return self.rows["key"][sample].decode(errors="backslashreplace")
+        key: str = self.rows["key"][sample].decode(errors="backslashreplace")
+        return key if key.isprintable() else key.encode("unicode_escape").decode()  # of a damaged index
 
     def label_of(self, sample: int) -> int:
         return int(self.rows["label"][sample])

@@ -22,7 +22,6 @@ from data_pipelines.config import DataConfig
 from data_pipelines.dataset import DataSet
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.events import EventTransform
-from data_pipelines.manifest import Format
 from data_pipelines.micro_batches import MicroBatches
 from data_pipelines.order import Shuffle, TrainOrder, evaluation_samples
 from data_pipelines.processes import end_with
@@ -80,7 +79,7 @@ def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], worker
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=_worker_context(dataset.data.manifest.format) if workers else None,
+        multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=partial(_prepare_worker, os.getpid()),
     )
     try:
@@ -94,15 +93,14 @@ def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], worker
         raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
 
 
-def _worker_context(format: Format) -> BaseContext:
+def _worker_context() -> BaseContext:
     """Workers are forked from a helper process that has imported what they need.
 
     Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
     """
     atexit.register(_kill_workers)
     context = multiprocessing.get_context("forkserver")
-    # FFCV takes seconds to import, in each worker of each evaluation.
-    context.set_forkserver_preload(["data_pipelines.micro_batches", *(["ffcv.libffcv"] if format == "ffcv" else [])])
+    context.set_forkserver_preload(["data_pipelines.micro_batches"])
     # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
     # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
     for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):

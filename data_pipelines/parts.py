@@ -19,6 +19,7 @@ from data_pipelines.images import decode, encode_jpeg
 from data_pipelines.index import Index
 from data_pipelines.manifest import Format, ShardInfo
 from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.turbojpeg import need_ffcv
 
 USUAL_QUALITY = 90
 
@@ -146,7 +147,7 @@ class FfcvParts:
     """Each part is a file of pages with its tables beside it; all are joined into one FFCV file in the end."""
 
     def __init__(self, folder: Path, work: Path, storage: Storage, seed: int) -> None:
-        beton.need_ffcv()
+        need_ffcv()
         self.folder, self.work, self.storage, self.seed = folder, work, storage, seed
 
     def path(self, number: int) -> Path:

@@ -36,6 +36,7 @@ from data_pipelines.parts import Storage
 from data_pipelines.prepare import Plan, prepare
 from data_pipelines.shards import shard_name
 from data_pipelines.sources import ImageFolderSource
+from data_pipelines.turbojpeg import need_ffcv
 from tdformer.bench.photographs import NAMES, write_photographs
 
 CPU = torch.device("cpu")
@@ -153,7 +154,7 @@ def prepare_sets(folder: Path, images: int, *, processes: int = 1, progress: Cal
     """
     if images < len(NAMES):
         raise UserError(f"--images must be at least {len(NAMES)}, one for each class, got {images}")
-    beton.need_ffcv()
+    need_ffcv()
     multiprocessing.set_forkserver_preload(["data_pipelines.micro_batches"])  # the helper that `prepare` starts is the loaders' too
     files = write_photographs(folder, images, processes=processes, progress=progress)
     source = ImageFolderSource(files)

@@ -1,27 +1,78 @@
-"""The extra `ffcv` is installed and works: what it wrote it reads back, in the order that it is given."""
+"""What is stated of FFCV's file format and decoder agrees with the installed package."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from data_pipelines import beton_format
+from data_pipelines.errors import DataError
+from data_pipelines.turbojpeg import decode_jpeg
 
 
-@pytest.mark.slow
-def test_ffcv_reads_back_what_it_wrote(tmp_path: Path) -> None:
+def test_the_stated_types_are_the_packages() -> None:
     from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.writer import DatasetWriter
+    from ffcv.fields.rgb_image import IMAGE_MODES
+    from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType, get_metadata_type
 
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
-    path = str(tmp_path / "set.beton")
-    writer = DatasetWriter(path, {"image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1)
-    writer.from_indexed_dataset([(pixels[index], index) for index in range(10)])
-    pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
-    chosen = [7, 2, 9, 4]
-    loader = Loader(path, batch_size=2, num_workers=1, order=OrderOption.SEQUENTIAL, indices=chosen, pipelines=pipelines)
-    batches = [(np.array(images), np.array(labels).ravel()) for images, labels in loader]
-    assert [label for _, labels in batches for label in labels] == chosen
-    assert np.array_equal(np.concatenate([images for images, _ in batches]), pixels[chosen])
+    def layout(dtype: np.dtype) -> list[tuple[int, int]]:
+        """(offset, bytes) of each column: names differ."""
+        return [(dtype.fields[name][1], dtype.fields[name][0].itemsize) for name in dtype.names]
+
+    rows = get_metadata_type([RGBImageField(), IntField()])
+    for ours, theirs in (
+        (beton_format.HEADER, HeaderType),
+        (beton_format.FIELD, FieldDescType),
+        (beton_format.ALLOCATION, ALLOC_TABLE_TYPE),
+        (beton_format.ROW, rows),
+        (beton_format.IMAGE, rows["f0"]),
+    ):
+        assert (ours.itemsize, layout(ours)) == (theirs.itemsize, layout(theirs))
+    assert beton_format.VERSION == CURRENT_VERSION
+    assert [TYPE_ID_HANDLER[kind] for kind in beton_format.FIELDS.values()] == [RGBImageField, IntField]
+    assert dict(IMAGE_MODES) == {"jpg": beton_format.JPEG, "raw": beton_format.RAW}
+
+
+def smooth_jpeg(height: int, width: int) -> bytes:
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], -1).astype(np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=95)
+    return data.getvalue()
+
+
+def test_jpegs_are_decoded_as_pillow_does() -> None:
+    data = smooth_jpeg(40, 60)
+    ours = decode_jpeg(np.frombuffer(data, np.uint8), 40, 60).astype(int)
+    assert np.abs(ours - np.asarray(Image.open(io.BytesIO(data)))).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(41, 60), (40, 59), (20, 30)])
+def test_a_jpeg_of_another_size_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match="of another size"):
+        decode_jpeg(np.frombuffer(smooth_jpeg(40, 60), np.uint8), *size)
+
+
+def test_a_jpeg_that_is_cut_off_anywhere_is_refused() -> None:
+    data = smooth_jpeg(40, 60)
+    for length in range(0, len(data) - 2, 37):
+        with pytest.raises(DataError, match="cannot be decoded"):
+            decode_jpeg(np.frombuffer(data[:length], np.uint8), 40, 60)
+
+
+def test_reading_imports_neither_ffcv_nor_numba_and_keeps_torchs_threads() -> None:
+    """Either would cost each loader process seconds; FFCV's import sets the threads to 1."""
+    program = """
+import io, sys, torch, numpy as np
+torch.set_num_threads(2)
+from data_pipelines.dataset import open_set
+from data_pipelines.turbojpeg import decode_jpeg, need_ffcv
+need_ffcv()
+assert torch.get_num_threads() == 2 and not {"ffcv", "numba"} & sys.modules.keys(), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

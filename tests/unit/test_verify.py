@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.beton_format import HEAD, ROW, read_rows
 from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Format
@@ -209,18 +210,12 @@ def test_a_label_that_is_no_class_is_named_with_shard_and_key(source: MemorySour
 
 def change_ffcv_row(folder: Path, sample: int, column: str, value: int) -> None:
     """Of the file itself, not of the index. column: label, or one of the image's."""
-    from ffcv.types import FieldDescType, HeaderType
-
-    from data_pipelines.beton import read_metadata
-
     path = folder / "samples.beton"
-    rows = read_metadata(path)
-    start = HeaderType.itemsize + 2 * FieldDescType.itemsize
-    on_disk = np.memmap(path, rows.dtype, "r+", start, rows.shape)
+    on_disk = np.memmap(path, ROW, "r+", HEAD.itemsize, read_rows(path).shape)
     if column == "label":
-        on_disk["f1"][sample] = value
+        on_disk["label"][sample] = value
     else:
-        on_disk["f0"][column][sample] = value
+        on_disk["image"][column][sample] = value
     on_disk.flush()
 
 
