@@ -51,7 +51,7 @@ class Index:
         names = [name for name, _ in COLUMNS] + ["key"]
         if rows.ndim != 1 or rows.dtype.names != tuple(names) or rows.dtype["key"].kind != "S":
             raise ValueError(f"{path} holds no index")
-        return cls(rows, path)
+        return cls(np.asarray(rows), path)  # still mapped; NumPy's memmap type itself is slow to index
 
     def save(self, path: Path) -> None:
         def write(partial: Path) -> None:

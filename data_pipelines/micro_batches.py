@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.utils.data import default_collate
 
 from data_pipelines.augment import Transform, draws_apart, seed_draws
 from data_pipelines.batch import PADDING_LABEL, Batch, Normalisation
@@ -39,13 +40,11 @@ class MicroBatches(torch.utils.data.Dataset):
                 read = [self._readable(epoch, max(sample, 0), skipped) for epoch, sample in places]
         except DataError as error:
             return error
-        images = torch.stack([image for _, image in read])  # [B, H, W, 3], or events [B, T, 2, H, W]
-        images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images.transpose(0, 1)
         index = self.data.index
         real = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(places, read, strict=True)]
         labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in real]
         keys = ["" if sample is None else index.key_of(sample) for sample in real]
-        return Batch(images, torch.tensor(labels), keys, self.normalisation, skipped)
+        return Batch(_stacked([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
 
     def _readable(self, epoch: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
         """The sample asked for, or its replacement, and its image."""
@@ -66,3 +65,16 @@ class MicroBatches(torch.utils.data.Dataset):
             return self.transform(pixels)
         except (ValueError, ZeroDivisionError) as error:  # an image of one pixel has no crop
             raise DataError(f"{self.data.describe(sample)}: the image cannot be transformed ({error}); remove it.") from None
+
+
+def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """[H, W, 3] each -> [B, 3, H, W]; event frames [T, 2, H, W] -> [T, B, 2, H, W].
+
+    Each is copied as it lies in memory: uint8 images by pixel, normalised ones by channel. default_collate copies into memory that
+    a loader process shares with the training process.
+    """
+    if images[0].dim() == 4:
+        return default_collate(images).transpose(0, 1)
+    if images[0].dtype == torch.uint8:
+        return default_collate(images).permute(0, 3, 1, 2)
+    return default_collate([image_HWC.permute(2, 0, 1) for image_HWC in images])
