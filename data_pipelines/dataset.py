@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.ffcv_pipeline import BetonReader
 from data_pipelines.files import replace_file
 from data_pipelines.images import Pixels
-from data_pipelines.index import Index, check_index, find_index, index_name
+from data_pipelines.index import Index, check_index, digest_of, find_index, index_name
 from data_pipelines.locations import check_location, is_remote, join, read_small
 from data_pipelines.manifest import MANIFEST, Manifest, ShardInfo, check_size, parse_manifest, prepare_again, read_manifest
 from data_pipelines.shard_cache import ShardCache
@@ -64,9 +63,7 @@ class DataSet:
 
     def digest(self) -> str:
         """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
-        keys, blocks = self.index["key"], np.array(self.manifest.blocks, "<i8")
-        parts = (str(keys.dtype).encode(), np.ascontiguousarray(keys).tobytes(), blocks.tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        return digest_of(self.index, self.manifest.blocks)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,13 @@ class Index:
 
     def label_of(self, sample: int) -> int:
         return int(self.rows["label"][sample])
+
+
+def digest_of(index: Index, blocks: Sequence[int]) -> str:
+    """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
+    keys = index["key"]
+    parts = (str(keys.dtype).encode(), np.ascontiguousarray(keys).tobytes(), np.array(blocks, "<i8").tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def index_name(shards: list[ShardInfo]) -> str:

@@ -34,8 +34,8 @@ class Manifest:
     """What belongs to a data set.
 
     blocks: samples that were stored together, in the order of storage; shuffling by blocks moves within them. WebDataset: the
-    shards' samples. recipe: what the set was made from and how, for a repeated `data prepare` to compare. left_out: how many
-    files were no whole image.
+    shards' samples. digest: of the samples' keys in their order, the same in every format. recipe: what the set was made from
+    and how, for a repeated `data prepare` to compare. left_out: how many files were no whole image.
     """
 
     format: Format
@@ -43,6 +43,7 @@ class Manifest:
     classes: list[str]
     shards: list[ShardInfo]
     blocks: list[int]
+    digest: str
     recipe: dict[str, Any]
     left_out: int = 0
 
@@ -101,7 +102,8 @@ def _checked(content: dict[str, Any]) -> Manifest:
     classes, blocks = [str(name) for name in content["classes"]], [int(size) for size in content["blocks"]]
     if sum(blocks) != sum(shard.samples for shard in shards) or min(blocks, default=0) < 0:
         raise ValueError("its blocks and its shards hold different numbers of samples")
-    return Manifest(content["format"], content["kind"], classes, shards, blocks, dict(content["recipe"]), int(content["left_out"]))
+    kinds, rest = (content["format"], content["kind"]), (dict(content["recipe"]), int(content["left_out"]))
+    return Manifest(*kinds, classes, shards, blocks, str(content["digest"]), *rest)
 
 
 def prepare_again(folder: Path | str) -> str:

@@ -21,7 +21,7 @@ from data_pipelines.beton import BETON
 from data_pipelines.dataset import open_set
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.files import replace_file
-from data_pipelines.index import index_name
+from data_pipelines.index import digest_of, index_name
 from data_pipelines.manifest import MANIFEST, Kind, Manifest, read_manifest
 from data_pipelines.parts import LeftOut, Part, PartRecord, Parts, Storage, WholeSamples, parts_of, read_record, write_record
 from data_pipelines.processes import each
@@ -177,6 +177,7 @@ def _finish(folder: Path, parts: Parts, records: list[PartRecord], left_out: lis
             replace_file(folder / LEFT_OUT, lambda path: path.write_text(lines, errors="backslashreplace"))
         recipe = dict(recipe)
         classes, blocks = recipe.pop("classes"), [record.samples for record in records if record.samples]
-        Manifest(parts.storage.format, kind, classes, shards, blocks, recipe, len(left_out)).write(folder)
+        digest = digest_of(index, blocks)
+        Manifest(parts.storage.format, kind, classes, shards, blocks, digest, recipe, len(left_out)).write(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror or error}); the same command goes on from here.") from None

@@ -48,6 +48,8 @@ def verify(
         data = open_set(folder)
     except DataError as error:
         return [str(error)]
+    if check.hashes and data.digest() != manifest.digest:
+        damage.append(f"the index of {folder} names other samples, or in another order, than its manifest; {prepare_again(folder)}.")
     chosen = np.arange(len(data))
     if not check.all_images and len(data) > DECODED_SAMPLES:
         chosen = np.sort(np.random.default_rng(0).choice(len(data), DECODED_SAMPLES, replace=False))

@@ -100,7 +100,8 @@ def bench_loader(
     from dataclasses import asdict
     from tempfile import TemporaryDirectory
 
-    from tdformer.bench.loader import PIPELINES, STARTS, STORAGE, Load, measure, measure_starts, prepare_sets
+    from tdformer.bench.loader import PIPELINES, STORAGE, Load, measure, prepare_sets
+    from tdformer.bench.starts import STARTS, measure_starts
 
     if images < batch:
         raise UserError(f"--images {images} do not fill one batch of {batch}; generate more, or lower --batch")

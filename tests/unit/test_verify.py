@@ -312,6 +312,16 @@ def test_an_index_with_the_rows_of_two_samples_exchanged_is_found_for_tar_shards
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
+def test_exchanged_keys_of_an_ffcv_index_are_found_by_hashes(copy: Path) -> None:
+    def swap_keys(rows: np.ndarray) -> None:
+        rows["key"][[0, 1]] = rows["key"][[1, 0]]
+
+    forge(copy, swap_keys)
+    assert verify(copy) == []
+    assert "names other samples, or in another order, than its manifest" in verify(copy, Check(hashes=True))[0]
+
+
+@pytest.mark.parametrize("format", ["ffcv"])
 def test_the_index_of_another_ffcv_file_is_not_believed(source: MemorySource, copy: Path, tmp_path: Path) -> None:
     other = stored(source, tmp_path / "other", "ffcv", samples_per_shard=PER_SHARD, mode="jpg", seed=1)
     name = index_of(copy)
