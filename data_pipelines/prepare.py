@@ -79,25 +79,27 @@ def prepare(
         return _there_already(folder, recipe)
     with _working_folder(folder, recipe) as work:
         parts = parts_of(folder, work, plan.storage, plan.seed)
-        records = {}
-        todo = []
-        for part in plan.parts(len(source)):
-            if record := read_record(work, part.number, parts):
-                records[part.number] = record
-                progress(len(part.samples))
-            else:
-                todo.append(part)
-        kept = sum(record.samples for record in records.values())
-        for record in each(_write_part, (source, parts, plan), todo, processes):
-            records[record.number] = record
-            progress(record.samples + len(record.left_out))
-        written = [records[number] for number in sorted(records)]
+        written, kept = _write_parts(source, parts, plan, processes, progress)
         left_out = [place for record in written for place in record.left_out]
         if len(left_out) == len(source):
             raise DataError(f"none of the {len(source)} files is a whole image; the first: {left_out[0].place}: {left_out[0].reason}.")
         _finish(folder, parts, written, left_out, recipe, kind)
         shutil.rmtree(work, ignore_errors=True)
     return Prepared(len(source) - len(left_out), len(left_out), kept)
+
+
+def _write_parts(source: Source, parts: Parts, plan: Plan, processes: int, progress: Callable[[int], None]) -> tuple[list[PartRecord], int]:
+    """The records of all parts, in order, and how many samples an earlier attempt had written."""
+    planned = plan.parts(len(source))
+    found = (read_record(parts.work, part.number, parts) for part in planned)
+    records = {record.number: record for record in found if record}
+    kept = sum(record.samples for record in records.values())
+    progress(sum(len(part.samples) for part in planned if part.number in records))
+    todo = [part for part in planned if part.number not in records]
+    for record in each(_write_part, (source, parts, plan), todo, processes):
+        records[record.number] = record
+        progress(record.samples + len(record.left_out))
+    return [records[part.number] for part in planned], kept
 
 
 def _kind(source: Source) -> Kind:
