@@ -94,7 +94,9 @@ def _write_parts(source: Source, parts: Parts, plan: Plan, processes: int, progr
     found = (read_record(parts.work, part.number, parts) for part in planned)
     records = {record.number: record for record in found if record}
     kept = sum(record.samples for record in records.values())
-    progress(sum(len(part.samples) for part in planned if part.number in records))
+    for part in planned:
+        if part.number in records:
+            progress(len(part.samples))
     todo = [part for part in planned if part.number not in records]
     for record in each(_write_part, (source, parts, plan), todo, processes):
         records[record.number] = record
