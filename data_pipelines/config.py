@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from data_pipelines.locations import check_location
 
@@ -50,6 +50,13 @@ class AugmentConfig(Section):
     @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
+
+    @field_validator("mixup", "cutmix")
+    @classmethod
+    def _is_a_distribution(cls, alpha: float) -> float:
+        if alpha and not 1e-3 <= alpha <= 1e3:
+            raise ValueError(f"must be 0 (none) or from 0.001 to 1000, got {alpha}")
+        return alpha
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentConfig:

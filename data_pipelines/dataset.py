@@ -80,8 +80,12 @@ def open_set(location: str | Path, cache: Cache | None = None) -> DataSet:
     cache: needed for a URL. Raises DataError with the shard's name for a missing or empty folder, a missing, truncated or
     unreadable shard, and a label that is no class.
     """
-    location = check_location(str(location))
-    opened = _open_remote(location, cache) if is_remote(location) else _open_local(Path(location))
+    if isinstance(location, str) and is_remote(check_location(location)):
+        opened = _open_remote(location, cache)
+    else:
+        opened = _open_local(Path(location))
+    if not len(opened):
+        raise DataError(f"{opened.location} holds no sample; {prepare_again(opened.location)}.")
     _check_labels(opened)
     return opened
 

@@ -35,8 +35,8 @@ def decode(data: bytes) -> Image.Image:
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255 instead of scaling it
             image = image.point(lambda value: value * (1 / 257)).convert("L")
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"the image cannot be decoded ({str(error).split(' <_io')[0]})") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything for damage, assertions included
+        raise DataError(f"the image cannot be decoded ({str(error).split(' <_io')[0] or type(error).__name__})") from None
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

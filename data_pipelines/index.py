@@ -43,13 +43,14 @@ class Index:
     def load(cls, path: Path) -> Index:
         """Map an index file into memory. Raises OSError or ValueError if it is none."""
         try:
+            if not path.is_file():
+                raise FileNotFoundError(path)
             rows = np.lib.format.open_memmap(path, mode="r")
         except OSError:
             raise
         except Exception as error:  # of a damaged header NumPy raises whatever Python's tokenizer and parser do
             raise ValueError(f"{path} holds no index ({error})") from None
-        names = [name for name, _ in COLUMNS] + ["key"]
-        if rows.ndim != 1 or rows.dtype.names != tuple(names) or rows.dtype["key"].kind != "S":
+        if rows.ndim != 1 or "key" not in (rows.dtype.names or ()) or rows.dtype != row_type(rows.dtype["key"].itemsize):
             raise ValueError(f"{path} holds no index")
         return cls(np.asarray(rows), path)  # still mapped; NumPy's memmap type itself is slow to index
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal
 
 from data_pipelines.errors import DataError
@@ -12,6 +13,8 @@ from data_pipelines.files import replace_file
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
+UNFINISHED = ".unfinished"
+"""The folder of what is not whole yet: parts that were written, and their records."""
 
 Kind = Literal["images", "events"]
 
@@ -59,9 +62,11 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Raises DataError for a folder without one, and for one that is damaged or of another version."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         if inner := sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")):
             raise DataError(f"{folder} is not a data set but holds some; give one of them: {', '.join(inner)}")
+        if (folder / UNFINISHED).is_dir():
+            raise DataError(f"{folder} is not whole: its preparation was cut short; give the same `tdformer data prepare` again to go on.")
         state = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}")
     try:
@@ -81,7 +86,7 @@ def parse_manifest(text: bytes, name: str, remedy: str) -> Manifest:
         raise DataError(f"{name} has version {version}, this program reads version {MANIFEST_VERSION}; {remedy}.")
     try:
         manifest = _checked(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name} is damaged ({error!r}); {remedy}.") from None
     if not manifest.shards:
         raise DataError(f"{name} lists no shard; {remedy}.")
@@ -112,9 +117,15 @@ def prepare_again(folder: Path | str) -> str:
 
 
 def check_size(path: Path, shard: ShardInfo) -> None:
-    if not path.exists():
-        raise DataError(f"shard {path} is missing; {prepare_again(path.parent)}.")
-    if (size := path.stat().st_size) != shard.bytes:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DataError(f"shard {path} {state}; {prepare_again(path.parent)}.") from None
+    if not S_ISREG(stat.st_mode):
+        raise DataError(f"shard {path} is no file; {prepare_again(path.parent)}.")
+    if stat.st_size != shard.bytes:
         raise DataError(
-            f"shard {path} has {size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; {prepare_again(path.parent)}."
+            f"shard {path} has {stat.st_size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; "
+            f"{prepare_again(path.parent)}."
         )

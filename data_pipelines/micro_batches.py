@@ -63,7 +63,7 @@ class MicroBatches(torch.utils.data.Dataset):
         seed_draws(self.seed, epoch, asked)
         try:
             return self.transform(pixels)
-        except (ValueError, ZeroDivisionError) as error:  # an image of one pixel has no crop
+        except (ValueError, ArithmeticError) as error:  # an image of one pixel has no crop
             raise DataError(f"{self.data.describe(sample)}: the image cannot be transformed ({error}); remove it.") from None
 
 

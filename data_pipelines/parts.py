@@ -19,6 +19,7 @@ from data_pipelines.images import decode, encode_jpeg
 from data_pipelines.index import Index
 from data_pipelines.manifest import Format, ShardInfo
 from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.sources.keys import is_storable
 from data_pipelines.turbojpeg import need_ffcv
 
 USUAL_QUALITY = 90
@@ -88,12 +89,15 @@ class WholeSamples:
                 whole = self._checked(self.source[index])
             except DataError as error:
                 if self.stop_at_bad:
-                    raise DataError(f"{self.source.place(index)}: {error}; mend or remove it, or have such files left out.") from None
+                    remedy = "mend or remove it, or leave such files out: --on-bad-image leave-out"
+                    raise DataError(f"{self.source.place(index)}: {error}; {remedy}.") from None
                 self.left_out.append(LeftOut(self.source.place(index), str(error)))
                 continue
             yield whole
 
     def _checked(self, raw: RawSample) -> WholeSample:
+        if not is_storable(raw.key):
+            raise DataError(f"its name {raw.key!a} holds what no key can: control characters or bytes that are no UTF-8; rename it")
         if raw.extension == "npy":
             decode_frames(raw.data)
             return WholeSample(raw, None, False)

@@ -22,12 +22,12 @@ from data_pipelines.dataset import open_set
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.files import replace_file
 from data_pipelines.index import digest_of, index_name
-from data_pipelines.manifest import MANIFEST, Kind, Manifest, read_manifest
+from data_pipelines.manifest import MANIFEST, UNFINISHED, Kind, Manifest, read_manifest
 from data_pipelines.parts import LeftOut, Part, PartRecord, Parts, Storage, WholeSamples, parts_of, read_record, write_record
 from data_pipelines.processes import each
 from data_pipelines.sources.base import Source
 
-UNFINISHED, RECIPE, LEFT_OUT = ".unfinished", "recipe.json", "left_out.tsv"
+RECIPE, LEFT_OUT = "recipe.json", "left_out.tsv"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepare(
     if kind == "events" and plan.storage != Storage():
         raise UserError("event frames are stored as they are: --format wds, without sizes or qualities.")
     recipe = plan.recipe(source)
-    if (folder / MANIFEST).exists():
+    if is_written(folder):
         return _there_already(folder, recipe)
     with _working_folder(folder, recipe) as work:
         parts = parts_of(folder, work, plan.storage, plan.seed)
@@ -112,10 +112,19 @@ def _kind(source: Source) -> Kind:
     return "images"
 
 
+def state_of(source: Source, folder: Path, plan: Plan) -> str:
+    """What `prepare` would do, in words. Raises DataError as it would."""
+    recipe = plan.recipe(source)
+    if is_written(folder):
+        _there_already(folder, recipe)
+        return "already there"
+    return "would go on" if (folder / UNFINISHED).exists() else "would be written"
+
+
 def _there_already(folder: Path, recipe: dict[str, Any]) -> Prepared:
     manifest = read_manifest(folder)
-    if {**manifest.recipe, "classes": manifest.classes} != recipe:
-        raise DataError(f"{folder} already holds another data set; choose another folder, or remove this one first.")
+    if other := _difference({**manifest.recipe, "classes": manifest.classes}, recipe):
+        raise DataError(f"{folder} already holds another data set ({other}); choose another folder, or remove this one first.")
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a kill between the manifest and the end
     return Prepared(len(open_set(folder)), manifest.left_out, manifest.samples, already_there=True)
 
@@ -126,7 +135,7 @@ def _working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
     work = folder / UNFINISHED
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (work.exists() or (folder / MANIFEST).exists()) and (there := sorted([*folder.glob("shard-*.tar"), *folder.glob(BETON)])):
+        if not (work.exists() or (folder / MANIFEST).exists()) and (there := _of_a_set(folder)):
             raise DataError(f"{folder} holds {there[0].name} but no manifest: it was not written here; remove {folder} first.")
         work.mkdir(exist_ok=True)
         lock = (work / "lock").open("w")
@@ -149,13 +158,36 @@ def _working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
         yield work
 
 
+def is_written(folder: Path) -> bool:
+    """Whether there is a data set, whole, in a folder."""
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError as error:
+        raise DataError(f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
+
+
+def _of_a_set(folder: Path) -> list[Path]:
+    """Files that a data set consists of, which would be written anew."""
+    return sorted(path for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT) for path in folder.glob(name))
+
+
 def _check_recipe(work: Path, recipe: dict[str, Any]) -> None:
-    path = work / RECIPE
-    if not path.exists():
-        replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
-    elif path.read_text() != json.dumps(recipe):
-        begun = work.parent
-        raise DataError(f"{begun} was begun from another source or with other options; remove {begun}, or give the same ones to go on.")
+    """Nothing that was made by another recipe may be kept. If nothing was finished, there is nothing to keep."""
+    path, begun = work / RECIPE, work.parent
+    try:
+        before = json.loads(path.read_text()) if path.exists() and any(work.glob("part-*.json")) else recipe
+    except ValueError:
+        before = {}
+    if other := _difference(before, recipe):
+        raise DataError(f"{begun} was begun otherwise ({other}); remove {begun}, or give what it was begun with to go on.")
+    replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What two recipes differ in, in words; "" if in nothing."""
+    names = [name for name in now if before.get(name) != now[name]]
+    told = [f"{name} {before.get(name)}, now {now[name]}" for name in names if name not in ("source", "classes")]
+    return "; ".join(told + [f"another {name}" if name == "source" else f"other {name}" for name in names if name in ("source", "classes")])
 
 
 def _write_part(shared: tuple[Source, Parts, Plan], part: Part) -> PartRecord:

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, TypeVar
+
+import psutil
 
 from data_pipelines.errors import UserError
 
@@ -59,9 +62,13 @@ def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
 
 def end_with(owner: int) -> None:
     """End this process soon after its owner has gone, however it went."""
-    while True:
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
-            os._exit(1)
+    while _runs(owner):
         time.sleep(1.0)
+    os._exit(1)
+
+
+def _runs(process: int) -> bool:
+    """A process that has ended and that nobody has asked for its exit code yet does not."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False

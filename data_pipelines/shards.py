@@ -21,6 +21,7 @@ from data_pipelines.images import EXTENSION_OF
 from data_pipelines.index import Index, check_index, find_index, keep_index
 from data_pipelines.manifest import ShardInfo, prepare_again
 from data_pipelines.sources.base import RawSample
+from data_pipelines.sources.keys import is_storable
 
 EXTENSIONS = {*EXTENSION_OF.values(), "npy"}
 
@@ -69,7 +70,9 @@ def scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, st
                     images[key] = (member.offset_data, member.size)
                 elif extension == "cls":
                     labels[key] = _read_label(tar, member, path)
-    except tarfile.TarError as error:
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # tarfile reads some headers without looking
         raise DataError(f"shard {path} is no readable tar file ({error}); {prepare_again(path.parent)}.") from None
     if unpaired := sorted(images.keys() ^ labels.keys()):
         raise DataError(f"sample {unpaired[0]} in {path} lacks its image or its .cls label; {prepare_again(path.parent)}.")
@@ -81,8 +84,7 @@ def scan_shard(path: Path, shard: ShardInfo) -> Iterator[tuple[int, int, int, st
 
 def _split_name(name: str, path: Path) -> tuple[str, str]:
     """Key and extension of a tar member, cut at the first dot of its last part as WebDataset does."""
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts or not name.isprintable() or any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+    if not is_storable(name):
         raise DataError(f"{name!a} in {path} is no name for a sample; {prepare_again(path.parent)}.")
     key, _, extension = name.partition(".")
     return key, extension

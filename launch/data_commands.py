@@ -27,7 +27,7 @@ def prepare(
     layout: Annotated[str, typer.Option(help="How SOURCE is laid out; auto looks. An unknown one names them all.")] = "auto",
     only: Annotated[list[str] | None, typer.Option(help="Write this data set alone, for example val. May be given again.")] = None,
     format: Annotated[Literal["wds", "ffcv"], typer.Option(help="WebDataset tar shards, or one FFCV file.")] = "wds",
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="FFCV: samples per part, and per block of shuffle: blocks.")] = 1000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Also what a kill may lose, and a block of shuffle: blocks.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the order in which samples are stored.")] = 0,
     short_side: Annotated[int | None, typer.Option(min=16, help="Reduce larger images to this short side, in pixels.")] = None,
     quality: Annotated[
@@ -37,7 +37,7 @@ def prepare(
         Literal["raw", "jpg", "proportion"] | None, typer.Option(help="ffcv: pixels, JPEG, or a share as JPEG.", show_default="proportion")
     ] = None,
     jpeg_share: Annotated[float | None, typer.Option(min=0, max=1, help="ffcv, for proportion.", show_default="0.5")] = None,
-    max_side: Annotated[int | None, typer.Option(min=16, help="ffcv: reduce larger images to this long side, in pixels.")] = None,
+    max_side: Annotated[int | None, typer.Option(min=16, max=16384, help="ffcv: reduce larger images to this long side, pixels.")] = None,
     on_bad_image: Annotated[
         Literal["leave-out", "stop"], typer.Option(help="Files that are no whole image are listed in left_out.tsv, or end the job.")
     ] = "leave-out",
@@ -50,12 +50,13 @@ def prepare(
 
     Killed at any moment, the same command goes on where it was. Nothing that is there is overwritten.
     """
-    from data_pipelines.prepare import Plan
+    from data_pipelines.prepare import LEFT_OUT, Plan, state_of
     from data_pipelines.prepare import prepare as write
     from data_pipelines.sources import open_splits
 
     storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
     plan = Plan(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
+    _check_apart(Path(source), out)
     splits = open_splits(source, layout, time_steps)
     if unknown := sorted(set(only or []) - splits.keys()):
         raise UserError(f"--only {unknown[0]}: {source} holds {', '.join(splits)}.")
@@ -65,13 +66,32 @@ def prepare(
             continue
         row: dict[str, object] = {"data_set": str(out / name), "classes": len(samples.classes), "other_files": samples.left_out}
         if dry_run:
-            rows.append(row | {"samples": len(samples), "shards": len(plan.parts(len(samples))), "state": "would be written"})
+            state = state_of(samples, out / name, plan)
+            rows.append(row | {"files": len(samples), "parts": len(plan.parts(len(samples))), "state": state})
             continue
         with progress(f"{out / name}", len(samples)) as advance:
-            done = write(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
+            try:
+                done = write(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
+            except KeyboardInterrupt:
+                typer.echo(f"stopped; finished parts of {out / name} are kept, and the same command goes on", err=True)
+                raise typer.Exit(130) from None
         state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
         rows.append(row | {"samples": done.samples, "bad_images": done.left_out, "state": state})
     show_rows(rows, as_json, "data_sets")
+    if as_json or dry_run:
+        return
+    for row in rows:
+        if row["bad_images"]:
+            typer.echo(f"bad images, with reasons: {row['data_set']}/{LEFT_OUT}")
+    if {"train", "val"} <= splits.keys():
+        classes = len(splits["train"].classes)
+        typer.echo(f"train on it: tdformer train CONFIG data.train={out / 'train'} data.val={out / 'val'} model.num_classes={classes}")
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """What is written must not lie among the files that it is made from, where the advice to remove it would be harmful."""
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out} lies in {source}, which it would be made from; choose another folder to write to.")
 
 
 def _storage(
@@ -104,7 +124,7 @@ def verify(
     import json
 
     from data_pipelines.manifest import read_manifest
-    from data_pipelines.verify import Check
+    from data_pipelines.verify import DECODED_SAMPLES, Check
     from data_pipelines.verify import verify as find_damage
 
     total = read_manifest(folder).samples
@@ -118,4 +138,6 @@ def verify(
     if damage:
         raise UserError(f"{folder} is damaged in {len(damage)} place(s), listed above.")
     if not as_json:
-        typer.echo(f"{folder}: {total} samples, all whole")
+        looked_at = "all" if all_images or total <= DECODED_SAMPLES else f"{DECODED_SAMPLES}"
+        bytes_too = "hashes compared" if hashes else "hashes not compared (--hashes)"
+        typer.echo(f"{folder}: {total} samples, no damage found; {looked_at} images decoded, {bytes_too}")

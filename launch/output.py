@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def show_rows(rows: list[dict[str, object]], as_json: bool, name: str) -> None:
@@ -51,8 +55,19 @@ def for_people(value: object) -> str:
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator:
-    """A bar on a terminal, nothing elsewhere; gives a function that advances it by a number. total None: not known."""
+    """A bar on a terminal, a line every half minute elsewhere; gives a function that advances it by a number. total None: not known."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda done: progress.advance(task, done)
+        told, count = time.monotonic(), 0
+
+        def advance(done: int) -> None:
+            nonlocal told, count
+            progress.advance(task, done)
+            count += done
+            if not console.is_terminal and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                print(f"{description}: {count} of {total or '?'}", file=sys.stderr, flush=True)
+
+        yield advance

@@ -54,6 +54,17 @@ def open_val(config: RunConfig) -> DataSet:
     return opened
 
 
+def notes_on(config: RunConfig, train_set: DataSet) -> list[str]:
+    """What is allowed, and worth a line when a run starts."""
+    notes, classes = [], len(train_set.classes)
+    if classes < config.model.num_classes:
+        notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
+    if is_remote(config.data.train) or is_remote(config.data.val):
+        cache = cache_of(config.data)
+        notes.append(f"shards are kept in {cache.folder}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
+    return notes
+
+
 def cache_of(config: DataConfig) -> Cache:
     """Where shards of URLs are kept: by default in a folder of this user's own, on the machine's disk for what is temporary."""
     folder = config.shard_cache or Path(tempfile.gettempdir()) / f"tdformer-shards-{os.getuid()}"
@@ -63,7 +74,8 @@ def cache_of(config: DataConfig) -> Cache:
 def check_classes(opened: DataSet, classes: list[str], of: str) -> None:
     """A label means the same in both only if their classes are the same, in the same order."""
     if opened.classes != classes:
-        raise DataError(f"{opened.location} names other classes than {of}; prepare both from the same source.")
+        others = [name for name in opened.classes if name not in classes][:3] or "the same, in another order or number"
+        raise DataError(f"{opened.location} names other classes than {of} ({others}); both must have the same, in the same order.")
 
 
 def _check_samples(config: RunConfig, opened: DataSet) -> None:

@@ -19,7 +19,7 @@ class ImageFolderSource:
     """
 
     def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
-        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         self.classes = list(classes or found)
         if unknown := sorted(set(found) - set(self.classes)):
             raise DataError(f"{root}: class folders {unknown[:5]} do not occur in the training set; remove or rename them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from posixpath import splitext
+from unicodedata import category
 
 from data_pipelines.errors import DataError
 
@@ -16,6 +17,12 @@ def key_of(name: str) -> str:
 def is_utf8(name: str) -> bool:
     """False for a name with bytes that are no UTF-8, which Python reads as lone surrogates."""
     return name.encode("utf-8", "replace") == name.encode("utf-8", "surrogatepass")
+
+
+def is_storable(name: str) -> bool:
+    """Whether a key can stand in a tar and in a message: no control characters or line breaks, no lone surrogates, no way out."""
+    hidden = any(category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+    return bool(name) and not hidden and not name.startswith("/") and ".." not in name.split("/")
 
 
 def refuse_same_keys(keys: Iterable[str], place: Callable[[int], str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,8 @@ class ListSource:
     def __getitem__(self, index: int) -> RawSample:
         path = self._path(index)
         try:
+            if path.exists() and not path.is_file():
+                raise OSError(errno.EINVAL, "it is no file")  # a pipe would be waited for, a device read for ever
             data = path.read_bytes()
         except OSError as error:
             raise DataError(f"{self.place(index)} cannot be read ({error.strerror}); mend it, or remove the line.") from None
@@ -63,8 +66,15 @@ class ListSource:
         digest = hashlib.sha256(repr(self.classes).encode())
         for index, file in enumerate(self._files):
             path = self._path(index)
-            digest.update(f"{file} {self._label[index]} {path.stat().st_size if path.exists() else 'missing'}\n".encode())
+            digest.update(f"{file} {self._label[index]} {_size(path)}\n".encode())
         return digest.hexdigest()
+
+
+def _size(path: Path) -> int | str:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return "missing"
 
 
 def open_lists(source: Path) -> dict[str, Source]:

@@ -17,7 +17,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches, train_batches, train_order
 from tdformer.config import RunConfig
 from tdformer.config_io import dump_config
-from tdformer.datasets import open_data
+from tdformer.datasets import notes_on, open_data
 from tdformer.evaluation import Evaluation, Stopped, averaged_statistics, evaluate
 from tdformer.models.pretrained import start_from
 from tdformer.ranks import Ranks
@@ -77,7 +77,7 @@ class Trainer:
         sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
         self.order = train_order(config.data, self.train_set, config.seed, **sizes, rank=ranks.rank, world=ranks.world)
         self.total_steps = training.epochs * self.order.steps_per_epoch
-        self.notes: list[str] = []
+        self.notes = notes_on(config, self.train_set)
         self.engine, self.position = self._start_or_resume(run_dir)
         self.saved: Position | None = self.position if self.position.step else None
         self.bad_samples = BadSamples(self.position.bad_samples, config.data.max_bad_samples, ranks)
