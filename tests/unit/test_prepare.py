@@ -118,15 +118,16 @@ def test_an_unfinished_set_is_gone_on_with_by_the_same_recipe_alone_and_by_one_p
     with preparing(folder, format, 1):
         wait_for_records(folder, 1)
         error_of(lambda: prepare(pictures(), folder, plan(format)), folder, "another process is writing", "choose another folder")
-    error_of(lambda: open_set(folder), folder, "has no manifest.json")
+    error_of(lambda: open_set(folder), folder, "is not whole", "give the same `tdformer data prepare` again")
     before = contents(folder)
     other = MemorySource(pictures().samples[:-1])
-    for attempt in (
-        lambda: prepare(pictures(), folder, plan(format, seed=1)),
-        lambda: prepare(pictures(), folder, Plan(Storage(format), slow_prepare.PER_SHARD)),
-        lambda: prepare(other, folder, plan(format)),
-    ):
-        error_of(attempt, folder, "was begun from another source or with other options")
+    attempts = {
+        "seed 0, now 1": lambda: prepare(pictures(), folder, plan(format, seed=1)),
+        "max_side": lambda: prepare(pictures(), folder, Plan(Storage(format), slow_prepare.PER_SHARD)),
+        "another source": lambda: prepare(other, folder, plan(format)),
+    }
+    for difference, attempt in attempts.items():
+        error_of(attempt, folder, "was begun otherwise", difference)
     assert contents(folder) == before
     prepare(pictures(), folder, plan(format))
     assert len(open_set(folder)) == slow_prepare.SAMPLES
