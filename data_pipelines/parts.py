@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,11 +15,12 @@ from data_pipelines.errors import DataError
 from data_pipelines.events import decode_frames
 from data_pipelines.files import replace_file
 from data_pipelines.images import decode, encode_jpeg
-from data_pipelines.index import Index
-from data_pipelines.manifest import Format, ShardInfo
+from data_pipelines.index import Index, joined
+from data_pipelines.manifest import Format, ShardInfo, prepare_again
 from data_pipelines.sources.base import RawSample, Source
 from data_pipelines.sources.keys import is_storable
 from data_pipelines.turbojpeg import need_ffcv
+from data_pipelines.unfinished import LeftOut, PartRecord, part_index
 
 USUAL_QUALITY = 90
 
@@ -42,30 +42,12 @@ class Storage:
     """FFCV: pixels; images with a longer long side are reduced to it."""
 
 
-class LeftOut(NamedTuple):
-    """A file that is no whole image, and why."""
-
-    place: str
-    reason: str
-
-
 @dataclass(frozen=True)
 class Part:
     """What is to be written: the part's number, and its samples by their positions in the source."""
 
     number: int
     samples: np.ndarray
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """What was written. bytes: the size of the part's file, by which a resume knows that it is still there."""
-
-    number: int
-    samples: int
-    bytes: int
-    sha256: str
-    left_out: list[LeftOut]
 
 
 class WholeSample(NamedTuple):
@@ -126,7 +108,8 @@ class WdsParts:
 
     def write(self, number: int, samples: Iterable[WholeSample]) -> ShardInfo:
         shard = shards.write_shard(self.path(number), (self._encoded(*sample) for sample in samples))
-        Index.of((number, *row) for row in shards.scan_shard(self.path(number), shard)).save(self.work / f"part-{number:06d}.npy")
+        rows = shards.scan_tar(self.path(number), prepare_again(self.folder))
+        Index.of((number, *row) for row in rows).save(part_index(self.work, number))
         return shard
 
     def _encoded(self, raw: RawSample, image: Image.Image | None, reduced: bool) -> RawSample:
@@ -139,12 +122,8 @@ class WdsParts:
         for record in records:
             if not record.samples:
                 self.path(record.number).unlink(missing_ok=True)
-        indexes = [Index.load(self.work / f"part-{record.number:06d}.npy") for record in filled]
-        for position, index in enumerate(indexes):
-            index.rows = index.rows.copy()
-            index.rows["shard"] = position  # a part that was left out as a whole makes this another number than the part's
         infos = [ShardInfo(self.path(record.number).name, record.samples, record.bytes, record.sha256) for record in filled]
-        return infos, Index(np.concatenate([index.rows for index in indexes]))
+        return infos, joined([Index.load(part_index(self.work, record.number)) for record in filled])
 
 
 class FfcvParts:
@@ -164,15 +143,16 @@ class FfcvParts:
             for position, (raw, image, _) in enumerate(samples)
             if image is not None
         )
-        quality = storage.quality or USUAL_QUALITY
+        quality, written = storage.quality or USUAL_QUALITY, 0
 
         def write(partial: Path) -> None:
+            nonlocal written
             part = beton.write_part(partial, stored, max_side=storage.max_side, quality=quality)
             part.save(self._tables(number))
+            written = len(part.metadata)
 
         replace_file(path, write)
-        part = beton.Part.load(self._tables(number))
-        return ShardInfo(path.name, len(part.metadata), path.stat().st_size, "")
+        return ShardInfo(path.name, written, path.stat().st_size, "")
 
     def _tables(self, number: int) -> Path:
         return self.work / f"part-{number:06d}.npz"
@@ -189,21 +169,3 @@ Parts = WdsParts | FfcvParts
 def parts_of(folder: Path, work: Path, storage: Storage, seed: int) -> Parts:
     kind = FfcvParts if storage.format == "ffcv" else WdsParts
     return kind(folder, work, storage, seed)
-
-
-def _record_path(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.json"
-
-
-def write_record(work: Path, record: PartRecord) -> None:
-    replace_file(_record_path(work, record.number), lambda path: path.write_text(json.dumps(asdict(record))))
-
-
-def read_record(work: Path, number: int, parts: Parts) -> PartRecord | None:
-    """The record of a part that was written before, if what it wrote is still there."""
-    try:
-        values: dict[str, Any] = json.loads(_record_path(work, number).read_text())
-        record = PartRecord(**values | {"left_out": [LeftOut(*pair) for pair in values["left_out"]]})
-        return record if parts.path(number).stat().st_size == record.bytes else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -122,7 +122,8 @@ def _members(path: Path, published: Published) -> dict[str, Member]:
     try:
         members = _from_folder(path, wanted) if path.is_dir() else _from_archive(path, published.folder, wanted)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} cannot be read ({error}); download {published.archive} again.") from None
+        reason = " ".join(str(error).split())  # tarfile lists in lines what it tried
+        raise DataError(f"{path} cannot be read ({reason}); download {published.archive} again.") from None
     if missing := [name for name in wanted if name not in members]:
         raise DataError(f"{path} has no {missing[0]}; expected the published {published.archive} or its folder {published.folder}.")
     return members

@@ -15,29 +15,20 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.errors import DataError
 from data_pipelines.sources import Source, open_splits
 from data_pipelines.sources.cifar import CIFAR10, CIFAR100, Published, open_cifar
 from data_pipelines.sources.corruptions import CIFAR10_CLASSES, open_cifar10_c, open_imagenet_c
 from data_pipelines.sources.events import GESTURES, EventSource, open_cifar10_dvs, open_dvs128_gesture, spikingjelly_datasets
+from tests.unit.conftest import error_of as sentence_of
 
-REMEDIES = ("download", "prepare again", "expected", "remove", "give ")
-
-
-def error_of(action: Callable[[], object], *mentions: object) -> str:
-    """The text of the DataError that an action raises, which must mention all of `mentions` and a remedy."""
-    with pytest.raises(DataError) as caught:
-        action()
-    text = str(caught.value)
-    assert [str(mention) for mention in mentions if str(mention) not in text] == []
-    assert any(remedy in text for remedy in REMEDIES)
-    return text
+error_of = partial(sentence_of, remedies=("download", "prepare again", "expected", "remove", "give "))
 
 
 def pixels_of(source: Source, index: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,12 @@ from data_pipelines.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, ope
 from data_pipelines.sources.keys import key_of
 from data_pipelines.sources.lists import ListSource, open_lists
 from data_pipelines.sources.tars import NestedTarSource, TarPerClassSource
+from tests.unit.conftest import error_of as sentence_of
 from tests.unit.imagenet import HYPERNYM, WNIDS, devkit, meta_mat, noise_image, plant_imagenet, tar_bytes
 
-REMEDIES = ("copy", "remove", "rename", "expected", "give a folder", "decompress", "pack it again", "choose")
+error_of = partial(sentence_of, remedies=("copy", "remove", "rename", "expected", "give a folder", "decompress", "pack it again", "choose"))
 
 PNG = noise_image(0, "PNG")
-
-
-def error_of(action: Callable[[], object], *mentions: object) -> str:
-    """The one sentence of the DataError that an action raises, which must mention all of `mentions` and a remedy."""
-    with pytest.raises(DataError) as caught:
-        action()
-    text = str(caught.value)
-    assert [str(mention) for mention in mentions if str(mention) not in text] == []
-    assert any(remedy in text for remedy in REMEDIES)
-    assert "\n" not in text
-    return text
 
 
 def contents(source: Source) -> dict[str, tuple[int, bytes]]:
