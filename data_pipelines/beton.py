@@ -171,7 +171,7 @@ def load_index(folder: Path, shards: list[ShardInfo]) -> Index:
     index = find_index(folder, shards)
     if index is None:
         raise DataError(f"{folder} lacks the index file of its {shards[0].name}, or it is damaged; {prepare_again(folder)}.")
-    check_index(folder, index, shards)
+    check_index(folder, index, shards, prepare_again(folder))
     return index
 
 

@@ -70,7 +70,8 @@ class DataConfig(Section):
     """Where the samples lie and how a sample becomes a normalised image."""
 
     train: Location
-    """The training set: a folder written by ``tdformer data prepare``, or its URL (http(s), s3, gs, …) for WebDataset shards."""
+    """The training set: a folder written by ``tdformer data prepare`` or ``tdformer data index``; or, for prepared WebDataset
+    shards, its URL (http(s), s3, gs, …)."""
     val: Location
     """The validation set, likewise."""
     shard_cache: Path | None = None

@@ -15,13 +15,15 @@ from data_pipelines.files import replace_file
 from data_pipelines.images import Pixels
 from data_pipelines.index import Index, check_index, digest_of, find_index, index_name
 from data_pipelines.locations import check_location, is_remote, join, read_small
-from data_pipelines.manifest import MANIFEST, Manifest, ShardInfo, check_size, parse_manifest, prepare_again, read_manifest
+from data_pipelines.manifest import MANIFEST, Manifest, ShardInfo, check_size, parse_manifest, read_manifest
 from data_pipelines.shard_cache import ShardCache
 from data_pipelines.shards import load_index as load_wds_index
+from data_pipelines.shards import shard_path
 from data_pipelines.wds_pipeline import CachedShards, LocalShards, TarReader
 
 LARGEST_MANIFEST, LARGEST_INDEX = 2**28, 2**32
 """Bytes of a remote file that are read at most."""
+COPY_AGAIN = "copy the data set to its place again"
 
 
 class Reader(Protocol):
@@ -53,13 +55,19 @@ class DataSet:
         try:
             return self.reader.read(sample)
         except DataError as error:
-            remedy = f"mend or remove it in the source, remove {self.location} and prepare it again"
+            source, again = ("its shard", "index") if self.manifest.shards_at else ("the source", "prepare")
+            remedy = f"mend or remove it in {source}, remove {self.location} and {again} it again"
             raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
 
     def describe(self, sample: int) -> str:
         """Where a sample lies, for messages."""
         shard = self.manifest.shards[self.index["shard"][sample]].name
-        return f"sample {self.index.key_of(sample)} in {self.location}/{shard}"
+        return f"sample {self.index.key_of(sample)} in {(self.manifest.shards_at or self.location).rstrip('/')}/{shard}"
+
+    @property
+    def streams(self) -> bool:
+        """Whether its shards come from a URL, through the shard cache."""
+        return isinstance(self.reader, TarReader) and isinstance(self.reader.shards, CachedShards)
 
     def digest(self) -> str:
         """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
@@ -77,43 +85,66 @@ class Cache:
 def open_set(location: str | Path, cache: Cache | None = None) -> DataSet:
     """Read manifest and index of a local folder or a URL. Local shards must exist with the size that the manifest gives.
 
-    cache: needed for a URL. Raises DataError with the shard's name for a missing or empty folder, a missing, truncated or
-    unreadable shard, and a label that is no class.
+    cache: needed for a URL, and for a folder whose shards lie at one. Raises DataError with the shard's name for a missing or
+    empty folder, a missing, truncated or unreadable shard, and a label that is no class.
     """
     if isinstance(location, str) and is_remote(check_location(location)):
         opened = _open_remote(location, cache)
     else:
-        opened = _open_local(Path(location))
+        opened = _open_local(Path(location), cache)
     if not len(opened):
-        raise DataError(f"{opened.location} holds no sample; {prepare_again(opened.location)}.")
+        raise DataError(f"{opened.location} holds no sample; {opened.manifest.remedy(opened.location)}.")
     _check_labels(opened)
     return opened
 
 
-def _open_local(folder: Path) -> DataSet:
+def _open_local(folder: Path, cache: Cache | None) -> DataSet:
     manifest = read_manifest(folder)
-    for shard in manifest.shards:
-        check_size(folder / shard.name, shard)
-    index = (load_beton_index if manifest.format == "ffcv" else load_wds_index)(folder, manifest.shards)
-    reader = (
-        BetonReader(folder / manifest.shards[0].name, index)
-        if manifest.format == "ffcv"
-        else TarReader(LocalShards([folder / shard.name for shard in manifest.shards]), index)
-    )
-    return DataSet(str(folder), manifest, index, reader)
+    if manifest.shards_at and is_remote(manifest.shards_at):
+        return _open_indexed(folder, manifest, manifest.shards_at, cache)
+    paths = [shard_path(folder, manifest, shard) for shard in manifest.shards]
+    for path, shard in zip(paths, manifest.shards, strict=True):
+        check_size(path, shard, manifest.remedy(folder))
+    if manifest.format == "ffcv":
+        index = load_beton_index(folder, manifest.shards)
+        return DataSet(str(folder), manifest, index, BetonReader(paths[0], index))
+    index = load_wds_index(folder, manifest)
+    return DataSet(str(folder), manifest, index, TarReader(LocalShards(paths), index))
 
 
-def _open_remote(url: str, cache: Cache | None) -> DataSet:
-    if cache is None:
-        raise DataError(f"{url} is remote, and is read only where training or evaluation keep a shard cache; copy it to a local folder.")
-    remedy = "copy the data set to its place again"
-    manifest = parse_manifest(read_small(join(url, MANIFEST), LARGEST_MANIFEST), join(url, MANIFEST), remedy)
+def _open_indexed(folder: Path, manifest: Manifest, url: str, cache: Cache | None) -> DataSet:
+    """Manifest and index are here, the shards at a URL."""
+    cache, remedy = _needed(cache, url), manifest.remedy(folder)
+    shards = _cached(ShardCache(url, cache.folder, cache.limit_bytes, remedy), manifest)
+    if (index := find_index(folder, manifest.shards)) is None:
+        raise DataError(f"{folder} lacks the index file of its shards, or it is damaged; {remedy}.")
+    return DataSet(str(folder), manifest, index, TarReader(shards, index))
+
+
+def _open_remote(url: str, given: Cache | None) -> DataSet:
+    cache = _needed(given, url)
+    manifest = parse_manifest(read_small(join(url, MANIFEST), LARGEST_MANIFEST), join(url, MANIFEST), COPY_AGAIN)
     if manifest.format == "ffcv":
         raise DataError(f"{url} is an FFCV file, which is read from a local disk only; copy it there, or stream WebDataset shards.")
-    shards = ShardCache(url, cache.folder, cache.limit_bytes)
-    shards.check(manifest.shards)
+    if manifest.shards_at:  # who writes a remote manifest must not choose what else is read
+        raise DataError(
+            f"{url} says that its shards lie at {manifest.shards_at}, and those of a URL must lie beside its manifest; "
+            "index them into a local folder: tdformer data index SHARDS OUT."
+        )
+    shards = _cached(ShardCache(url, cache.folder, cache.limit_bytes), manifest)
     index = _remote_index(url, manifest.shards, cache.folder)
-    return DataSet(url, manifest, index, TarReader(CachedShards(shards, manifest.shards), index))
+    return DataSet(url, manifest, index, TarReader(shards, index))
+
+
+def _needed(cache: Cache | None, url: str) -> Cache:
+    if cache is None:
+        raise DataError(f"{url} is remote, and is read only where training or evaluation keep a shard cache; copy it to a local folder.")
+    return cache
+
+
+def _cached(cache: ShardCache, manifest: Manifest) -> CachedShards:
+    cache.check(manifest.shards)
+    return CachedShards(cache, manifest.shards)
 
 
 def _remote_index(url: str, shards: list[ShardInfo], folder: Path) -> Index:
@@ -126,7 +157,7 @@ def _remote_index(url: str, shards: list[ShardInfo], folder: Path) -> Index:
             index = Index.load(folder / name)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"the index {join(url, name)} cannot be used ({error}); prepare the data set again.") from None
-        check_index(url, index, shards)
+        check_index(url, index, shards, COPY_AGAIN)
     return index
 
 
@@ -137,5 +168,5 @@ def _check_labels(opened: DataSet) -> None:
         first = int(outside[0])
         raise DataError(
             f"{opened.describe(first)} has label {labels[first]}, but the manifest names {len(opened.classes)} "
-            f"classes ({len(outside)} such samples); {prepare_again(opened.location)}."
+            f"classes ({len(outside)} such samples); {opened.manifest.remedy(opened.location)}."
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.files import replace_file
-from data_pipelines.manifest import ShardInfo, prepare_again
+from data_pipelines.manifest import ShardInfo
 
 COLUMNS = [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i4")]
 
@@ -79,6 +79,13 @@ class Index:
         return int(self.rows["label"][sample])
 
 
+def joined(indexes: Sequence[Index]) -> Index:
+    """One index of several that have one shard each, which are numbered from 0 in their order."""
+    rows = np.concatenate([index.rows for index in indexes])
+    rows["shard"] = np.repeat(np.arange(len(indexes)), [len(index) for index in indexes])
+    return Index(rows)
+
+
 def digest_of(index: Index, blocks: Sequence[int]) -> str:
     """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
     keys = index["key"]
@@ -94,7 +101,7 @@ def find_index(folder: Path, shards: list[ShardInfo]) -> Index | None:
     """The saved index, or None if there is none of these shards that can be read and fits them."""
     try:
         index = Index.load(folder / index_name(shards))
-        check_index(folder, index, shards)
+        check_index(folder, index, shards, remedy="")
     except (OSError, ValueError, EOFError):  # DataError among them: what the index says can be read from the shards again
         return None
     return index
@@ -109,15 +116,15 @@ def keep_index(folder: Path, shards: list[ShardInfo], index: Index) -> Index:
     return index
 
 
-def check_index(folder: Path | str, index: Index, shards: list[ShardInfo]) -> None:
+def check_index(folder: Path | str, index: Index, shards: list[ShardInfo], remedy: str) -> None:
     """Every row must point into the shards, and there must be as many as the manifest says."""
     promised = sum(shard.samples for shard in shards)
     if len(index) != promised:
-        raise DataError(f"{folder} holds {len(index)} samples, its manifest says {promised}; {prepare_again(folder)}.")
+        raise DataError(f"{folder} holds {len(index)} samples, its manifest says {promised}; {remedy}.")
     shard, offset, size = index["shard"], index["offset"], index["size"]
     bounds = np.array([shard.bytes for shard in shards])
     outside = (shard < 0) | (shard >= len(shards)) | (offset < 0) | (size < 0)
     outside |= size > bounds[np.where(outside, 0, shard)] - offset
     if outside.any():
         sample = int(np.flatnonzero(outside)[0])
-        raise DataError(f"the index of {folder} points outside its shards for sample {sample}; {prepare_again(folder)}.")
+        raise DataError(f"the index of {folder} points outside its shards for sample {sample}; {remedy}.")

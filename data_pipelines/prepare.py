@@ -1,33 +1,35 @@
-"""Writing a data set: a source, shuffled, in parts that many processes write and that a kill does not lose.
-
-While it is not whole, a data set has a folder `.unfinished`: the recipe, and a record of each part that is done. A record
-appears after its part, so a part without one is written again; the manifest appears last.
-"""
+"""Writing a data set: a source, shuffled, in parts that many processes write and that a kill does not lose."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.beton import BETON
 from data_pipelines.dataset import open_set
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.files import replace_file
 from data_pipelines.index import digest_of, index_name
-from data_pipelines.manifest import MANIFEST, UNFINISHED, Kind, Manifest, read_manifest
-from data_pipelines.parts import LeftOut, Part, PartRecord, Parts, Storage, WholeSamples, parts_of, read_record, write_record
+from data_pipelines.manifest import UNFINISHED, Kind, Manifest, read_manifest
+from data_pipelines.parts import Part, Parts, Storage, WholeSamples, parts_of
 from data_pipelines.processes import each
 from data_pipelines.sources.base import Source
-
-RECIPE, LEFT_OUT = "recipe.json", "left_out.tsv"
+from data_pipelines.unfinished import (
+    LEFT_OUT,
+    LeftOut,
+    PartRecord,
+    cannot_be_written,
+    difference,
+    is_written,
+    read_record,
+    working_folder,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def prepare(
     recipe = plan.recipe(source)
     if is_written(folder):
         return _there_already(folder, recipe)
-    with _working_folder(folder, recipe) as work:
+    with working_folder(folder, recipe) as work:
         parts = parts_of(folder, work, plan.storage, plan.seed)
         written, kept = _write_parts(source, parts, plan, processes, progress)
         left_out = [place for record in written for place in record.left_out]
@@ -91,7 +93,7 @@ def prepare(
 def _write_parts(source: Source, parts: Parts, plan: Plan, processes: int, progress: Callable[[int], None]) -> tuple[list[PartRecord], int]:
     """The records of all parts, in order, and how many samples an earlier attempt had written."""
     planned = plan.parts(len(source))
-    found = (read_record(parts.work, part.number, parts) for part in planned)
+    found = (read_record(parts.work, part.number, parts.path(part.number)) for part in planned)
     records = {record.number: record for record in found if record}
     kept = sum(record.samples for record in records.values())
     for part in planned:
@@ -123,71 +125,10 @@ def state_of(source: Source, folder: Path, plan: Plan) -> str:
 
 def _there_already(folder: Path, recipe: dict[str, Any]) -> Prepared:
     manifest = read_manifest(folder)
-    if other := _difference({**manifest.recipe, "classes": manifest.classes}, recipe):
+    if other := difference({**manifest.recipe, "classes": manifest.classes}, recipe):
         raise DataError(f"{folder} already holds another data set ({other}); choose another folder, or remove this one first.")
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a kill between the manifest and the end
     return Prepared(len(open_set(folder)), manifest.left_out, manifest.samples, already_there=True)
-
-
-@contextmanager
-def _working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
-    """The folder for what is unfinished, made or found again, and held against other processes."""
-    work = folder / UNFINISHED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (work.exists() or (folder / MANIFEST).exists()) and (there := _of_a_set(folder)):
-            raise DataError(f"{folder} holds {there[0].name} but no manifest: it was not written here; remove {folder} first.")
-        work.mkdir(exist_ok=True)
-        lock = (work / "lock").open("w")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another process is writing {folder}; wait for it, or choose another folder.") from None
-        if (folder / MANIFEST).exists():
-            raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
-        try:
-            _check_recipe(work, recipe)
-            for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT, MANIFEST):
-                for left_behind in folder.glob(f".[0-9]*-{name}"):
-                    left_behind.unlink()
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written ({error.strerror or error}); the same command goes on from here.") from None
-        yield work
-
-
-def is_written(folder: Path) -> bool:
-    """Whether there is a data set, whole, in a folder."""
-    try:
-        return (folder / MANIFEST).is_file()
-    except OSError as error:
-        raise DataError(f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
-
-
-def _of_a_set(folder: Path) -> list[Path]:
-    """Files that a data set consists of, which would be written anew."""
-    return sorted(path for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT) for path in folder.glob(name))
-
-
-def _check_recipe(work: Path, recipe: dict[str, Any]) -> None:
-    """Nothing that was made by another recipe may be kept. If nothing was finished, there is nothing to keep."""
-    path, begun = work / RECIPE, work.parent
-    try:
-        before = json.loads(path.read_text()) if path.exists() and any(work.glob("part-*.json")) else recipe
-    except ValueError:
-        before = {}
-    if other := _difference(before, recipe):
-        raise DataError(f"{begun} was begun otherwise ({other}); remove {begun}, or give what it was begun with to go on.")
-    replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What two recipes differ in, in words; "" if in nothing."""
-    names = [name for name in now if before.get(name) != now[name]]
-    told = [f"{name} {before.get(name)}, now {now[name]}" for name in names if name not in ("source", "classes")]
-    return "; ".join(told + [f"another {name}" if name == "source" else f"other {name}" for name in names if name in ("source", "classes")])
 
 
 def _write_part(shared: tuple[Source, Parts, Plan], part: Part) -> PartRecord:
@@ -198,9 +139,7 @@ def _write_part(shared: tuple[Source, Parts, Plan], part: Part) -> PartRecord:
         record = PartRecord(part.number, info.samples, info.bytes, info.sha256, samples.left_out)
         write_record(parts.work, record)
     except OSError as error:
-        raise DataError(
-            f"{parts.path(part.number)} cannot be written ({error.strerror or error}); the same command goes on from here."
-        ) from None
+        raise cannot_be_written(parts.path(part.number), error) from None
     return record
 
 
@@ -216,4 +155,4 @@ def _finish(folder: Path, parts: Parts, records: list[PartRecord], left_out: lis
         digest = digest_of(index, blocks)
         Manifest(parts.storage.format, kind, classes, shards, blocks, digest, recipe, len(left_out)).write(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error.strerror or error}); the same command goes on from here.") from None
+        raise cannot_be_written(folder, error) from None

@@ -46,12 +46,14 @@ class _MismatchError(DataError):
 class ShardCache:
     """The shards of the data set at the URL `base`, in `folder`, where all data sets together take at most `limit_bytes`.
 
-    Holds no open file and no connection, so that it can be sent to loader processes.
+    Holds no open file and no connection, so that it can be sent to loader processes. remedy: what to do if shards and manifest
+    disagree.
     """
 
     base: str
     folder: Path
     limit_bytes: int
+    remedy: str = REMEDY
 
     def check(self, shards: Sequence[ShardInfo], at_once: int = 1) -> None:
         """Raises DataError if the shards cannot be cached: names or hashes that are none, a limit too small, no folder to write in.
@@ -90,7 +92,7 @@ class ShardCache:
 
     def _place(self, shard: ShardInfo) -> Path:
         if not SHA256.fullmatch(shard.sha256) or shard.bytes <= 0:  # it becomes a file name, and a remote manifest is not to be trusted
-            raise DataError(f"the manifest of {self.base} gives {shard.name} no valid SHA-256 or size; prepare the data set again.")
+            raise DataError(f"the manifest of {self.base} gives {shard.name} no valid SHA-256 or size; {self.remedy}.")
         return self._home / shard.sha256
 
     def _fetch(self, shard: ShardInfo, place: Path) -> FileIO:
@@ -120,15 +122,15 @@ class ShardCache:
             for chunk in chunks:
                 size += len(chunk)
                 if size > shard.bytes:
-                    raise _MismatchError(f"{url} has more than the {shard.bytes} bytes of the manifest; {REMEDY}.")
+                    raise _MismatchError(f"{url} has more than the {shard.bytes} bytes of the manifest; {self.remedy}.")
                 digest.update(chunk)
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())  # a cached file is trusted by its size, which it has from the start
         if size != shard.bytes:
-            raise _MismatchError(f"{url} has {size} bytes, the manifest says {shard.bytes}; {REMEDY}.")
+            raise _MismatchError(f"{url} has {size} bytes, the manifest says {shard.bytes}; {self.remedy}.")
         if digest.hexdigest() != shard.sha256:
-            raise _MismatchError(f"{url} does not match its SHA-256 in the manifest; {REMEDY}.")
+            raise _MismatchError(f"{url} does not match its SHA-256 in the manifest; {self.remedy}.")
 
     def _reserve(self, shard: ShardInfo, partial: Path) -> None:
         """Make a sparse file of the shard's size as soon as there is room for it; other processes count it from now on."""

@@ -12,9 +12,10 @@ from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
 from data_pipelines.files import sha256
 from data_pipelines.index import Index, find_index
-from data_pipelines.manifest import Manifest, ShardInfo, check_size, prepare_again, read_manifest
+from data_pipelines.locations import is_remote
+from data_pipelines.manifest import Manifest, ShardInfo, check_size, read_manifest
 from data_pipelines.processes import each
-from data_pipelines.shards import scan_shard
+from data_pipelines.shards import scan_shard, shard_path
 
 DECODED_SAMPLES = 1000
 """How many images are decoded where not all are asked for, chosen at random but the same every time."""
@@ -34,9 +35,14 @@ def verify(
     """Every damage that was found, one sentence each, naming shard and key. An empty list means whole.
 
     progress is called with the number of samples whose shard or image was looked at since its last call; of each there are
-    as many as the manifest says. Raises DataError if there is no readable manifest.
+    as many as the manifest says. Raises DataError if there is no readable manifest, or if the shards lie at a URL.
     """
     check, manifest = check or Check(), read_manifest(folder)
+    if manifest.shards_at and is_remote(manifest.shards_at):
+        raise DataError(
+            f"the shards of {folder} lie at {manifest.shards_at}, and verify reads local ones; copy them here and index the copy "
+            "to look into them. Training compares each with its SHA-256 when it downloads it."
+        )
     saved = find_index(folder, manifest.shards) if manifest.format == "wds" else None
     damage = []
     for found, samples in each(_look_at_shard, (folder, manifest, check, saved), list(enumerate(manifest.shards)), processes):
@@ -49,7 +55,7 @@ def verify(
     except DataError as error:
         return [str(error)]
     if check.hashes and data.digest() != manifest.digest:
-        damage.append(f"the index of {folder} names other samples, or in another order, than its manifest; {prepare_again(folder)}.")
+        damage.append(f"the index of {folder} names other samples, or in another order, than its manifest; {manifest.remedy(folder)}.")
     chosen = np.arange(len(data))
     if not check.all_images and len(data) > DECODED_SAMPLES:
         chosen = np.sort(np.random.default_rng(0).choice(len(data), DECODED_SAMPLES, replace=False))
@@ -62,13 +68,13 @@ def verify(
 
 def _look_at_shard(shared: tuple[Path, Manifest, Check, Index | None], numbered: tuple[int, ShardInfo]) -> tuple[list[str], int]:
     (folder, manifest, check, saved), (number, shard) = shared, numbered
-    path, damage = folder / shard.name, []
+    path, damage = shard_path(folder, manifest, shard), []
     try:
-        check_size(path, shard)
+        check_size(path, shard, manifest.remedy(folder))
         if check.hashes and sha256(path) != shard.sha256:
-            damage.append(f"shard {path} does not match its SHA-256 in the manifest; {prepare_again(folder)}.")
+            damage.append(f"shard {path} does not match its SHA-256 in the manifest; {manifest.remedy(folder)}.")
         if manifest.format == "wds":
-            rows = list(scan_shard(path, shard))
+            rows = scan_shard(folder, manifest, shard)
             if saved is not None and (wrong := _differing(saved.rows[saved["shard"] == number], rows)):
                 damage.append(f"sample {wrong} in {path} is not where {saved.path} says; remove that index, it is made again.")
             for *_, label, key in rows:

@@ -1,4 +1,4 @@
-"""`tdformer data`: write and check data sets."""
+"""`tdformer data`: write, index and check data sets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 from data_pipelines.errors import UserError
 from launch.options import Json, plain_typer
-from launch.output import progress, show_rows
+from launch.output import progress, show, show_rows
 
 if TYPE_CHECKING:
     from data_pipelines.parts import Storage
 
-data_app = plain_typer(help="Write and check data sets.")
+data_app = plain_typer(help="Write, index and check data sets.")
 
 Workers = Annotated[int | None, typer.Option("--processes", min=1, help="Processes to share the work.", show_default="all cores")]
 
@@ -86,6 +86,43 @@ def prepare(
     if {"train", "val"} <= splits.keys():
         classes = len(splits["train"].classes)
         typer.echo(f"train on it: tdformer train CONFIG data.train={out / 'train'} data.val={out / 'val'} model.num_classes={classes}")
+
+
+@data_app.command("index")
+def index(
+    shards: Annotated[str, typer.Argument(help="A folder of .tar files; 'PATH-OR-URL/train-{0000..1023}.tar', quoted; or a .txt of them.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for manifest and index, apart from the shards.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="A text file with the classes' names, one per line from number 0. Without it they are called 0, 1, …"),
+    ] = None,
+    processes: Workers = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which shards would be read, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make WebDataset shards that others wrote ready for training. They are read once, and stay where they are.
+
+    A sample is <key>.jpg, .jpeg or .png, and <key>.cls with its class number. Killed, the same command goes on where it was.
+    """
+    from data_pipelines.indexing import index_shards, read_classes, state_of
+    from data_pipelines.shard_lists import find_shards
+
+    found, names = find_shards(shards), None if classes is None else read_classes(classes)
+    count = len(found.names)
+    row: dict[str, object] = {"data_set": str(out), "shards": count, "first": found.place(0), "last": found.place(count - 1)}
+    if dry_run:
+        show(row | {"state": state_of(found, out, names)}, as_json)
+        return
+    with progress(f"{out}", count) as advance:
+        try:
+            done = index_shards(found, out, names, processes=processes or os.cpu_count() or 1, progress=advance)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the shards that were read are noted in {out}, and the same command goes on", err=True)
+            raise typer.Exit(130) from None
+    state = "already there" if done.already_there else f"indexed, {done.kept} samples of it before" if done.kept else "indexed"
+    show(row | {"samples": done.samples, "classes": done.classes, "state": state}, as_json)
+    if not as_json:
+        typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")
 
 
 def _check_apart(source: Path, out: Path) -> None:

@@ -12,7 +12,6 @@ from data_pipelines.config import DataConfig
 from data_pipelines.dataset import Cache, DataSet, open_set
 from data_pipelines.errors import DataError
 from data_pipelines.loading import check_transforms
-from data_pipelines.locations import is_remote
 from tdformer.config import RunConfig
 
 
@@ -42,7 +41,7 @@ def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
             f"{data.train} holds {len(train_set)} samples, fewer than training.global_batch "
             f"({config.training.global_batch}); lower it or add data."
         )
-    if is_remote(data.train):
+    if train_set.streams:
         _check_cache(data, train_set)
     return train_set, val_set
 
@@ -54,12 +53,12 @@ def open_val(config: RunConfig) -> DataSet:
     return opened
 
 
-def notes_on(config: RunConfig, train_set: DataSet) -> list[str]:
+def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet) -> list[str]:
     """What is allowed, and worth a line when a run starts."""
     notes, classes = [], len(train_set.classes)
     if classes < config.model.num_classes:
         notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
-    if is_remote(config.data.train) or is_remote(config.data.val):
+    if train_set.streams or val_set.streams:
         cache = cache_of(config.data)
         notes.append(f"shards are kept in {cache.folder}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
     return notes
