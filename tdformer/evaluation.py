@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -69,20 +68,3 @@ def _count(logits_NBK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     top5 = (top5_BK == labels_B[:, None]).sum()
     top1_N = (logits_NBK.argmax(-1) == labels_B).sum(1)
     return torch.cat([torch.stack([real.sum(), loss, top5]).double(), top1_N.double()])
-
-
-@contextmanager
-def averaged_statistics(model: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Inside, BatchNorm's running statistics are the mean over all ranks, each of which has seen other samples.
-
-    Afterwards every rank has its own again: looking at a model must not change how its training goes on.
-    """
-    own = [buffer.clone() for buffer in model.buffers()]
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            ranks.sum(buffer).div_(ranks.world)
-    try:
-        yield
-    finally:
-        for buffer, value in zip(model.buffers(), own, strict=True):
-            buffer.copy_(value)

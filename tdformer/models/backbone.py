@@ -16,7 +16,7 @@ from torch import nn
 from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import ControlledAttention
-from tdformer.models.layers import DropPath, PatchStem
+from tdformer.models.layers import DropPath, PatchStem, one_input
 
 Piece = Callable[[torch.Tensor, torch.Tensor | None, Membranes], torch.Tensor]
 
@@ -41,6 +41,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(x, membranes))
 
     def _attend(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+        x_TBCHW = one_input(x_TBCHW)
         if isinstance(self.attention, ControlledAttention):
             return self.attention(x_TBCHW, topdown_TBCHW, membranes)
         return self.attention(x_TBCHW, membranes)

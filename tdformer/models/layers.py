@@ -170,6 +170,16 @@ class MembraneMLP(SpikingMLP):
         return x_TBCHW
 
 
+def one_input(x: torch.Tensor) -> torch.Tensor:
+    """x, for a module that reads it more than once while others read it too.
+
+    A node of its own in the graph, where the gradients of that module's reads are added up before those of the others join.
+    ZeRO 3 puts nodes at the inputs of modules, which does the same: so they are added in one order, to the same bits, at every
+    ZeRO stage.
+    """
+    return x.view_as(x)
+
+
 def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 1)
 

@@ -20,6 +20,7 @@ from tdformer.config import ModelConfig, RecomputePolicy
 from tdformer.membranes import Membranes
 from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
 from tdformer.models.feedback import ControlModule, ProcessingModule
+from tdformer.models.layers import one_input
 from tdformer.models.qkformer import QKFormer
 from tdformer.models.sdt import SpikeDrivenTransformer
 from tdformer.models.spikformer import Spikformer
@@ -171,7 +172,7 @@ class TDFormer(nn.Module):
             h_TBCHW = run(block, block, h_TBCHW, topdown_TBCHW, integers)
         if is_last or self.processing is None:
             return h_TBCHW, None
-        return h_TBCHW, self.processing(h_TBCHW, membranes)
+        return h_TBCHW, self.processing(one_input(h_TBCHW), membranes)
 
     def _segment_outputs(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> list[torch.Tensor]:
         outputs, membranes = [], Membranes()

@@ -3,16 +3,16 @@
     checkpoints/
       latest, best                names of checkpoints, replaced atomically
       step-00000186/
-        model.safetensors         parameters, and BatchNorm statistics averaged over the ranks
-        optimizer.safetensors     AdamW's moments, in full, by parameter name
-        statistics.safetensors    BatchNorm statistics of each rank
+        model.safetensors         parameters and BatchNorm statistics
+        optimizer.safetensors     the optimizer's moments, in full, by parameter name
         state.json                the position in the run
         config.yaml               the resolved run
         manifest.json             size and SHA-256 of the files above
 
 A checkpoint is written under a hidden name, synced to disk and then renamed: a folder named step-… is whole.
-Tensors are full and by name, so a checkpoint does not depend on the ZeRO stage. There is no random state:
-every random draw of training is a function of (seed, step, micro-batch), see training.loop.
+Tensors are full and by name, and no rank has a state of its own, so a checkpoint does not depend on the ZeRO stage or the
+number of ranks. There is no random state: every random draw of training is a function of (seed, step, micro-batch), see
+training.loop.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -35,16 +36,10 @@ from data_pipelines.errors import UserError
 from data_pipelines.files import sha256
 from tdformer.models.weights import load_exactly, read_safetensors
 
-MODEL, OPTIMIZER, STATISTICS, STATE, CONFIG, MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "statistics.safetensors",
-    "state.json",
-    "config.yaml",
-    "manifest.json",
-)
-TENSOR_FILES, LATEST, BEST = (MODEL, OPTIMIZER, STATISTICS), "latest", "best"
-FORMAT_VERSION = 1
+MODEL, OPTIMIZER, STATE, CONFIG, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json"
+TENSOR_FILES, LATEST, BEST = (MODEL, OPTIMIZER), "latest", "best"
+FORMAT_VERSION = 2
+NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(UserError):
@@ -56,12 +51,14 @@ class Position:
     """How far a run has come. Epoch and place within it follow from `step`, as all steps are equal."""
 
     step: int = 0
-    """Optimizer steps taken."""
+    """Global batches that were trained on, those aside that were skipped for their numbers included."""
+    updates: int = 0
+    """Optimizer steps behind the weights: `step` without the global batches that were skipped or undone."""
     evaluated_epochs: int = 0
     """Epochs whose evaluation is done."""
     best_top1: float = -1.0
     world: int = 1
-    """Ranks of the process group that saved this."""
+    """Ranks that saved this."""
     samples: int = 0
     """In the training set."""
     classes: list[str] = field(default_factory=list)
@@ -70,56 +67,75 @@ class Position:
     """Digest of the training set's samples in their order of storage, which `step` counts."""
     bad_samples: int = 0
     """That could not be read and were replaced, over all ranks since the run began."""
+    non_finite: int = 0
+    """Global batches whose loss or gradient was not finite, and that training went past."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
     version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A checkpoint in memory, complete on rank 0."""
+class TrainState:
+    """Everything that a resume needs. Tensors by name, on the CPU."""
 
     position: Position
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
-    statistics: list[dict[str, torch.Tensor]]
-    """BatchNorm buffers by rank."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the last ones, those whose step is a multiple of `every`, and the best one."""
+
+    last: int = 2
+    every: int | None = None
 
 
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def save(root: Path, snapshot: Snapshot, config_yaml: str, *, is_best: bool, keep_last: int) -> Path:
+def save(root: Path, state: TrainState, config_yaml: str, *, is_best: bool = False, keep: Keep = Keep()) -> Path:
     """Write a checkpoint, point `latest` (and `best`) to it, remove old ones. Only rank 0 calls this.
 
     Raises CheckpointError if the disk does not take it; the earlier ones stay as they are.
     """
-    final = root / f"step-{snapshot.position.step:08d}"
+    final = place_of(root, state.position.step)
     partial = root / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(partial, snapshot, config_yaml)
-        if final.exists():  # the same step again, with more done after it (its epoch's evaluation)
-            shutil.rmtree(final)
-        partial.rename(final)
-        _sync(root)
+        _write(partial, state, config_yaml)
+        _put(partial, final)
         _point(root / LATEST, final.name)
         if is_best:
             _point(root / BEST, final.name)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
-    _remove_old(root, keep_last)
+    _remove_old(root, keep)
     return final
 
 
-def _write(partial: Path, snapshot: Snapshot, config_yaml: str) -> None:
+def place_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def _put(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name. One of the same step (with less done after it) is moved aside until then, not lost."""
+    replaced = final.with_name(f".replaced-{final.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write(partial: Path, state: TrainState, config_yaml: str) -> None:
     partial.mkdir(parents=True)
-    by_rank = {f"{rank}.{name}": tensor for rank, own in enumerate(snapshot.statistics) for name, tensor in own.items()}
-    for name, tensors in zip(TENSOR_FILES, (snapshot.model, snapshot.optimizer, by_rank), strict=True):
+    for name, tensors in zip(TENSOR_FILES, (state.model, state.optimizer), strict=True):
         save_file(tensors, partial / name)
         (partial / name).chmod(0o644)  # safetensors makes it for its owner alone
-    (partial / STATE).write_text(json.dumps(asdict(snapshot.position), indent=1))
+    (partial / STATE).write_text(json.dumps(asdict(state.position), indent=1))
     (partial / CONFIG).write_text(config_yaml)
     files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in (*TENSOR_FILES, STATE, CONFIG)}
     (partial / MANIFEST).write_text(json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1))
@@ -142,11 +158,22 @@ def _point(pointer: Path, name: str) -> None:
     partial.replace(pointer)
 
 
-def _remove_old(root: Path, keep_last: int) -> None:
+def _remove_old(root: Path, keep: Keep) -> None:
+    """Renamed first: a removal that is cut short leaves no half checkpoint under its name."""
     kept = {pointer.read_text().strip() for name in (LATEST, BEST) if (pointer := root / name).exists()}
-    for old in sorted(root.glob("step-*"))[:-keep_last]:
-        if old.name not in kept:
-            shutil.rmtree(old)
+    for old in _by_step(root)[: -keep.last]:
+        if old.name not in kept and not (keep.every and _step_of(old) % keep.every == 0):
+            shutil.rmtree(old.rename(root / f".removed-{old.name}"), ignore_errors=True)
+    for left_behind in (*root.glob(".partial-*"), *root.glob(".removed-*")):
+        shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def _by_step(root: Path) -> list[Path]:
+    return sorted((path for path in root.glob("step-*") if NAME.fullmatch(path.name)), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 # --- finding and reading -----------------------------------------------------------------------------------
@@ -161,7 +188,7 @@ def find(path: Path, which: str = LATEST) -> Path:
     if not pointer.exists():
         raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
     name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    if not re.fullmatch(r"step-\d+", name):
+    if not NAME.fullmatch(name):
         raise CheckpointError(f"{pointer} does not name a checkpoint; write the name of a folder step-… beside it into it.")
     return root / name
 
@@ -170,6 +197,36 @@ def has_any(run_dir: Path) -> bool:
     """Whether a run directory holds anything that a resume could mean: a pointer or a checkpoint, whole or not."""
     root = run_dir / "checkpoints"
     return (root / LATEST).exists() or any(root.glob("step-*"))
+
+
+def newest_whole(run_dir: Path) -> tuple[Path, Position, list[str]]:
+    """The checkpoint to go on from, its position, and what is wrong with the newer ones that were passed over.
+
+    That is the one that `latest` names, else the newest before it. Raises CheckpointError if there is none: a run that has
+    checkpoints never begins again from nothing.
+    """
+    root, told = run_dir / "checkpoints", []
+    _restore_replaced(root)
+    try:
+        named = find(run_dir)
+        candidates = [named, *(path for path in reversed(_by_step(root)) if _step_of(path) < _step_of(named))]
+    except CheckpointError as error:
+        told.append(str(error))
+        candidates = _by_step(root)[::-1]
+    for candidate in candidates:
+        try:
+            return candidate, check(candidate), told
+        except CheckpointError as error:
+            told.append(str(error))
+    raise CheckpointError(f"no checkpoint of {run_dir} is whole; restore one from a copy, or start a new run. {told[0]}")
+
+
+def _restore_replaced(root: Path) -> None:
+    """A crash between the two renames of a replacement left the old checkpoint, whole, under a hidden name."""
+    for replaced in root.glob(".replaced-step-*"):
+        final = root / replaced.name.removeprefix(".replaced-")
+        if not final.exists():
+            replaced.rename(final)
 
 
 def check(checkpoint: Path) -> Position:
@@ -196,10 +253,15 @@ def check(checkpoint: Path) -> Position:
 
 
 def read_position(checkpoint: Path) -> Position:
-    state = json.loads((checkpoint / STATE).read_text())
-    if state.get("version") != FORMAT_VERSION:
-        raise CheckpointError(f"checkpoint {checkpoint} has format version {state.get('version')}; this program reads {FORMAT_VERSION}.")
-    return Position(**state)
+    """Raises CheckpointError for another version, and for what is no position."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+        if (version := state.get("version")) != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint {checkpoint} has format version {version}; this program reads {FORMAT_VERSION}.")
+        return TypeAdapter(Position).validate_python(state)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {STATE} cannot be read ({reason}). {_remedy(checkpoint)}") from None
 
 
 def inspect(checkpoint: Path) -> dict[str, Any]:
@@ -240,20 +302,10 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
-    """Parameters and averaged statistics into a model; nothing is changed if names or shapes do not all fit."""
+    """Parameters and statistics into a model; nothing is changed if names or shapes do not all fit."""
     load_exactly(model, read_safetensors(checkpoint / MODEL), f"checkpoint {checkpoint}")
 
 
 def load_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
     """AdamW's moments as Engine.optimizer_state gave them."""
     return read_safetensors(checkpoint / OPTIMIZER)
-
-
-def load_statistics(checkpoint: Path, model: nn.Module, rank: int) -> None:
-    """This rank's own BatchNorm statistics, for an exact resume on as many ranks as saved them."""
-    prefix = f"{rank}."
-    own = {
-        name.removeprefix(prefix): tensor for name, tensor in read_safetensors(checkpoint / STATISTICS).items() if name.startswith(prefix)
-    }
-    for name, buffer in model.named_buffers():
-        buffer.copy_(own[name])

@@ -2,19 +2,24 @@
 
 An Engine takes optimizer steps and hands out, or takes back, its state as plain full tensors by parameter
 name. That form is the same for every ZeRO stage and number of ranks.
+
+DeepSpeed shards the state and steps the optimizer. What it steps with comes from GlobalBatch: it finds zeros for gradients, so
+that what it would reduce in float32 does not matter, and is given the exact means just before the step.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from tdformer.config import RunConfig
 from tdformer.ranks import Ranks
+from tdformer.training.global_batch import GlobalBatch, full_shape
 from tdformer.training.objective import Objective
 from tdformer.training.optim import make_optimizer
 
@@ -23,23 +28,29 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
-    """An Objective under DeepSpeed."""
+    """An Objective under DeepSpeed.
+
+    One optimizer step: `micro_step` for each of this rank's micro-batches, then `reduce`, which tells how the step would be, then
+    `apply` or `discard`.
+    """
 
     def __init__(self, objective: Objective, config: RunConfig, ranks: Ranks) -> None:
         deepspeed = _import_deepspeed()
-        self.ranks = ranks
-        self.zero_stage = config.training.zero_stage
-        self.accumulation = config.training.accumulation(ranks.world)
+        self.ranks, self.zero_stage = ranks, config.training.zero_stage
         self.clip_grad = config.training.clip_grad
-        self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=objective,
-            optimizer=make_optimizer(objective, config.optimizer),
-            config=deepspeed_config(config, ranks.world),
-            dist_init_required=False,
-        )
+        self.accumulation = config.training.accumulation(ranks.world)
+        with _torchs_linear():
+            self._engine, self._optimizer, *_ = deepspeed.initialize(
+                model=objective,
+                optimizer=make_optimizer(objective, config.optimizer),
+                config=deepspeed_config(config, ranks.world),
+                dist_init_required=False,
+            )
         self._utils = deepspeed.utils
         self._gathered_parameters = deepspeed.zero.GatheredParameters
         self._make_optimizer_state()
+        self._send_no_zeros()
+        self.global_batch = GlobalBatch([parameter for _, parameter in self._trained_parameters()], list(objective.buffers()), ranks)
 
     @property
     def objective(self) -> Objective:
@@ -49,19 +60,60 @@ class Engine:
         """[segments, B, classes]. Under ZeRO 3 all ranks must call it together."""
         return self._engine(images_BCHW)
 
-    def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, learning_rate: float) -> torch.Tensor:
-        """Forward and backward of one micro-batch, and the optimizer step after the last of a global batch. Returns the loss."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = self._engine(images_BCHW, labels)
-        self._engine.backward(loss)
-        self._engine.step()
+    # --- one optimizer step ----------------------------------------------------------------------------------
+
+    def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Forward and backward of one of this rank's micro-batches. Returns the loss, mean over its samples."""
+        with self.global_batch.micro_batch():
+            loss = self._engine(images_BCHW, labels)
+            self._engine.backward(loss)
+        self.global_batch.add_loss(loss)
         return loss.detach()
 
-    def gradient_norm(self) -> float | None:
-        """The global gradient norm of the last step, before clipping; None where DeepSpeed does not compute one (ZeRO 0 unclipped)."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def reduce(self) -> tuple[float, float]:
+        """(loss, gradient norm before clipping) of the global batch, on all ranks alike. Collective."""
+        self.global_batch.reduce(self.accumulation * self.ranks.world)
+        return self.global_batch.loss, self.global_batch.gradient_norm()
+
+    def apply(self, learning_rate: float, gradient_norm: float) -> None:
+        """Take the step that `reduce` told of."""
+        if self.clip_grad is not None:
+            self.global_batch.clip(self.clip_grad, gradient_norm)
+        for (_, parameter), gradient in zip(self._trained_parameters(), self.global_batch.gradients, strict=True):
+            self._set_gradient(parameter, gradient.float())
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        self.global_batch.keep_statistics()
+        self.global_batch.clear()
+
+    def discard(self) -> None:
+        """Forget the gradients and statistics of the global batch: nothing changes."""
+        with self._resting_optimizer():
+            self._engine.step()
+        self.global_batch.clear()
+
+    def _set_gradient(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> None:
+        if self.zero_stage == 3:
+            self._utils.safe_set_local_grad(parameter, self._own_part(parameter, full))
+        else:
+            self._utils.safe_set_full_grad(parameter, full)
+
+    @contextmanager
+    def _resting_optimizer(self) -> Iterator[None]:
+        """Inside, a step of DeepSpeed clears its gradients and moves on its counters, and no parameter or moment changes."""
+        self._adamw.step = _rest  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            del self._adamw.step
+
+    def _send_no_zeros(self) -> None:
+        """Spare DeepSpeed's own reduction of gradients, which would add up zeros (ZeRO 3 partitions them in the same breath)."""
+        if self.zero_stage == 0:
+            self._engine.enable_backward_allreduce = False
+        elif self.zero_stage in (1, 2):
+            self._optimizer.average_tensor = lambda tensor, communication_data_type: None
 
     # --- state as full tensors -------------------------------------------------------------------------------
 
@@ -81,17 +133,16 @@ class Engine:
             for moment in MOMENTS:
                 tensor = self._moment(parameter, moment)
                 if self.ranks.is_first:
-                    full[f"{moment}.{name}"] = tensor.detach().to("cpu", copy=True).view(_full_shape(parameter))
+                    full[f"{moment}.{name}"] = tensor.detach().to("cpu", copy=True).view(full_shape(parameter))
         return full
 
-    def load_optimizer_state(self, full: dict[str, torch.Tensor], steps: int) -> None:
-        """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `steps`: taken so far."""
+    def load_optimizer_state(self, full: dict[str, torch.Tensor], updates: int) -> None:
+        """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `updates`: taken so far."""
         for partition in self._partitions():
-            self._adamw.state[partition]["step"].fill_(steps)
+            self._adamw.state[partition]["step"].fill_(updates)
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, full[f"{moment}.{name}"])
-        self._engine.global_steps = steps
 
     def _trained_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.objective.model.named_parameters() if parameter.requires_grad)
@@ -130,23 +181,26 @@ class Engine:
         if self.zero_stage == 0:
             self._optimizer.state[parameter][moment].copy_(full)
         elif self.zero_stage == 3:
-            # Not safe_set_full_optimizer_state: it fails where a parameter's size is no multiple of the ranks.
-            length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
-            padded = torch.nn.functional.pad(full.flatten(), (0, length * self.ranks.world - full.numel()))
-            own = padded[self.ranks.rank * length :][:length]
-            self._utils.safe_set_local_optimizer_state(parameter, own, moment)
+            self._utils.safe_set_local_optimizer_state(parameter, self._own_part(parameter, full), moment)
         else:
             self._utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+    def _own_part(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> torch.Tensor:
+        """What ZeRO 3 keeps on this rank of a tensor of the parameter's shape. DeepSpeed's own way fails where it needs padding."""
+        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
+        padded = torch.nn.functional.pad(full.flatten(), (0, length * self.ranks.world - full.numel()))
+        return padded[self.ranks.rank * length :][:length]
 
 
 def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
     """The run in DeepSpeed's words. Its scheduler, checkpoints and monitors are not used."""
     training = config.training
     return {
-        "train_batch_size": training.global_batch,
+        # Accumulation and clipping are GlobalBatch's: DeepSpeed's round otherwise at every stage, and it clips where nothing is said.
+        "train_batch_size": training.micro_batch * world,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": training.accumulation(world),
-        "gradient_clipping": training.clip_grad or 0.0,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
         "zero_optimization": {"stage": training.zero_stage},
         # Not "bf16": that also rounds BatchNorm's running statistics, which fails on a CPU and loses accuracy anywhere.
         "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
@@ -154,8 +208,16 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
     }
 
 
-def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
+@contextmanager
+def _torchs_linear() -> Iterator[None]:
+    """ZeRO 3 puts a linear layer of its own in the place of torch's, for good. Its gradients are rounded otherwise."""
+    linear = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = linear
+
+
+def _rest(closure: object = None) -> None:
+    """In the place of an optimizer's step."""
 
 
 def _import_deepspeed() -> Any:

@@ -18,6 +18,7 @@ from tdformer.tracking import KILLED, Tracker
 from tdformer.training.checkpoints import Position
 from tdformer.training.metrics import MetricsFile, draw_learning_curve
 from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
+from tdformer.watchdog.progress import TRAINING
 
 
 class Report:
@@ -77,6 +78,7 @@ class FirstRankReport(Report):
 def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
     tracker = ranks.together(lambda: Tracker(config, run_dir) if ranks.is_first else None)
+    ranks.watchdog.progress.enter(TRAINING)
     if tracker is None:
         yield Report()
         return
@@ -93,7 +95,7 @@ class Throughput:
     """Images per second of the training steps, and the share of that time spent waiting for data."""
 
     def __init__(self) -> None:
-        self.images = self.seconds = self.waited = 0.0
+        self.images = self.seconds = self.waited = self.stall = 0.0
         self._total_images = self._total_seconds = 0.0
 
     @contextmanager
@@ -111,12 +113,20 @@ class Throughput:
         yield
         self.waited += time.perf_counter() - start
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what training waits for when a checkpoint is saved."""
+        start = time.perf_counter()
+        yield
+        self.stall += time.perf_counter() - start
+
     def take(self) -> dict[str, float]:
         """The metrics since the last call."""
         metrics = {"train/images_per_s": self.images / self.seconds, "train/data_wait_share": self.waited / self.seconds}
+        metrics["train/checkpoint_stall_s"] = self.stall
         self._total_images += self.images
         self._total_seconds += self.seconds
-        self.images = self.seconds = self.waited = 0.0
+        self.images = self.seconds = self.waited = self.stall = 0.0
         return metrics
 
     def overall(self) -> float:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import replace_file
 from tdformer.config import RunConfig
 from tdformer.config_io import differences, dump_config, load_config
+from tdformer.training import run_lock
+from tdformer.training.lock_file import CLOCK_NAME
+from tdformer.training.lock_file import NAME as LOCK_NAME
 
 CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.yaml", "metrics.jsonl", "learning_curve.png"
 
 CHANGEABLE = (
     "checkpoint.",
     "tracking.",
+    "preemption.",
+    "watchdog.",
     "data.workers",
     "data.train",
     "data.val",
     "data.on_bad_sample",
     "data.max_bad_samples",
     "training.eval_batch",
+    "training.zero_stage",
+    "training.on_non_finite",
+    "training.max_non_finite",
     "training.log_every",
     "training.recompute",
     "output",
@@ -45,12 +55,8 @@ def new(config: RunConfig) -> Path:
             continue  # another run took it at the same moment
 
 
-def claim(path: Path, config: RunConfig) -> None:
-    """Make `path` the directory of this run, or check that it already is: only harmless keys may have changed since."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run directory {path} cannot be made ({error.strerror}); choose another --run-dir.") from None
+def check(path: Path, config: RunConfig) -> None:
+    """Raise UserError unless `path` is free for this run, or its directory already: only harmless keys may have changed since."""
     saved = path / CONFIG_FILE
     if saved.exists():
         changed = [line for line in differences(load_config(saved), config) if not line.startswith(CHANGEABLE)]
@@ -59,13 +65,51 @@ def claim(path: Path, config: RunConfig) -> None:
                 f"{path} holds a run of another configuration; resume it as it was (tdformer train {path}) or choose another "
                 f"--run-dir. Different are: {'; '.join(changed)}"
             )
-    elif any(path.iterdir()):
+    elif _has_content(path):
         raise UserError(f"{path} is not empty and not a run directory; choose another --run-dir.")
-    replace_file(saved, lambda partial: partial.write_text(dump_config(config)))
+
+
+def make(path: Path) -> None:
+    """Make the folder, unless it is there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run directory {path} cannot be made ({error.strerror}); choose another --run-dir.") from None
+
+
+def claim(path: Path, config: RunConfig) -> None:
+    """Make `path` the directory of this run."""
+    make(path)
+    check(path, config)
+    replace_file(path / CONFIG_FILE, lambda partial: partial.write_text(dump_config(config)))
+
+
+@contextmanager
+def held(path: Path, config: RunConfig, lost: Callable[[str], object]) -> Iterator[None]:
+    """Claim the directory, and keep other runs out of it. `lost`: see run_lock.held."""
+    make(path)
+    check(path, config)
+    with run_lock.held(path, lost):
+        claim(path, config)
+        yield
 
 
 def discard_if_unused(path: Path) -> None:
     """Remove a run directory in which nothing was done yet, after a start that was refused."""
-    if [entry.name for entry in path.iterdir()] == [CONFIG_FILE]:
-        (path / CONFIG_FILE).unlink()
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {CONFIG_FILE}:
+        (path / CONFIG_FILE).unlink(missing_ok=True)
         path.rmdir()
+
+
+def how_to_go_on(path: Path, world: int) -> str:
+    """One sentence for a run that ended before its time."""
+    command = f"tdformer train {path}" + (f" --processes {world}" if world > 1 else "")
+    latest = path / "checkpoints" / "latest"
+    if not latest.exists():
+        return f"No checkpoint was reached; start again with: {command}"
+    return f"The last whole checkpoint is {latest.read_text().strip()}; go on with: {command}"
+
+
+def _has_content(path: Path) -> bool:
+    """Besides the lock of a run that begins at the same moment."""
+    return path.is_dir() and any(not entry.name.startswith((LOCK_NAME, CLOCK_NAME)) for entry in path.iterdir())

@@ -35,6 +35,10 @@ def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step
         batches.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
     loop.train_batches = train_batches
     cli.main()
+
+
+if __name__ == "__main__":
+    main()

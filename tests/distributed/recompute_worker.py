@@ -1,4 +1,4 @@
-"""Started by torchrun in two processes: trains small networks under every recompute policy at one ZeRO stage, and compares.
+"""Started in two processes: trains small networks under every recompute policy at one ZeRO stage, and compares.
 
     torchrun --nproc-per-node 2 -m tests.distributed.recompute_worker STAGE
 

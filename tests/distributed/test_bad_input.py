@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from data_pipelines.dataset import open_set
-from tests.conftest import StripesSource, stored, tdformer, write_config
+from tests.conftest import StripesSource, stored, write_config
+from tests.distributed.starter import tdformer
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from data_pipelines.dataset import open_set
 from data_pipelines.prepare import Plan, prepare
-from tests.conftest import StripesSource, tdformer, write_config
+from tests.conftest import StripesSource, write_config
+from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 
 pytestmark = pytest.mark.slow

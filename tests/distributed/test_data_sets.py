@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.sources import RawSample
-from tests.conftest import StripesSource, stored, tdformer, write_config
+from tests.conftest import StripesSource, stored, write_config
+from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 from tests.distributed.test_resume import equal_bits
 from tests.unit.imagenet import plant_imagenet

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,8 +12,8 @@ import pytest
 
 from data_pipelines.parts import Storage
 from data_pipelines.prepare import Plan, prepare
-from tdformer.launchers import free_port
-from tests.conftest import REPOSITORY, StripesSource, write_config
+from tests.conftest import StripesSource, write_config
+from tests.distributed.starter import Started, start_ranks
 
 SAMPLES, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 50, 12, 2, 3
 STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
@@ -25,16 +22,15 @@ Taken = dict[tuple[int, int], list[str]]
 """(step, number of the micro-batch in its global batch) -> keys."""
 
 
-def start(world: int, config: Path, run: Path, data: Path, keys: Path) -> list[subprocess.Popen[bytes]]:
+def start(world: int, config: Path, run: Path, data: Path, keys: Path) -> list[Started]:
     keys.mkdir()
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "KEYS": str(keys)}
-    command = [sys.executable, "-m", "tests.distributed.keys_worker", "train", str(config), f"data.train={data}", "--run-dir", str(run)]
-    environments = [{**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
-    return [subprocess.Popen(command, cwd=REPOSITORY, env=environment) for environment in environments]
+    arguments = ["train", config, f"data.train={data}", "--run-dir", run]
+    return start_ranks(world, "tests.distributed.keys_worker", arguments, keys / "output", {"KEYS": str(keys)})
 
 
-def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+def finish(processes: list[Started]) -> None:
+    for process in processes:
+        assert process.wait(timeout=300) == 0, process.output("stderr")
 
 
 def taken(keys: Path) -> Taken:
@@ -68,7 +64,7 @@ def test_killed_in_an_epoch_and_resumed_by_one_process_and_by_three_on_the_other
     for process in processes:
         process.kill()
     for process in processes:
-        process.wait()
+        process.wait(timeout=60)
     assert taken(tmp_path / "killed-keys").items() <= whole.items()
     resumed_at = int((killed / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
     assert resumed_at % STEPS_PER_EPOCH

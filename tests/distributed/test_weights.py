@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tdformer.models import load_pretrained
-from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.conftest import REPOSITORY, write_config
+from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 
 pytestmark = pytest.mark.slow

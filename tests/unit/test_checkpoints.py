@@ -11,17 +11,20 @@ from torch import nn
 
 from tdformer.models.weights import WeightsError, load_exactly
 from tdformer.training import checkpoints
-from tdformer.training.checkpoints import CheckpointError, Position, Snapshot
+from tdformer.training.checkpoints import CheckpointError, Keep, Position, TrainState
 
 
-def snapshot(step: int) -> Snapshot:
+def state(step: int) -> TrainState:
     tensor = torch.full((3,), float(step))
-    statistics = [{"bn.running_mean": tensor + rank} for rank in range(2)]
-    return Snapshot(Position(step=step, world=2), {"w": tensor}, {"exp_avg.w": tensor, "exp_avg_sq.w": tensor.clone()}, statistics)
+    return TrainState(Position(step=step, world=2), {"w": tensor}, {"exp_avg.w": tensor, "exp_avg_sq.w": tensor.clone()})
 
 
-def save(root: Path, step: int, *, is_best: bool = False, keep_last: int = 2) -> Path:
-    return checkpoints.save(root, snapshot(step), "name: x\n", is_best=is_best, keep_last=keep_last)
+def save(root: Path, step: int, *, is_best: bool = False, keep: Keep | None = None) -> Path:
+    return checkpoints.save(root, state(step), "name: x\n", is_best=is_best, keep=keep or Keep(last=2))
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
 
 
 @pytest.fixture
@@ -34,11 +37,6 @@ def test_what_is_saved_is_read_back(root: Path) -> None:
     assert checkpoints.check(path) == Position(step=7, world=2)
     assert checkpoints.find(root.parent) == checkpoints.find(root) == checkpoints.find(path) == path
     assert torch.equal(checkpoints.load_optimizer(path)["exp_avg.w"], torch.full((3,), 7.0))
-    bn = nn.Module()
-    bn.bn = nn.Module()
-    bn.bn.register_buffer("running_mean", torch.zeros(3))
-    checkpoints.load_statistics(path, bn, rank=1)
-    assert torch.equal(bn.bn.running_mean, torch.full((3,), 8.0))
 
 
 def test_the_last_ones_and_the_best_one_are_kept(root: Path) -> None:
@@ -53,7 +51,57 @@ def test_saving_a_step_again_replaces_it_and_leaves_no_partial_folder(root: Path
     (root / ".partial-step-00000003").mkdir(parents=True)
     save(root, 3)
     save(root, 3, is_best=True)
-    assert sorted(path.name for path in root.iterdir()) == ["best", "latest", "step-00000003"]
+    assert names(root) == ["best", "latest", "step-00000003"]
+
+
+def test_every_nth_is_kept(root: Path) -> None:
+    for step in range(1, 10):
+        save(root, step, keep=Keep(last=1, every=3))
+    assert names(root) == ["latest", "step-00000003", "step-00000006", "step-00000009"]
+
+
+def test_a_crash_while_a_step_is_saved_again_loses_neither(root: Path) -> None:
+    """Between the two renames the old one has a hidden name; a start gives it back its own."""
+    path = save(root, 3)
+    path.rename(root / ".replaced-step-00000003")
+    assert checkpoints.newest_whole(root.parent)[0] == path
+    assert names(root) == ["latest", "step-00000003"]
+
+
+def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_ones_are_named(root: Path) -> None:
+    for step in (1, 2, 3):
+        save(root, step, keep=Keep(last=3))
+    (root / "step-00000003" / checkpoints.MODEL).write_bytes(b"")
+    (root / "step-00000002" / checkpoints.MANIFEST).unlink()
+    checkpoint, position, told = checkpoints.newest_whole(root.parent)
+    assert (checkpoint.name, position.step) == ("step-00000001", 1)
+    assert ["step-00000003 is damaged" in told[0], "step-00000002 is incomplete" in told[1]] == [True, True]
+
+
+def test_a_run_goes_back_to_the_checkpoint_that_latest_names(root: Path) -> None:
+    for step in (1, 2, 3):
+        save(root, step, keep=Keep(last=3))
+    (root / checkpoints.LATEST).write_text("step-00000002\n")
+    assert checkpoints.newest_whole(root.parent)[0].name == "step-00000002"
+
+
+@pytest.mark.parametrize("latest", ["", "../elsewhere", "step-00000009\n", None])
+def test_a_lost_pointer_loses_no_checkpoint(root: Path, latest: str | None) -> None:
+    save(root, 4)
+    if latest is None:
+        (root / checkpoints.LATEST).unlink()
+    else:
+        (root / checkpoints.LATEST).write_text(latest)
+    checkpoint, _, told = checkpoints.newest_whole(root.parent)
+    assert (checkpoint.name, len(told)) == ("step-00000004", 1)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(root: Path) -> None:
+    for step in (1, 2):
+        (save(root, step) / checkpoints.OPTIMIZER).unlink()
+    assert checkpoints.has_any(root.parent)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .*run is whole; restore one .*optimizer\.safetensors is missing"):
+        checkpoints.newest_whole(root.parent)
 
 
 @pytest.mark.parametrize("name", [*checkpoints.TENSOR_FILES, checkpoints.STATE, checkpoints.CONFIG, checkpoints.MANIFEST])
@@ -83,6 +131,14 @@ def test_a_damaged_manifest_is_told(root: Path, text: str) -> None:
     (path / checkpoints.MANIFEST).write_text(text)
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
         checkpoints.check(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2, "step": "many"}', '{"version": 2, "classes": 3}', "[" * 100_000])
+def test_a_position_that_is_none_is_told(root: Path, text: str) -> None:
+    path = save(root, 2)
+    (path / checkpoints.STATE).write_text(text)
+    with pytest.raises(CheckpointError, match=r"is damaged: its state\.json cannot be read"):
+        checkpoints.read_position(path)
 
 
 def test_another_format_version_is_told(root: Path) -> None:

@@ -1,0 +1,194 @@
+"""The command, in processes forked from one that has imported everything: a start takes a tenth of a second instead of seven seconds.
+
+Each command, and each rank that it starts, still is a process of its own, with its own environment, output and exit code, which runs
+`launch.cli.main`. Only `python -m launch` and its imports are left out; test_commands, and what is killed or stopped by signals, start
+for real. So does everything on a machine with an NVIDIA GPU: CUDA does not live through a fork.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, Never
+
+from tdformer.launchers import free_port
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+# --- in the test ---------------------------------------------------------------------------------------------
+
+
+class Started:
+    """What `python -m MODULE ARGUMENTS` would start, forked by the server. Its output goes to `out`.stdout and `out`.stderr."""
+
+    def __init__(self, module: str, arguments: Sequence[object], environment: Mapping[str, str], out: Path) -> None:
+        self.out = out
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.pid: int = _ask({"module": module, "arguments": [*map(str, arguments)], "environment": environment, "out": str(out)})
+
+    def poll(self) -> int | None:
+        return _ask({"poll": self.pid})
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.02)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def output(self, stream: str = "stdout") -> str:
+        return Path(f"{self.out}.{stream}").read_text()
+
+
+def tdformer(*arguments: object, timeout: float = 240) -> CompletedProcess[str]:
+    """Run the command in a process of its own. A hang fails the test."""
+    with TemporaryDirectory() as folder:
+        command = Started("launch", arguments, {}, Path(folder, "command"))
+        code = command.wait(timeout)
+        return CompletedProcess([*arguments], code, command.output(), command.output("stderr"))
+
+
+def start_ranks(world: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
+    """All processes of a run, as torchrun starts them."""
+    common = {**environment, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return [Started(module, arguments, place, Path(f"{out}-{rank}")) for rank, place in enumerate(places)]
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """Ends with the tests: then its standard input is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.distributed.starter"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _ask(request: dict[str, Any]) -> Any:
+    server = _server()
+    assert server.stdin
+    assert server.stdout
+    server.stdin.write(json.dumps(request) + "\n")
+    answer = server.stdout.readline()
+    assert answer, "the server of commands has ended"
+    return json.loads(answer)
+
+
+# --- in the server -------------------------------------------------------------------------------------------
+
+
+class Forked:
+    """A child of this process that runs a main function. The part of Popen that launch.processes uses."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], preexec_fn: Callable[[], None] = lambda: None) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            preexec_fn()
+            _become(command, env)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
+    """Do what the command would, and end. A module is run by its function main."""
+    _, _, module, *arguments = command
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = [module, *arguments]
+        importlib.import_module("launch.cli" if module == "launch" else module).main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(out: str) -> None:
+    """The child keeps nothing of the server's talk with the test."""
+    for number, path in enumerate(("/dev/null", f"{out}.stdout", f"{out}.stderr")):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _import_everything() -> None:
+    """As a rank does on a CPU. No thread may be left running, but that of pyarrow's jemalloc, which knows forks: a fork copies locks."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+    from launch import processes
+    from tdformer import ranks
+    from tdformer.tracking import _import_mlflow
+    from tdformer.training.engine import _import_deepspeed
+
+    _import_deepspeed()
+    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # by deepspeed.initialize, and with it half of torch's compiler
+    _import_mlflow()
+    processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]
+    ranks.SECONDS_FOR_FIRST_TO_SPEAK = 0.2  # it matters to torchrun and srun alone, and all bad input would wait for it
+    threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
+    assert threads <= {"python", "python3", "jemalloc_bg_thd"}, threads
+    assert threading.active_count() == 1
+
+
+def serve() -> None:
+    if not Path("/dev/nvidiactl").exists():
+        _import_everything()
+    children: dict[int, Forked] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            answer = children[request["poll"]].poll()
+        else:
+            command = [sys.executable, "-m", request["module"], *request["arguments"]]
+            child = Forked(command, request["environment"], partial(_redirect, request["out"]))
+            children[child.pid], answer = child, child.pid
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
