@@ -16,13 +16,14 @@ from launch.data_commands import data_app
 from launch.model_commands import bench_app, models
 from launch.options import Config, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
+from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig
 
 EXIT_ERROR = 2
 EXIT_STOPPED = 75
-"""Stopped by a signal with its state saved: the same command goes on. (sysexits.h calls it EX_TEMPFAIL.)"""
+"""Stopped by a signal or a deadline with its state saved: the same command goes on. (sysexits.h calls it EX_TEMPFAIL.)"""
 
 app = plain_typer(help="Train, evaluate and look after top-down spiking transformers.")
 
@@ -37,8 +38,9 @@ def train(
     """Train a run, or continue it. Paths in a configuration are relative to the current folder.
 
     Starts its own processes with --processes N; or start it under torchrun or srun, one process per GPU.
-    Exit codes: 0 finished; 1 a fault of the program; 2 something to mend, said in one sentence;
-    75 stopped by a signal with the state saved.
+    Exit codes: 0 finished; 1 a fault of the program; 2 something to mend, said in one sentence; 69 another rank died or
+    hangs, the last whole checkpoint is kept; 75 stopped by a signal or a deadline with the state saved; 128 + n (with
+    --processes) a rank was killed by signal n.
     """
     from tdformer.config_io import load_config
     from tdformer.launchers import started_by_launcher
@@ -61,11 +63,12 @@ def train(
 def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], run_dir: Path | None, processes: int) -> int:
     """Choose the run directory here, so that this process can close the MLflow run if its processes are killed."""
     from launch.processes import run_processes
-    from tdformer.training import run_directory
+    from tdformer.training import run_directory, run_lock
 
     config.training.accumulation(processes)
     made, run_dir = run_dir is None, run_dir or run_directory.new(config)
-    run_directory.claim(run_dir, config)
+    run_directory.check(run_dir, config)
+    run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
     if code == EXIT_ERROR and made:
@@ -74,6 +77,7 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
         from tdformer.tracking import close_if_running
 
         close_if_running(config.tracking.uri, run_dir)
+        typer.echo(run_directory.how_to_go_on(run_dir, processes), err=True)
     return code
 
 
@@ -141,6 +145,10 @@ def main() -> None:
         if rank_in(os.environ) == 0:
             print(f"error: {error}", file=sys.stderr)
         _leave(EXIT_ERROR)
+    except PeerLostError as lost:
+        if str(lost):
+            print(f"error: {lost}", file=sys.stderr)
+        _leave(EXIT_PEER_LOST)
     except SystemExit as end:
         _leave(end.code if isinstance(end.code, int) else 0)
 

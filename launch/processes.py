@@ -14,18 +14,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tdformer.launchers import free_port
+from tdformer.launchers import OWN_LAUNCHER, free_port
+from tdformer.watchdog.verdict import EXIT_PEER_LOST
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
-"""How long the others may take to end by themselves after one process has failed."""
+"""How long the others may take to end by themselves after one process has failed. Their watchdogs need less (tdformer.watchdog)."""
 POLL_SECONDS = 0.1
 
 
 def run_processes(count: int, arguments: Sequence[str]) -> int:
     """Run `tdformer <arguments>` in `count` processes and return the exit code of the first that failed, or 0.
 
-    A process killed by signal n counts as exit code 128 + n.
+    A process killed by signal n counts as exit code 128 + n. One that only left because another was lost is not the first.
     """
     port = free_port()
     children = [_start(rank, count, port, arguments) for rank in range(count)]
@@ -57,6 +58,7 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        OWN_LAUNCHER: "1",
     }
     return subprocess.Popen([sys.executable, "-m", "launch", *arguments], env=environment, preexec_fn=_stop_with_parent)
 
@@ -69,22 +71,43 @@ def _stop_with_parent() -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    deadline, first_failure = float("inf"), 0
-    while any(child.poll() is None for child in children):
+    deadline = float("inf")
+    failed: dict[int, int] = {}
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        if not first_failure and (first_failure := _failure(children)):
-            deadline = time.monotonic() + GRACE_SECONDS
-        if time.monotonic() > deadline:
-            break  # the caller's finally kills what still hangs on a dead peer
-    return first_failure or _failure(children)
+        if set(failed.values()) <= {EXIT_PEER_LOST} and (now := _failures(children)) != failed:
+            if not failed:
+                deadline = time.monotonic() + GRACE_SECONDS
+                _wake(children)
+            failed = now
+    # What still runs, hangs on a dead peer: the caller's finally kills it.
+    if set(failed.values()) <= {EXIT_PEER_LOST}:
+        failed = _failures(children)
+    return _tell(failed, [child.returncode for child in children])
 
 
-def _failure(children: list[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the first child, by rank, that has failed; a killed one first, as it brought down the others."""
-    codes = [(rank, child.returncode) for rank, child in enumerate(children) if child.returncode]
-    for rank, code in codes:
-        if code < 0:
-            name = signal.Signals(-code).name
-            print(f"error: rank {rank} was killed by {name}; if that was SIGKILL, the machine may be out of memory.", file=sys.stderr)
-            return 128 - code
-    return codes[0][1] if codes else 0
+def _failures(children: list[subprocess.Popen[bytes]]) -> dict[int, int]:
+    """Exit codes by rank, without those of success."""
+    return {rank: child.returncode for rank, child in enumerate(children) if child.poll()}
+
+
+def _wake(children: list[subprocess.Popen[bytes]]) -> None:
+    """A process that was stopped (SIGSTOP) can leave only if it is continued."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGCONT)
+
+
+def _tell(failed: dict[int, int], codes: list[int | None]) -> int:
+    """The exit code for all. Says what only the parent of a process knows: how it ended without a word of its own."""
+    first = min(failed.items(), key=lambda item: (item[1] >= 0, item[1] == EXIT_PEER_LOST, item[0]), default=None)
+    if first is None:
+        return 0
+    rank, code = first
+    if code < 0:
+        memory = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+        print(f"error: rank {rank} was killed by {signal.Signals(-code).name}{memory}.", file=sys.stderr)
+        return 128 - code
+    if code == EXIT_PEER_LOST and 0 in codes:
+        print(f"error: rank {codes.index(0)} ended before the others.", file=sys.stderr)
+    return code

@@ -188,6 +188,12 @@ class TrainingConfig(Section):
     label_smoothing: Probability = 0.1
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Upper bound of the global gradient norm; null: no clipping."""
+    on_non_finite: Literal["raise", "skip", "rewind"] = "raise"
+    """What a loss or gradient that is not finite does to the run. It never reaches the weights, and the keys of the samples are
+    written to non_finite/. raise: end it. skip: go on with the next global batch. rewind: so too, with the weights of the
+    last checkpoint, since those that a bad number came from may be spoilt already."""
+    max_non_finite: Positive = 10
+    """Above so many skipped or rewound global batches the run ends."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast: parameters, BatchNorm statistics and membranes stay fp32."""
     recompute: RecomputePolicy = "none"
@@ -220,8 +226,16 @@ class CheckpointConfig(Section):
 
     every_steps: Positive | None = None
     """Additional saves within an epoch, in optimizer steps."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    """Additional saves when so many minutes have passed since the last one."""
     keep_last: Positive = 2
     """Older ones are removed; the best one by validation top-1 stays as well."""
+    keep_every: Positive | None = None
+    """Checkpoints whose step is a multiple of it stay too."""
+    background: bool = True
+    """Written by a thread while training goes on; false: training waits."""
+    on_failure: Literal["go_on", "stop"] = "go_on"
+    """What a disk that does not take a checkpoint does to the run. At the end of a run, or when it is told to stop, it is an error."""
 
 
 class TrackingConfig(Section):
@@ -232,6 +246,29 @@ class TrackingConfig(Section):
     experiment: str = "tdformer"
     system_metrics: bool = True
     """CPU, memory and GPU use of rank 0's node, every ten seconds."""
+
+
+class PreemptionConfig(Section):
+    """When a run is told to stop. It then finishes the step, saves, and exits with code 75: the same command goes on."""
+
+    signals: tuple[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"], ...] = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+    """That mean it. The others keep their usual effect."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """So many minutes after the start of a process; null: no such deadline."""
+    minutes_before_end: Annotated[float, Field(gt=0)] | None = 5.0
+    """So many minutes before the end of a Slurm job (or at half of its time, if that is later); null: not for that reason."""
+
+
+class WatchdogConfig(Section):
+    """When a rank that gives no sign of life is named, stack traces are written to stacks/, and the run is ended on all ranks.
+
+    A rank that dies ends it at once.
+    """
+
+    timeout_s: Annotated[float, Field(ge=1)] | None = 600.0
+    """Seconds for one step, or one batch of an evaluation; null: for ever."""
+    slow_timeout_s: Annotated[float, Field(ge=1)] | None = 1800.0
+    """Seconds while starting and saving; null: for ever."""
 
 
 class RunConfig(Section):
@@ -252,6 +289,8 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    preemption: PreemptionConfig = PreemptionConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:

@@ -11,6 +11,9 @@ from data_pipelines.errors import UserError
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch and DeepSpeed read. torchrun and `tdformer train --processes` set them; for srun they are derived here."""
 
+OWN_LAUNCHER = "TDFORMER_LAUNCHER"
+"""Set by `tdformer train --processes`, which knows how a process ended and says it."""
+
 
 def started_by_launcher(environment: Mapping[str, str]) -> bool:
     """Whether torchrun, srun or `tdformer train --processes` started this process as one of several."""

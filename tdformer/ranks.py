@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,20 +18,29 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from tdformer.launchers import gpu_index, launcher_variables
+from tdformer.watchdog.posts import connect, host
+from tdformer.watchdog.verdict import PeerLostError
+from tdformer.watchdog.watchdog import Watchdog
 
 Result = TypeVar("Result")
 
 SECONDS_FOR_FIRST_TO_SPEAK = 2.0
 """Rank 0 tells the error that all ranks have. The others leave after it: srun and torchrun kill all when the first one leaves."""
+COLLECTIVE_TIMEOUT = timedelta(hours=4)
+"""Torch's own. Longer than the watchdog's, which knows whom to name; this one is for when that one is off."""
+JOIN_TIMEOUT = timedelta(minutes=10)
+SECONDS_TO_BLAME = 5.0
+"""How much later than an error of the network the watchdog may know whose it is."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all processes of the run."""
+    """This process's place among all processes of the run. Every meeting of the ranks counts as progress for the watchdog."""
 
     rank: int
     world: int
     device: torch.device
+    watchdog: Watchdog = field(default_factory=Watchdog, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -39,30 +49,42 @@ class Ranks:
     def largest(self, value: int) -> int:
         """The largest of all ranks' values. A few bytes over the CPU network: cheap enough for every step."""
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
+
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags are set on any rank."""
+        tensor = torch.tensor(flags, dtype=torch.int32)
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tuple(map(bool, tensor.tolist()))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the ranks, in place, on the tensor's device."""
-        dist.all_reduce(tensor)
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.watchdog.progress.meeting():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on all ranks."""
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with self.watchdog.progress.meeting():
+            dist.all_gather_object(values, value)
         return values
 
     def to_first(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
         values: list[Any] | None = [None] * self.world if self.is_first else None
-        dist.gather_object(value, values, dst=0)
+        with self.watchdog.progress.meeting():
+            dist.gather_object(value, values, dst=0)
         return values or []
 
     def together(self, action: Callable[[], Result]) -> Result:
@@ -97,13 +119,52 @@ def joined() -> Iterator[Ranks]:
     place = torch.device("cuda", gpu_index(os.environ, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), place)
+    _join("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    watchdog = Watchdog(dist.get_rank())
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), place, watchdog)
     try:
+        _start(watchdog, ranks)
         yield ranks
-    except UserError:
+        watchdog.leave()
+    except UserError as error:
+        watchdog.leave(str(error), is_shared=True)
         if not ranks.is_first:
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         raise
+    except BaseException as error:
+        if watchdog.blame(SECONDS_TO_BLAME if _is_of_network(error) else 0):
+            watchdog.leave()
+            raise PeerLostError from None
+        watchdog.leave(f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Raises PeerLostError if the others do not come."""
+    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        minutes = JOIN_TIMEOUT.total_seconds() / 60
+        reason = str(error).partition("\n")[0]
+        raise PeerLostError(
+            f"rank {rank} did not meet the other {int(world) - 1} at {place} within {minutes:g} minutes; look at the ranks that did not "
+            f"start, and at MASTER_ADDR and MASTER_PORT ({reason})."
+        ) from None
+
+
+def _start(watchdog: Watchdog, ranks: Ranks) -> None:
+    own, address = ranks.together(lambda: host(os.environ) if ranks.is_first else (None, None))
+    hub = ranks.from_first(address)
+    watchdog.start(ranks.together(lambda: own or connect(ranks.rank, hub)), hub)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether torch.distributed may have raised this because another rank is gone. gloo's errors are plain RuntimeErrors."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection", "peer"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,52 @@ from tdformer.datasets import check_classes, open_val
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
+from tdformer.tracking import close_if_running
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
+from tdformer.watchdog.verdict import limits
 
 
 def run_training(load: Callable[[], RunConfig], run_dir: Path | None) -> tuple[bool, str | None]:
-    """Join the other processes and train. Returns whether a signal stopped it, and on rank 0 a summary for people."""
-    with joined() as ranks:
+    """Join the other processes and train. Returns whether it was stopped before its end, and on rank 0 a summary for people."""
+    with joined() as ranks, ExitStack() as holding:
         config = ranks.from_first(ranks.together(load))
         ranks.together(lambda: config.training.accumulation(ranks.world))
-        path = ranks.from_first(ranks.together(lambda: _claim(config, run_dir) if ranks.is_first else None))
+        path = ranks.from_first(ranks.together(lambda: _hold(config, run_dir, ranks, holding) if ranks.is_first else None))
+        _configure_watchdog(config, path, ranks, holding)
         try:
             outcome = train(config, path, ranks)
         except UserError:
+            holding.close()
             if ranks.is_first and run_dir is None:
                 run_directory.discard_if_unused(path)
             raise
-        return outcome.stopped, _summary(config, path, outcome) if ranks.is_first else None
+        return outcome.stopped, _summary(config, path, outcome, ranks.world) if ranks.is_first else None
 
 
-def _claim(config: RunConfig, run_dir: Path | None) -> Path:
+def _hold(config: RunConfig, run_dir: Path | None, ranks: Ranks, holding: ExitStack) -> Path:
     path = run_dir or run_directory.new(config)
-    run_directory.claim(path, config)
+    holding.enter_context(run_directory.held(path, config, ranks.watchdog.accuse_self))
     return path
 
 
-def _summary(config: RunConfig, run_dir: Path, outcome: Outcome) -> str:
+def _configure_watchdog(config: RunConfig, run_dir: Path, ranks: Ranks, holding: ExitStack) -> None:
+    def close() -> None:
+        if ranks.is_first:
+            holding.close()
+        close_if_running(config.tracking.uri, run_dir)
+
+    ranks.watchdog.configure(
+        limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),
+        stacks_folder=run_dir / "stacks",
+        advice=lambda: run_directory.how_to_go_on(run_dir, ranks.world),
+        closing=close,
+    )
+
+
+def _summary(config: RunConfig, run_dir: Path, outcome: Outcome, world: int) -> str:
     if outcome.stopped:
-        world = outcome.position.world
         processes = f" --processes {world}" if world > 1 else ""
         return f"stopped at step {outcome.position.step}, state saved; go on with: tdformer train {run_dir}{processes}"
     metrics = outcome.position.metrics
@@ -67,6 +84,7 @@ def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path) -> dict[str,
     """Join the other processes and evaluate a checkpoint on the validation set. Returns the result on rank 0, for JSON."""
     with joined() as ranks:
         config, position, model = _trained(load, checkpoint, ranks)
+        ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         result = _evaluate_on(config.data.val, config, position, model, ranks)
         return {"checkpoint": str(checkpoint), "step": position.step, **result} if ranks.is_first else None
 
@@ -75,6 +93,7 @@ def run_suite(load: Callable[[], RunConfig], checkpoint: Path, suite: Path) -> d
     """The same on every data set in a folder, such as the corruptions of ImageNet-C. mean_top1 gives each of them the same weight."""
     with joined() as ranks:
         config, position, model = _trained(load, checkpoint, ranks)
+        ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         folders = ranks.from_first(ranks.together(lambda: _data_sets_in(suite)))
         results = [{"data_set": folder.name, **_evaluate_on(str(folder), config, position, model, ranks)} for folder in folders]
         mean = sum(result["top1"] for result in results) / len(results)

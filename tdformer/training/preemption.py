@@ -1,35 +1,63 @@
-"""Being told to stop: a signal sets a flag, the loop asks for it at the step border, nothing is saved inside a handler."""
+"""Being told to stop: a signal or a deadline sets a flag, the loop asks for it at the step border, nothing is saved inside a handler."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+import psutil
+
+from tdformer.config import PreemptionConfig
+
+JOB_END = "SLURM_JOB_END_TIME"
+"""Set by Slurm: seconds since 1970."""
 
 
 class StopFlag:
-    """Set by the first stop signal that this process receives."""
+    """True from the first stop signal that this process receives, or from its deadline on."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = float("inf"), deadline_reason: str = "") -> None:
+        """`deadline`: of time.time()."""
         self.signal: signal.Signals | None = None
+        self._deadline, self._deadline_reason = deadline, deadline_reason
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """What stops the run, to be read after "stopped by"; empty if nothing does."""
+        if self.signal is not None:
+            return self.signal.name
+        return self._deadline_reason if time.time() >= self._deadline else ""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
+def stopping(config: PreemptionConfig) -> Iterator[StopFlag]:
     """Inside, stop signals only set the flag. Repeated ones change nothing: a launcher may forward what a terminal also sent."""
-    flag = StopFlag()
-    previous = {number: signal.signal(number, flag._receive) for number in STOP_SIGNALS}
+    flag = StopFlag(*deadline(config, psutil.Process().create_time(), os.environ))
+    previous = {number: signal.signal(number, flag._receive) for number in map(signal.Signals.__getitem__, config.signals)}
     try:
         yield flag
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def deadline(config: PreemptionConfig, started: float, environment: Mapping[str, str]) -> tuple[float, str]:
+    """When a process that started at `started` must stop (both in seconds since 1970; infinite: never), and why."""
+    deadlines = [(float("inf"), "")]
+    if config.max_minutes is not None:
+        deadlines.append((started + 60 * config.max_minutes, f"its deadline of {config.max_minutes:g} minutes"))
+    if config.minutes_before_end is not None and environment.get(JOB_END, "").isdigit():
+        end = int(environment[JOB_END])
+        margin = min(60 * config.minutes_before_end, (end - started) / 2)  # or a short job would stop as soon as it starts
+        deadlines.append((end - margin, f"the end of its Slurm job in {margin / 60:.2g} minutes"))
+    return min(deadlines)

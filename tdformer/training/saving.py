@@ -57,7 +57,8 @@ class Saver:
     def close(self) -> None:
         """Wait for the save that is under way."""
         if self._thread is not None:
-            self._thread.join()
+            with self.ranks.watchdog.progress.during("saving"):
+                self._thread.join()
             self._thread = None
 
     def _write(self, state: TrainState, is_best: bool) -> None:

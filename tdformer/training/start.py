@@ -22,7 +22,8 @@ def start_or_resume(config: RunConfig, run_dir: Path, train_set: DataSet, ranks:
     """The engine, where the run is, and what there is to say of it. Raises UserError on all ranks alike."""
     if not ranks.from_first(checkpoints.has_any(run_dir)):
         engine, notes = _start(config, ranks)
-        return engine, Position(samples=len(train_set), classes=train_set.classes, data=train_set.digest()), notes
+        position = Position(world=ranks.world, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
+        return engine, position, notes
     checkpoint, position, passed_over = newest_whole(run_dir, ranks)
     _check_data(config, position, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]

@@ -1,0 +1,180 @@
+"""A rank that dies or hangs ends the run on all ranks, soon, by name, with the last whole checkpoint in place; under any launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from tdformer.training import checkpoints
+from tests.conftest import write_config
+from tests.distributed.starter import Started, start_ranks
+
+pytestmark = pytest.mark.slow
+
+LOST = 69
+TIMEOUT = 2
+
+
+class Faulty:
+    """A run of `world` ranks, started as torchrun does, in which something happens to one of them in its second step."""
+
+    def __init__(self, fault: str, victim: int, world: int, config: dict, folder: Path) -> None:
+        config["training"] |= {"epochs": 1000, "global_batch": 4 * world}
+        config["checkpoint"] |= {"background": False}
+        config["watchdog"] = {"timeout_s": TIMEOUT, "slow_timeout_s": 60}
+        self.run, self.victim, self.uri = folder / "run", victim, config["tracking"]["uri"]
+        arguments = ["train", write_config(config, folder), "--run-dir", self.run]
+        environment = {"FAULT": fault, "FAULT_RANK": str(victim)}
+        self.ranks = start_ranks(world, "tests.faults.fault_worker", arguments, folder / "rank", environment)
+
+    def codes_of_others(self) -> set[int]:
+        return {rank.wait(timeout=60) for number, rank in enumerate(self.ranks) if number != self.victim}
+
+    def end(self) -> None:
+        for rank in self.ranks:
+            rank.kill()
+
+    def errors(self) -> list[str]:
+        """Of all ranks, without tracebacks."""
+        return [line for rank in self.ranks for line in rank.output("stderr").splitlines() if line.startswith("error:")]
+
+    def check_the_rest(self) -> None:
+        """One sentence for all; the checkpoint before is whole; MLflow knows."""
+        assert len(self.errors()) == 1, self.errors()
+        assert f"rank {self.victim} (process {self.ranks[self.victim].pid} on " in self.errors()[0]
+        assert "; the run is ended on all ranks." in self.errors()[0]
+        assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
+        checkpoints.check(self.run / "checkpoints" / "step-00000001")
+        run_id = (self.run / "mlflow_run_id").read_text().strip()
+        assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
+
+    def stacks(self, rank: int) -> str:
+        return (self.run / "stacks" / f"rank-{rank}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "victim", "world", "words"),
+    [
+        ("kill", 1, 3, "died or was cut off"),
+        ("kill", 0, 2, "died or was cut off"),
+        ("leave", 1, 2, "died or was cut off"),
+        ("raise", 0, 2, "ended with an error: ZeroDivisionError: a fault of the program"),
+        ("raise", 2, 3, "ended with an error: ZeroDivisionError: a fault of the program"),
+    ],
+)
+def test_a_dead_rank_ends_the_others_at_once(run_config: dict, tmp_path: Path, fault: str, victim: int, world: int, words: str) -> None:
+    run = Faulty(fault, victim, world, run_config, tmp_path)
+    try:
+        ended = run.ranks[victim].wait(timeout=60)
+        start = time.monotonic()
+        assert run.codes_of_others() == {LOST}
+        assert time.monotonic() - start < 20
+        assert ended == {"kill": -signal.SIGKILL, "leave": 0, "raise": 1}[fault]
+        assert words in run.errors()[0]
+        run.check_the_rest()
+        others = [rank.output("stderr") for number, rank in enumerate(run.ranks) if number != victim]
+        assert not any("Traceback" in text for text in others), others
+        assert not (run.run / "stacks").exists()
+    finally:
+        run.end()
+
+
+@pytest.mark.parametrize(("victim", "world"), [(0, 2), (1, 3)])
+def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(run_config: dict, tmp_path: Path, victim: int, world: int) -> None:
+    """SIGSTOP, as from a debugger or a frozen machine. Continued, the rank leaves too."""
+    run = Faulty("stop", victim, world, run_config, tmp_path)
+    try:
+        assert run.codes_of_others() == {LOST}
+        assert f"has not answered for {TIMEOUT} s" in run.errors()[0]
+        assert f"Stack traces of the ranks that answered: {run.run / 'stacks'}" in run.errors()[0]
+        run.check_the_rest()
+        for rank in {*range(world)} - {victim}:
+            assert "in all_reduce" in run.stacks(rank)
+        os.kill(run.ranks[victim].pid, signal.SIGCONT)
+        assert run.ranks[victim].wait(timeout=30) in (LOST, 1)
+        assert len(run.errors()) == 1
+    finally:
+        run.end()
+
+
+@pytest.mark.parametrize(("victim", "world"), [(0, 1), (1, 2)])
+def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Path, victim: int, world: int) -> None:
+    run = Faulty("sleep", victim, world, run_config, tmp_path)
+    try:
+        assert {rank.wait(timeout=60) for rank in run.ranks} == {LOST}
+        assert f"no progress for {TIMEOUT} s of rank {victim}" in run.errors()[0]
+        assert "while training, at fault_worker.py:" in run.errors()[0]
+        assert ("the others wait for it" in run.errors()[0]) == (world > 1)
+        assert "in hang_here" in run.stacks(victim)
+        if world == 1:
+            assert "--processes" not in run.errors()[0]
+        else:
+            run.check_the_rest()
+            assert "in all_reduce" in run.stacks(0)
+    finally:
+        run.end()
+
+
+def test_a_call_that_never_lets_another_thread_run(run_config: dict, tmp_path: Path) -> None:
+    """Python's lock is held: the watchdog of that rank cannot act, the others do, and the process is ended all the same."""
+    run = Faulty("hold", 1, 2, run_config, tmp_path)
+    try:
+        assert run.codes_of_others() == {LOST}
+        assert "one call holds the whole process" in run.errors()[0]
+        run.check_the_rest()
+        assert run.ranks[1].wait(timeout=30) == 1
+        assert "in train_batches" in run.ranks[1].output("stderr")
+    finally:
+        run.end()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 128 + signal.SIGKILL), (signal.SIGSTOP, LOST)])
+def test_our_launcher_says_it_once_and_leaves_no_process(run_config: dict, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    run_config["training"] |= {"epochs": 1000, "global_batch": 12}
+    run_config["watchdog"] = {"timeout_s": TIMEOUT}
+    run_config["checkpoint"]["background"] = False
+    run = tmp_path / "run"
+    launcher = Started(
+        "launch", ["train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", 3], {}, tmp_path / "launcher"
+    )
+    try:
+        while not (run / "checkpoints" / "latest").exists():
+            assert launcher.poll() is None, launcher.output("stderr")
+            time.sleep(0.05)
+        ranks = psutil.Process(launcher.pid).children()
+        victim = max(ranks, key=lambda process: process.pid)  # started last
+        victim.send_signal(number)
+        start = time.monotonic()
+        assert launcher.wait(timeout=60) == code
+        assert time.monotonic() - start < 30
+        assert not any(process.is_running() for process in ranks)
+        errors = launcher.output("stderr")
+        assert errors.count("error:") == 1, errors
+        assert ("rank 2 was killed by SIGKILL" if number == signal.SIGKILL else f"rank 2 (process {victim.pid} on ") in errors
+        assert "Traceback" not in errors
+        latest = (run / "checkpoints" / "latest").read_text().strip()
+        assert errors.endswith(f"The last whole checkpoint is {latest}; go on with: tdformer train {run} --processes 3\n")
+    finally:
+        launcher.kill()
+
+
+def test_ranks_of_a_run_that_was_not_disturbed_say_nothing(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 1
+    environment = {"FAULT": "none", "FAULT_RANK": "-1"}
+    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run"]
+    ranks: list[Started] = start_ranks(2, "tests.faults.fault_worker", arguments, tmp_path / "rank", environment)
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    assert [rank.output("stderr") for rank in ranks] == ["", ""]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "learning_curve.png",
+        "metrics.jsonl",
+        "mlflow_run_id",
+    ]

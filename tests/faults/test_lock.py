@@ -1,0 +1,226 @@
+"""One live run per run directory; what a dead one leaves is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipelines.errors import UserError
+from tdformer.training import lock_file, run_lock
+from tests.conftest import write_config
+from tests.distributed.starter import Started, tdformer
+
+ELSEWHERE = {"host": "node7", "machine": "another boot"}
+
+
+def unexpected(reason: str) -> None:
+    raise AssertionError(reason)
+
+
+def forge(run: Path, seconds_ago: float = 0.0, **changes: object) -> lock_file.Holder:
+    """The lock of another process, whose last sign of life was some time ago."""
+    holder = replace(lock_file.this_process(), **changes)  # type: ignore[arg-type]
+    (run / "lock.json").write_text(json.dumps(asdict(holder)))
+    then = time.time() - seconds_ago
+    os.utime(run / "lock.json", (then, then))
+    return holder
+
+
+def refusal(run: Path) -> str:
+    with pytest.raises(UserError) as error, run_lock.held(run, unexpected):
+        pass
+    return str(error.value)
+
+
+def assert_free_after(run: Path) -> None:
+    with run_lock.held(run, unexpected):
+        assert lock_file.read(run / "lock.json").pid == os.getpid()  # type: ignore[union-attr]
+        with pytest.raises(UserError, match="held by another live run"):
+            run_lock.check_free(run)
+    assert list(run.iterdir()) == []
+
+
+def test_a_live_run_here_is_named(tmp_path: Path) -> None:
+    with run_lock.held(tmp_path, unexpected):
+        text = refusal(tmp_path)
+    assert f"another live run (process {os.getpid()} on " in text
+    assert f"since {time.strftime('%Y-')}" in text
+    assert f"wait 60 s or remove {tmp_path / 'lock.json'}" in text
+    assert_free_after(tmp_path)
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), run_lock.held(tmp_path, unexpected):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"started": "1"}], ids=["no such process", "the number is another process now"])
+def test_a_dead_holder_here_is_replaced_at_once(tmp_path: Path, changes: dict) -> None:
+    forge(tmp_path, **changes)
+    start = time.monotonic()
+    assert_free_after(tmp_path)
+    assert time.monotonic() - start < 2
+
+
+def test_a_holder_that_nobody_waits_for_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "100"]) as child:
+        forge(tmp_path, pid=child.pid, started=lock_file.start_of(child.pid))
+        assert f"process {child.pid} on" in refusal(tmp_path)
+        child.kill()
+        while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert_free_after(tmp_path)
+
+
+def test_a_silent_holder_elsewhere_is_replaced(tmp_path: Path) -> None:
+    forge(tmp_path, seconds_ago=61, **ELSEWHERE)
+    assert_free_after(tmp_path)
+
+
+def test_a_holder_elsewhere_is_refused_once_it_gives_a_sign_of_life(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(tmp_path, seconds_ago=30, **ELSEWHERE)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(beat_soon, tmp_path / "lock.json")
+        assert f"(process {os.getpid()} on node7, since" in refusal(tmp_path)
+    assert "waiting to see whether it gives a sign of life" in capsys.readouterr().err
+
+
+def beat_soon(path: Path) -> None:
+    time.sleep(1)
+    lock_file.beat(path)
+
+
+def test_a_holder_elsewhere_that_falls_silent_is_waited_for(tmp_path: Path) -> None:
+    forge(tmp_path, seconds_ago=58, **ELSEWHERE)
+    start = time.monotonic()
+    assert_free_after(tmp_path)
+    assert 1 < time.monotonic() - start < 10
+
+
+def test_a_run_whose_launcher_was_killed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = {"launcher": 2**22 + 1, "launcher_started": "1"}
+    forge(tmp_path, **ending)
+    run_lock.check_free(tmp_path)
+    monkeypatch.setattr(run_lock, "SECONDS_FOR_ENDING", 0.2)
+    assert "held by another live run" in refusal(tmp_path)
+    monkeypatch.setattr(run_lock, "SECONDS_FOR_ENDING", 60)
+    with subprocess.Popen(["sleep", "1"]) as child:
+        forge(tmp_path, pid=child.pid, started=lock_file.start_of(child.pid), **ending)
+        assert_free_after(tmp_path)
+
+
+def test_a_lock_that_cannot_be_read_is_taken_for_one_of_another_machine(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").touch()
+    os.utime(tmp_path / "lock.json", (0, 0))
+    assert_free_after(tmp_path)
+
+
+def test_who_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.05)
+    told: list[str] = []
+    with run_lock.held(tmp_path, told.append):
+        (tmp_path / "lock.json").unlink()
+        while not (tmp_path / "lock.json").exists():
+            time.sleep(0.01)  # removed by hand, and nobody else wants it: it is made again
+        assert told == []
+        other = forge(tmp_path, **ELSEWHERE, token="theirs")
+        while not told:
+            time.sleep(0.01)
+    assert "was taken over by process" in told[0]
+    assert "on node7" in told[0]
+    assert lock_file.read(tmp_path / "lock.json") == other, "it is not ours to give back"
+
+
+def test_of_many_that_find_the_same_dead_holder_one_gets_the_lock(tmp_path: Path) -> None:
+    path, contenders = tmp_path / "lock.json", [lock_file.this_process() for _ in range(8)]
+    meeting = threading.Barrier(len(contenders))
+
+    def contend(own: lock_file.Holder) -> bool:
+        meeting.wait()
+        return lock_file.replace(path, dead, own)
+
+    with ThreadPoolExecutor(len(contenders)) as threads:
+        for number in range(50):
+            dead = forge(tmp_path, started="1", token=str(number))
+            winners = [own for own, has_won in zip(contenders, threads.map(contend, contenders), strict=True) if has_won]
+            assert len(winners) == 1
+            assert lock_file.read(path) == winners[0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_seen_of_a_lock_before_it_changed_hands_counts_no_more(tmp_path: Path) -> None:
+    path, dead = tmp_path / "lock.json", forge(tmp_path, started="1")
+    one, other = lock_file.this_process(), lock_file.this_process()
+    assert lock_file.replace(path, dead, one)
+    assert not lock_file.replace(path, dead, other)
+    lock_file.release(path, dead)
+    assert lock_file.read(path) == one
+
+
+def test_whoever_dies_while_taking_the_lock_over_is_passed_over_in_time(tmp_path: Path) -> None:
+    path, dead = tmp_path / "lock.json", forge(tmp_path, started="1")
+    claim = tmp_path / f"lock.json.{dead.token}"
+    claim.touch()
+    own = lock_file.this_process()
+    assert not lock_file.replace(path, dead, own)
+    os.utime(claim, (0, 0))
+    assert lock_file.replace(path, dead, own)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def started(run_config: dict, tmp_path: Path) -> Iterator[Started]:
+    """A run on two processes in tmp_path / "run", with a first checkpoint."""
+    run_config["training"]["epochs"] = 1000
+    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", "--processes", 2]
+    command = Started("launch", arguments, {}, tmp_path / "first")
+    try:
+        while not (tmp_path / "run" / "checkpoints" / "latest").exists():
+            assert command.poll() is None
+            time.sleep(0.05)
+        yield command
+    finally:
+        command.kill()
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_goes_on_once_the_launcher_of_the_first_is_killed(started: Started, tmp_path: Path) -> None:
+    """The ranks of the first one then stop and save; the next start waits for them."""
+    run = tmp_path / "run"
+    ranks = [child.pid for child in psutil.Process(started.pid).children()]
+    before = (run / "config.yaml").read_bytes()
+    for arguments in (("checkpoint.keep_last=7",), ("--processes", 2)):
+        result = tdformer("train", run, *arguments)
+        assert result.returncode == 2
+        assert result.stderr.count("error:") == 1
+        assert f"is held by another live run (process {min(ranks)} on " in result.stderr
+        assert (run / "config.yaml").read_bytes() == before
+    started.kill()
+    result = tdformer("train", run, "preemption.max_minutes=0.05", "--processes", 2)
+    assert result.returncode == 75, result.stderr
+    assert not any(psutil.pid_exists(pid) for pid in ranks)
+    assert "resumed at step" in result.stdout
+    assert not (run / "lock.json").exists()
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_leaves_is_taken_over(started: Started, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    family = psutil.Process(started.pid).children()
+    for process in (*family, started):
+        process.kill()
+    psutil.wait_procs(family)
+    assert (run / "lock.json").exists()
+    assert tdformer("train", run, "preemption.max_minutes=0.01").returncode == 75
+    assert not (run / "lock.json").exists()
