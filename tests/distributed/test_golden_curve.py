@@ -1,0 +1,63 @@
+"""The demo's loss curve as it was when it was last looked at: a change of arithmetic anywhere in the system shows here.
+
+To keep a new one, on purpose: python -m tests.distributed.test_golden_curve
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.sources import RawSample
+from data_pipelines.sources.mnist import MnistSource
+from tests.conftest import REPOSITORY, stored, tdformer
+
+GOLDEN = Path(__file__).parent / "golden_curve.json"
+
+SAME_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+"""Kernels that every x86 machine of the last ten years has. Newer ones, and other numbers of threads, round otherwise."""
+
+
+class EveryFifth:
+    """A fifth of a source."""
+
+    def __init__(self, source: MnistSource) -> None:
+        self.source, self.classes, self.left_out = source, source.classes, 0
+
+    def __len__(self) -> int:
+        return len(self.source) // 5
+
+    def __getitem__(self, index: int) -> RawSample:
+        return self.source[5 * index]
+
+    def place(self, index: int) -> str:
+        return self.source.place(5 * index)
+
+    def fingerprint(self) -> str:
+        return f"a fifth of {self.source.fingerprint()}"
+
+
+def curve(folder: Path, processes: int) -> list[dict[str, float]]:
+    """Of two epochs of configs/demo.yaml on a fifth of its digits: 20 steps, and two evaluations."""
+    data = {split: stored(EveryFifth(MnistSource(split)), folder / split, samples_per_shard=1000) for split in ("train", "val")}
+    settings = [f"data.train={data['train']}", f"data.val={data['val']}", "data.train_samples=null", "training.epochs=2"]
+    settings += ["training.log_every=1", f"tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.system_metrics=false"]
+    command = ["train", REPOSITORY / "configs/demo.yaml", *settings, "--run-dir", folder / "run", "--processes", processes]
+    result = tdformer(*command, environment=SAME_ARITHMETIC)
+    assert result.returncode == 0, result.stderr
+    told = ("step", "train/loss", "train/gradient_norm", "val/loss", "val/top1")
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in told if name in row} for row in rows]
+
+
+@pytest.mark.slow
+def test_the_demo_has_its_golden_loss_curve(tmp_path: Path) -> None:
+    assert curve(tmp_path, processes=2) == json.loads(GOLDEN.read_text())
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(curve(Path(folder), processes=1), indent=1) + "\n")
