@@ -131,9 +131,10 @@ class ModelConfig(Section):
     feedback: FeedbackConfig | None = FeedbackConfig()
     """null: the plain backbone."""
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of a batch in BatchNorm's running statistics. Spikes flip at thresholds, so that noisy statistics cost accuracy:
-    where batches are small, a smaller weight evaluates better (0.6 to 0.9 points on the demo). It also needs more steps before
-    they mean anything: about 3 / weight of them, 150 for 0.02; before that, evaluation looks like chance."""
+    """Weight of an optimizer step (the mean over its micro-batches, on all ranks) in BatchNorm's running statistics. Spikes flip at
+    thresholds, so that noisy statistics cost accuracy: where batches are small, a smaller weight evaluates better (0.6 to 0.9 points
+    on the demo). It also needs more steps before they mean anything: about 3 / weight of them, 150 for 0.02; before that,
+    evaluation looks like chance."""
     loss_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """alpha_n of the segments' losses, summing to 1; null: proportional to n, and (0.3, 0.7) for two segments."""
 
