@@ -203,8 +203,18 @@ class TrainingConfig(Section):
     borders alone. block: the inputs alone, least of all; membranes cost (segments - 1)/2 forward passes more."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO: what is sharded over the ranks (0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too)."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What DeepSpeed keeps in the memory of the machine instead of the GPU's: optimizer = the optimizer state, which is stepped on the
+    CPU (from ZeRO 1 up); all = parameters too (ZeRO 3)."""
     log_every: Positive = 50
     """Optimizer steps between two points of the training metrics."""
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> TrainingConfig:
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(f"offload: {self.offload} needs zero_stage {needed} or more, got {self.zero_stage}")
+        return self
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per rank and optimizer step, for a number of ranks. Raises UserError if it is no whole number."""

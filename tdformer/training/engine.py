@@ -201,11 +201,17 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {"stage": training.zero_stage, **_offload(training.offload)},
+        "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
         # Not "bf16": that also rounds BatchNorm's running statistics, which fails on a CPU and loses accuracy anywhere.
         "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": None,
     }
+
+
+def _offload(what: str) -> dict[str, Any]:
+    sections = {"none": [], "optimizer": ["offload_optimizer"], "all": ["offload_optimizer", "offload_param"]}[what]
+    return {section: {"device": "cpu"} for section in sections}
 
 
 @contextmanager

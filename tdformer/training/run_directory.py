@@ -28,6 +28,7 @@ CHANGEABLE = (
     "data.max_bad_samples",
     "training.eval_batch",
     "training.zero_stage",
+    "training.offload",
     "training.on_non_finite",
     "training.max_non_finite",
     "training.log_every",

@@ -29,9 +29,9 @@ def config(run_config: dict, data: Path) -> dict:
     return run_config
 
 
-def train(config: dict, folder: Path, ranks: int, stage: int, recompute: str = "none") -> Path:
+def train(config: dict, folder: Path, ranks: int, **how: object) -> Path:
     folder.mkdir()
-    config["training"] |= {"zero_stage": stage, "recompute": recompute}
+    config = {**config, "training": config["training"] | how}
     result = tdformer("train", write_config(config, folder), "--run-dir", folder / "run", "--processes", ranks)
     assert result.returncode == 0, result.stderr
     return folder / "run"
@@ -50,12 +50,18 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_ranks_zero_stage_and_recompute_change_no_bit_of_a_run(config: dict, tmp_path: Path) -> None:
-    reference = train(config, tmp_path / "one", ranks=1, stage=0)
-    for ranks, stage, recompute in ((2, 1, "none"), (3, 2, "block_segment"), (2, 3, "none"), (3, 3, "segment")):
-        other = train(config, tmp_path / f"{ranks}-{stage}", ranks, stage, recompute)
-        assert curve(other) == curve(reference), (ranks, stage, recompute)
+    reference = train(config, tmp_path / "reference", ranks=1, zero_stage=0)
+    others: list[tuple[int, dict[str, object]]] = [
+        (2, {"zero_stage": 1, "offload": "optimizer"}),
+        (3, {"zero_stage": 2, "recompute": "block_segment"}),
+        (2, {"zero_stage": 3}),
+        (3, {"zero_stage": 3, "offload": "all", "recompute": "segment"}),
+    ]
+    for number, (ranks, how) in enumerate(others):
+        other = train(config, tmp_path / f"other-{number}", ranks, **how)
+        assert curve(other) == curve(reference), (ranks, how)
         for step in range(1, STEPS + 1):
-            assert bits(other, step) == bits(reference, step), (ranks, stage, recompute, step)
+            assert bits(other, step) == bits(reference, step), (ranks, how, step)
 
     # And a run that goes on elsewhere, otherwise: three ranks at stage 3, then two at stage 1.
     moved = tmp_path / "moved"
