@@ -168,6 +168,8 @@ def _import_everything() -> None:
     _import_deepspeed()
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # by deepspeed.initialize, and with it half of torch's compiler
     _import_mlflow()
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    importlib.import_module("matplotlib.pyplot")
     processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]
     ranks.SECONDS_FOR_FIRST_TO_SPEAK = 0.2  # it matters to torchrun and srun alone, and all bad input would wait for it
     threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}

@@ -29,7 +29,7 @@ def bad(run_config: dict, tmp_path: Path) -> str:
     content[int(row["offset"]) + 60 : int(row["offset"]) + int(row["size"])] = bytes(int(row["size"]) - 60)
     shard.write_bytes(content)
     run_config["data"] |= {"train": str(tmp_path / "train"), "workers": 1, "on_bad_sample": "skip"}
-    run_config["training"]["epochs"] = 4
+    run_config["training"]["epochs"] = 2
     return data.index.key_of(4)
 
 
@@ -46,16 +46,16 @@ def test_a_skipped_sample_is_told_with_shard_and_key_and_counted(run_config: dic
     result = train(run_config, tmp_path)
     assert result.returncode == 0, result.stderr
     told = [line for line in result.stdout.splitlines() if line.startswith("skipped: ")]
-    assert told
+    assert len(told) == 2, "once in each epoch"
     assert all(f"sample {bad} in {tmp_path}/train/shard-000000.tar" in line and "cannot be decoded" in line for line in told)
     whole = counts(tmp_path / "run")
-    assert len(whole) == 12
+    assert len(whole) == 6
     assert whole == sorted(whole)
     assert whole[-1] == len(told)
     run_id = (tmp_path / "run" / "mlflow_run_id").read_text().strip()
     history = MlflowClient(run_config["tracking"]["uri"]).get_metric_history(run_id, "train/bad_samples")
     assert [point.value for point in history] == whole
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000012" / "state.json").read_text())
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert state["bad_samples"] == whole[-1]
 
 

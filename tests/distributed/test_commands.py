@@ -1,4 +1,4 @@
-"""Ways to start: alone, by --processes, under torchrun; and what happens when a process is killed."""
+"""Ways to start: alone, by --processes, under torchrun; and what happens when a process is killed. `tdformer` starts for real here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.distributed import starter
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +34,14 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
     assert tdformer("train", config).returncode == 0
     assert (tmp_path / "runs" / "tiny-002" / "checkpoints" / "latest").exists(), "a second run is a new one"
 
-    results = [json.loads(tdformer("evaluate", run, "--processes", n, "--json").stdout) for n in (1, 2, 3)]
+    evaluate = ("evaluate", run, "--json", "--processes")
+    results = [json.loads(start(*evaluate, n).stdout) for n, start in ((1, starter.tdformer), (2, tdformer), (3, starter.tdformer))]
     assert {result["samples"] for result in results} == {11}
     assert len({result["top1"] for result in results}) == 1
     best = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert results[0]["top1"] == best["metrics"]["top1"] == best["best_top1"]
 
-    inspected = json.loads(tdformer("checkpoint", "inspect", run, "--json").stdout)
+    inspected = json.loads(starter.tdformer("checkpoint", "inspect", run, "--json").stdout)
     assert (inspected["step"], inspected["world"], inspected["evaluated_epochs"]) == (2, 2, 1)
 
     client = MlflowClient(run_config["tracking"]["uri"])
@@ -67,11 +69,12 @@ def test_under_torchrun(run_config: dict, tmp_path: Path) -> None:
     assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["world"] == 2
 
 
-def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path) -> None:
+def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_config["training"]["epochs"] = 8
     run_config["tracking"]["system_metrics"] = True
-    environment = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
-    result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", environment=environment)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    result = starter.tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     logged = MlflowClient(run_config["tracking"]["uri"]).get_run((tmp_path / "run" / "mlflow_run_id").read_text().strip())
     assert "system/cpu_utilization_percentage" in logged.data.metrics

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, write_config
 from tests.distributed.starter import tdformer
@@ -41,18 +40,10 @@ def interrupted_copy(run: Path, copy: Path, step: int) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def losses_by_stage() -> dict[int, list[float]]:
-    """Filled by the test of each stage, compared by the last of them."""
-    return {}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_resume_is_bit_identical_at_every_zero_stage(
-    run_config: dict, tmp_path: Path, zero_stage: int, losses_by_stage: dict[int, list[float]]
-) -> None:
-    """From a checkpoint in the middle of the first epoch; drop path, mixup, cutmix and accumulation are on; two processes."""
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_resume_is_bit_identical_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path, zero_stage: int) -> None:
+    """Drop path, mixup, cutmix and accumulation are on; two processes. (test_exactness resumes at stages 1 and 3.)"""
     run_config["training"]["zero_stage"] = zero_stage
     run_config["data"]["augment"] = {"mixup": 0.8, "cutmix": 1.0}
     whole = tmp_path / "whole"
@@ -65,11 +56,6 @@ def test_resume_is_bit_identical_at_every_zero_stage(
     assert equal_bits(whole / "checkpoints" / LAST, resumed / "checkpoints" / LAST)
     assert losses(whole) == losses(resumed)
     assert [step for step, _ in losses(resumed)] == [1, 2, 3, 4, 5, 6]
-
-    # Sharding changes where numbers lie. Before rounding differences have flipped a spike, the loss is the same.
-    losses_by_stage[zero_stage] = [loss for step, loss in losses(whole) if step <= 2]
-    for other in losses_by_stage.values():
-        assert other == pytest.approx(losses_by_stage[zero_stage], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -116,20 +102,3 @@ def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: 
         steps = [point.step for point in client.get_metric_history(run_id, metric)]
         assert steps == sorted(set(steps))
     assert steps == [3 * epoch for epoch in range(1, 13)]
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(run_config: dict, tmp_path: Path) -> None:
-    """The same samples in the same micro-batches, so the same losses to rounding."""
-    two, one = tmp_path / "two", tmp_path / "one"
-    assert tdformer("train", write_config(run_config, tmp_path), "--run-dir", two, "--processes", 2).returncode == 0
-    interrupted_copy(two, one, step=2)
-    result = tdformer("train", one)
-    assert result.returncode == 0, result.stderr
-    first, second = dict(losses(two)), dict(losses(one))
-    assert second.keys() == first.keys()
-    assert second[3] == pytest.approx(first[3], rel=1e-5)
-    assert (
-        load_file(one / "checkpoints" / LAST / "model.safetensors").keys()
-        == load_file(two / "checkpoints" / LAST / "model.safetensors").keys()
-    )
