@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Json, Trained, Which, plain_typer
+from launch.options import Ema, Json, Trained, Which, plain_typer
 from launch.output import show
 
 if TYPE_CHECKING:
@@ -72,13 +72,17 @@ def _model_config(config: Path | None, model: str | None) -> ModelConfig:
 
 @checkpoint_app.command("export")
 def export_checkpoint(
-    trained: Trained, out: Annotated[Path, typer.Argument(help="The weights folder to write.")], which: Which = "latest"
+    trained: Trained,
+    out: Annotated[Path, typer.Argument(help="The weights folder to write.")],
+    which: Which = "latest",
+    ema: Ema = False,
 ) -> None:
     """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
     from tdformer.training import checkpoints
     from tdformer.training.export import export
 
     checkpoint = checkpoints.find(trained, which)
-    position = export(checkpoint, out)
-    top1 = f", validation top-1 {position.metrics['top1']:.2f} %" if "top1" in position.metrics else ""
+    position = export(checkpoint, out, averaged=ema)
+    metric = "top1_ema" if ema else "top1"
+    top1 = f", validation top-1 {position.metrics[metric]:.2f} %" if metric in position.metrics else ""
     typer.echo(f"{out}: the network of step {position.step}{top1}")

@@ -14,8 +14,9 @@ from data_pipelines.errors import UserError
 from launch.checkpoint_commands import checkpoint_app
 from launch.data_commands import data_app
 from launch.model_commands import bench_app, models
-from launch.options import Config, Json, Overrides, Processes, Target, Trained, Which, plain_typer
+from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
+from launch.plan_command import plan
 from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def evaluate(
     suite: Annotated[
         Path | None, typer.Option(help="A folder of data sets, such as the corruptions of ImageNet-C: evaluate on each of them.")
     ] = None,
+    ema: Ema = False,
     processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +102,8 @@ def evaluate(
     if processes > 1 and not started_by_launcher(os.environ):
         from launch.processes import run_processes
 
-        options = ["--which", which, *(["--suite", str(suite)] if suite else []), *(["--json"] if as_json else [])]
+        flags = [flag for flag, is_given in (("--ema", ema), ("--json", as_json)) if is_given]
+        options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
     from tdformer.run import run_evaluation, run_suite
@@ -110,7 +113,7 @@ def evaluate(
     def load() -> RunConfig:
         return load_config(checkpoint / checkpoints.CONFIG, overrides or [])
 
-    result = run_suite(load, checkpoint, suite) if suite else run_evaluation(load, checkpoint)
+    result = run_suite(load, checkpoint, ema, suite) if suite else run_evaluation(load, checkpoint, ema)
     if result is not None:
         show_evaluation(result, as_json)
 
@@ -130,6 +133,7 @@ def describe(
 
 
 app.command()(models)
+app.command()(plan)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")

@@ -17,5 +17,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the configuration; values are YAML.")
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Processes to start on this machine, one per GPU.")]
-Which = Annotated[Literal["latest", "best"], typer.Option(help="The latest checkpoint, or the best by validation top-1.")]
+Which = Annotated[
+    Literal["latest", "best"],
+    typer.Option(help="The latest checkpoint, or the best by validation top-1 (of the EMA, if on)."),
+]
+Ema = Annotated[bool, typer.Option("--ema", help="The averaged weights (of a run with training.ema_decay).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

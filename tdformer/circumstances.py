@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 CHANGED = (
     "the network was changed between the forward and the backward pass (weights, requires_grad or structure), so that recompute "
     "would give wrong gradients; change it after the backward pass, or use the recompute policy none"
@@ -22,7 +23,7 @@ class Circumstances:
         self.training = [part.training for part in module.modules()]
         self.weights = [(parameter, parameter._version) for parameter in module.parameters()]
         self.device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
-        kind = self.device.type
+        self.kind = kind = self.device.type if self.device.type != "meta" else "cpu"  # autocast does not know meta
         self.autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled()
         self.random_state: list[torch.Tensor] | None = None
 
@@ -43,7 +44,7 @@ class Circumstances:
         ):
             raise RuntimeError(CHANGED)
         with (
-            torch.autocast(self.device.type, *self.autocast),
+            torch.autocast(self.kind, *self.autocast),
             _modes_of(self.module, self.training),
             _statistics_left_alone(self.module),
             _random_state_of(self.device, self.random_state),
@@ -91,7 +92,7 @@ def _random_state_of(device: torch.device, state: list[torch.Tensor] | None) -> 
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    tracking = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d) and part.track_running_stats]
+    tracking = [part for part in module.modules() if isinstance(part, BATCH_NORMS) and part.track_running_stats]
     for part in tracking:
         part.track_running_stats = False
     try:

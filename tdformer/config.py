@@ -23,6 +23,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Family = Literal["qkformer", "spikformer", "sdt"]
 Variant = Literal["imagenet", "cifar", "dvs"]
 
@@ -161,8 +162,10 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with a cosine schedule, stepped per optimizer step."""
+    """AdamW or LAMB with a cosine schedule, stepped per optimizer step."""
 
+    name: Literal["adamw", "lamb"] = "adamw"
+    """lamb is timm's, for large batches. It scales each weight's step by the norm of that weight, whole: ZeRO stage 0 only."""
     base_lr: Annotated[float, Field(gt=0)] = 6e-4
     """Peak learning rate for a global batch of base_batch; the real one is scaled linearly with the global batch."""
     base_batch: Positive = 256
@@ -172,6 +175,9 @@ class OptimizerConfig(Section):
     """Epochs of linear warm-up from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """On weights of two or more dimensions; biases and BatchNorm are not decayed."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The learning rate of a layer is this times that of the layer above it; null: one rate for all. From the image: stages 1 and 2
+    with their patch embeddings, the patch embedding of stage 3, each of its blocks, the head. Top-down modules learn at the full rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
@@ -195,8 +201,14 @@ class TrainingConfig(Section):
     last checkpoint, since those that a bad number came from may be spoilt already."""
     max_non_finite: Positive = 10
     """Above so many skipped or rewound global batches the run ends."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 is autocast: parameters, BatchNorm statistics and membranes stay fp32."""
+    precision: Precision = "bf16"
+    """bf16 and fp16 are autocast: parameters, BatchNorm statistics and membranes stay fp32. fp16 comes with a loss scale that is
+    halved, and the global batch passed over, when a gradient overflows, and doubled after 2000 steps without."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of an exponential moving average of weights and BatchNorm statistics, taken after every optimizer step and evaluated as
+    val/top1_ema; `best` then goes by that. null: none."""
+    sync_batch_norm: bool = False
+    """BatchNorm sees the micro-batches of all ranks as one. On CUDA only; what a run computes then depends on its number of ranks."""
     recompute: RecomputePolicy = "none"
     """What is kept for the backward pass; the rest is computed again there, to the same bits. none: everything. block_segment:
     each block's inputs and the membranes at segment borders: about a tenth of the memory for a third more compute. segment: the
@@ -282,6 +294,21 @@ class WatchdogConfig(Section):
     """Seconds while starting and saving; null: for ever."""
 
 
+class ProfilingConfig(Section):
+    """What is measured of a run besides its usual metrics. Changes nothing that is computed."""
+
+    trace_steps: tuple[Positive, Positive] | None = None
+    """First and last optimizer step of a profiler trace of rank 0, written to traces/ of the run directory."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Of one device at the run's precision, for MFU; null: from a table of known GPUs, and no MFU elsewhere."""
+
+    @model_validator(mode="after")
+    def _steps_are_in_order(self) -> ProfilingConfig:
+        if self.trace_steps is not None and self.trace_steps[0] > self.trace_steps[1]:
+            raise ValueError(f"trace_steps must be [first, last] with first <= last, got {list(self.trace_steps)}")
+        return self
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -292,14 +319,16 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the sample order, augmentation and drop path."""
     init: Path | None = None
-    """Weights to start from: a folder written by `tdformer checkpoint import` or `export`. Top-down weights that it lacks, and a
-    head that it lacks, start fresh. Read once, when the run begins."""
+    """Weights to start from: a folder written by `tdformer checkpoint import` or `export`; or a run directory (its latest checkpoint)
+    or a checkpoint, at any image size, whose plain weights are taken (`export --ema` gives averaged ones). Top-down weights that it
+    lacks, and a head that it lacks, start fresh. Read once, when the run begins."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
     preemption: PreemptionConfig = PreemptionConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
 
@@ -317,6 +346,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.micro_batch must be even with mixup or cutmix, which pair its images, got {self.training.micro_batch}"
             )
+        if self.optimizer.name == "lamb" and self.training.zero_stage:
+            raise ValueError(f"LAMB needs whole parameters: training.zero_stage must be 0, got {self.training.zero_stage}")
         self.training.accumulation(world=1)
         return self
 

@@ -10,9 +10,9 @@ import torch
 from data_pipelines.locations import is_remote
 from tdformer.config import RunConfig
 from tdformer.datasets import open_data
-from tdformer.models.pretrained import check_start
 from tdformer.models.registry import parameter_counts
 from tdformer.models.tdformer import TDFormer
+from tdformer.training.export import initial_state
 
 
 def describe(config: RunConfig, world: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def describe(config: RunConfig, world: int) -> dict[str, Any]:
     if config.init is not None and config.init.exists():
         with torch.device("meta"):
             model = TDFormer(config.model)
-        init = f"{config.init} ({len(check_start(model, config.init)[1])} tensors start fresh)"
+        init = f"{config.init} ({len(initial_state(model, config.init)[1])} tensors start fresh)"
     samples = len(open_data(config)[0]) if is_remote(config.data.train) or Path(config.data.train).exists() else config.data.train_samples
     backbone, feedback = config.model.backbone, config.model.feedback
     return {

@@ -88,7 +88,7 @@ class _Unit:
         self.membrane_forms: dict[nn.Module, _Form] = {}
         self.circumstances = Circumstances(module)
         # BatchNorm keeps its buffers beside its input; those are no inner tensors, and a rerun does not pass them.
-        self.buffers = {buffer.data_ptr() for buffer in module.buffers()}
+        self.buffers = {_storage(buffer) for buffer in module.buffers()}
         self.is_exact: torch.Tensor | None = None
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
         self.inner: dict[int, torch.Tensor] = {}
@@ -109,20 +109,23 @@ class _Unit:
 
     def run_again(self, kept: tuple[torch.Tensor | None, ...]) -> None:
         """Fill the places of the inner tensors. Raises RuntimeError if the network is not what it was in the first run."""
-        if self.is_exact is not None and not self.is_exact:  # asked only now, so that a GPU need not wait for it in the forward pass
+        # Asked only now, so that a GPU need not wait for it in the forward pass. (On the meta device there is no answer.)
+        if self.is_exact is not None and not self.is_exact.is_meta and not self.is_exact:
             raise RuntimeError(FRACTIONS)
-        x, topdown, membranes = self._inputs(kept)
         self.inner, forms = {}, self.forms
         self.forms = []
-        with self.circumstances.again(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
-            self.run(x, topdown, membranes)
+        with torch.enable_grad():
+            inputs = self._inputs(kept)
+            with self.circumstances.again(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
+                self.run(*inputs)
         if self.forms != forms:
             raise RuntimeError(CHANGED)
 
     def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> Mapping[nn.Module, torch.Tensor | None]:
-        x, topdown, membranes = self._inputs(kept)
-        with self.circumstances.again(), torch.no_grad():
-            self.run(x, topdown, membranes)
+        with torch.no_grad():
+            x, topdown, membranes = self._inputs(kept)
+            with self.circumstances.again():
+                self.run(x, topdown, membranes)
         return membranes.after
 
     def _inputs(self, kept: tuple[torch.Tensor | None, ...]) -> tuple[Any, torch.Tensor | None, Membranes]:
@@ -138,7 +141,7 @@ class _Unit:
     # --- hooks of autograd ------------------------------------------------------------------------------------------
 
     def _leave_out(self, tensor: torch.Tensor) -> torch.Tensor | int:
-        if tensor.data_ptr() in self.buffers:
+        if _storage(tensor) in self.buffers:
             return tensor
         self.forms.append((tensor.shape, tensor.dtype))
         return len(self.forms) - 1
@@ -147,13 +150,18 @@ class _Unit:
         return self.inner.pop(place) if isinstance(place, int) else place
 
     def _fill(self, tensor: torch.Tensor) -> None:
-        if tensor.data_ptr() not in self.buffers:
+        if _storage(tensor) not in self.buffers:
             self.inner[len(self.forms)] = tensor
             self.forms.append((tensor.shape, tensor.dtype))
 
     @staticmethod
     def _no_second(place: None) -> torch.Tensor:
         raise AssertionError("a rerun's own graph has no backward pass")
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Tells storages apart, on the meta device too."""
+    return tensor.untyped_storage()._cdata
 
 
 class _Form:
@@ -178,7 +186,7 @@ class _Form:
         if values is None:
             return None
         restored = self.compressor.decompress((values, *self.rest)) if self.compressor else values.detach()
-        return restored.requires_grad_(self.requires_grad)
+        return restored.requires_grad_(self.requires_grad and torch.is_grad_enabled())
 
 
 class _Node(torch.autograd.Function):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.loading import evaluation_batches
@@ -23,6 +21,7 @@ from tdformer.tracking import close_if_running
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
+from tdformer.training.objective import autocast
 from tdformer.watchdog.verdict import limits
 
 
@@ -80,19 +79,22 @@ def _summary(config: RunConfig, run_dir: Path, outcome: Outcome, world: int) -> 
     return "\n".join(f"{name:<17} {value}" for name, value in rows.items())
 
 
-def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path) -> dict[str, Any] | None:
-    """Join the other processes and evaluate a checkpoint on the validation set. Returns the result on rank 0, for JSON."""
+def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool) -> dict[str, Any] | None:
+    """Join the other processes and evaluate a checkpoint on the validation set. Returns the result on rank 0, for JSON.
+
+    averaged: its averaged weights.
+    """
     with joined() as ranks:
-        config, position, model = _trained(load, checkpoint, ranks)
+        config, position, model = _trained(load, checkpoint, averaged, ranks)
         ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         result = _evaluate_on(config.data.val, config, position, model, ranks)
         return {"checkpoint": str(checkpoint), "step": position.step, **result} if ranks.is_first else None
 
 
-def run_suite(load: Callable[[], RunConfig], checkpoint: Path, suite: Path) -> dict[str, Any] | None:
+def run_suite(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool, suite: Path) -> dict[str, Any] | None:
     """The same on every data set in a folder, such as the corruptions of ImageNet-C. mean_top1 gives each of them the same weight."""
     with joined() as ranks:
-        config, position, model = _trained(load, checkpoint, ranks)
+        config, position, model = _trained(load, checkpoint, averaged, ranks)
         ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         folders = ranks.from_first(ranks.together(lambda: _data_sets_in(suite)))
         results = [{"data_set": folder.name, **_evaluate_on(str(folder), config, position, model, ranks)} for folder in folders]
@@ -107,11 +109,11 @@ def _data_sets_in(suite: Path) -> list[Path]:
     raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")
 
 
-def _trained(load: Callable[[], RunConfig], checkpoint: Path, ranks: Ranks) -> tuple[RunConfig, Position, TDFormer]:
+def _trained(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool, ranks: Ranks) -> tuple[RunConfig, Position, TDFormer]:
     config = ranks.from_first(ranks.together(load))
     position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
     model = TDFormer(config.model).to(ranks.device).eval()
-    ranks.together(lambda: checkpoints.load_model(checkpoint, model))
+    ranks.together(lambda: checkpoints.load_model(checkpoint, model, averaged=averaged))
     return config, position, model
 
 
@@ -121,10 +123,6 @@ def _evaluate_on(location: str, config: RunConfig, position: Position, model: TD
     ranks.together(lambda: check_classes(val_set, position.classes, "the checkpoint was trained on"))
     batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, rank=ranks.rank, world=ranks.world)
     start = time.perf_counter()
-    with _autocast(config, ranks):
+    with autocast(ranks.device, config.training.precision):
         result = evaluate(model.forward_segments, batches, ranks)
     return {**asdict(result), "images_per_s": result.samples / (time.perf_counter() - start)}
-
-
-def _autocast(config: RunConfig, ranks: Ranks) -> Any:
-    return torch.autocast(ranks.device.type, torch.bfloat16) if config.training.precision == "bf16" else nullcontext()

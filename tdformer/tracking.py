@@ -19,6 +19,7 @@ from tdformer.config_io import flatten
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 RUN_ID_FILE = "mlflow_run_id"
+DIRECTORY_TAG = "tdformer.run_dir"
 SQLITE = "sqlite:///"
 
 
@@ -82,11 +83,20 @@ class Tracker:
         """A new MLflow run, remembered in the run directory at once: a resume finds it even if no checkpoint was reached."""
         from mlflow.entities import Param
 
-        run_id = self._client.create_run(self._experiment(config.tracking.experiment), run_name=run_dir.name).info.run_id
+        experiment, directory = self._experiment(config.tracking.experiment), str(run_dir.resolve())
+        run_id = self._unnoted(experiment, directory)
+        if run_id is None:
+            run_id = self._client.create_run(experiment, run_name=run_dir.name, tags={DIRECTORY_TAG: directory}).info.run_id
         (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
         params = [Param(name, str(value)) for name, value in flatten(config).items()]
         self._client.log_batch(run_id, params=params)
         return run_id
+
+    def _unnoted(self, experiment: str, directory: str) -> str | None:
+        """The run that a process made for this directory and was killed before it noted that: open, and nothing logged."""
+        runs = self._client.search_runs([experiment], "attributes.status = 'RUNNING'")
+        mine = (run for run in runs if run.data.tags.get(DIRECTORY_TAG) == directory and not run.data.params)
+        return next((run.info.run_id for run in mine), None)
 
     def _experiment(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
@@ -111,7 +121,7 @@ class Tracker:
 def read_run_id(run_dir: Path) -> str | None:
     """The MLflow run of a run directory, once it has one."""
     path = run_dir / RUN_ID_FILE
-    return path.read_text().strip() if path.exists() else None
+    return (path.read_text().strip() or None) if path.exists() else None
 
 
 def close_if_running(uri: str, run_dir: Path) -> None:

@@ -55,7 +55,7 @@ def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequenc
     def row(
         model: str, policy: str, steps: int, segments: int, make: Callable[[], nn.Module], flops_of_none: int | None
     ) -> tuple[Row, int]:
-        saved, flops = _saved_and_flops(make(), one)
+        saved, flops = saved_and_flops(make(), one)
         grown = (_peak(make(), images) - _peak(make(), one)) / 1e6 if peak else None
         return Row(model, policy, steps, segments, saved / 1e6, grown, flops / (flops_of_none or flops)), flops
 
@@ -82,7 +82,7 @@ def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return model.forward_segments(images) if isinstance(model, TDFormer) else model(images)
 
 
-def _saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
+def saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tdformer.membranes import Membranes
@@ -98,13 +99,15 @@ def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segm
     Copies do not change mean and variance; what they change are the running statistics: the variance's unbiased
     estimate is over `steps` times as many values, and they are updated `segments` times.
     """
-    assert isinstance(bn, nn.BatchNorm2d)
+    assert isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
     if not (bn.training and bn.track_running_stats):
         return bn(y_BCHW)
     assert bn.running_var is not None
     assert bn.num_batches_tracked is not None
     assert bn.momentum is not None
     momentum, variance_before, values = bn.momentum, bn.running_var.clone(), y_BCHW.numel() // y_BCHW.shape[1]
+    if isinstance(bn, nn.SyncBatchNorm):
+        values *= dist.get_world_size(bn.process_group)
     remains = (1 - momentum) ** segments
     bn.momentum = 1 - remains
     try:

@@ -134,7 +134,11 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
 
 def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """What start_from would load, and the names that would start fresh; raises what it would raise."""
-    weights = _read_folder(folder)
+    return fitting(model, _read_folder(folder), folder)
+
+
+def fitting(model: TDFormer, weights: Weights, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """check_start, of weights that were read from `folder`."""
     state = weights.state
     if other := [line for line in differences(weights.config.backbone, model.config.backbone) if not line.startswith("drop_path:")]:
         raise WeightsError(f"{folder} holds another backbone than the run's (model.backbone): {'; '.join(other)}; nothing was loaded.")
@@ -151,13 +155,15 @@ def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor],
 
 
 @dataclass(frozen=True)
-class _Folder:
+class Weights:
+    """A network, or a part of one, as it is stored."""
+
     config: ModelConfig
     origin: dict[str, Any]
     state: dict[str, torch.Tensor]
 
 
-def _read_folder(folder: Path) -> _Folder:
+def _read_folder(folder: Path) -> Weights:
     try:
         description = json.loads((folder / CONFIG).read_text())
         written_as, tree, digest = description["format"], description.get("model"), description.get("sha256")
@@ -173,7 +179,7 @@ def _read_folder(folder: Path) -> _Folder:
     if sha256(folder / WEIGHTS) != digest:
         raise WeightsError(f"{folder / WEIGHTS} is damaged: it does not match the SHA-256 in {CONFIG}; make the folder again.")
     check_sound(state, folder / WEIGHTS)
-    return _Folder(config, origin, state)
+    return Weights(config, origin, state)
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

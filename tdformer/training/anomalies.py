@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +33,12 @@ def write_down(run_dir: Path, step: int, batches: Sequence[Batch], losses: Seque
     by_rank = ranks.gather(own)
     path = run_dir / FOLDER / f"step-{step:08d}.json"
     if ranks.is_first:
-        path.parent.mkdir(exist_ok=True)
-        content = {"step": step, "ranks": by_rank}
-        replace_file(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+        content = json.dumps({"step": step, "ranks": by_rank}, indent=1)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, lambda partial: partial.write_text(content))
+        except OSError as error:
+            print(f"warning: {path} cannot be written ({error}).", file=sys.stderr)
     return path
 
 

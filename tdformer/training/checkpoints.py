@@ -5,6 +5,7 @@
       step-00000186/
         model.safetensors         parameters and BatchNorm statistics
         optimizer.safetensors     the optimizer's moments, in full, by parameter name
+        ema.safetensors           the averages of what is in model.safetensors, if training.ema_decay is on
         state.json                the position in the run
         config.yaml               the resolved run
         manifest.json             size and SHA-256 of the files above
@@ -17,6 +18,7 @@ training.loop.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -35,9 +37,10 @@ from torch import nn
 from data_pipelines.errors import UserError
 from data_pipelines.files import sha256
 from tdformer.models.weights import load_exactly, read_safetensors
+from tdformer.training.loss_scale import LossScale
 
 MODEL, OPTIMIZER, STATE, CONFIG, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json"
-TENSOR_FILES, LATEST, BEST = (MODEL, OPTIMIZER), "latest", "best"
+EMA, TENSOR_FILES, LATEST, BEST = "ema.safetensors", (MODEL, OPTIMIZER), "latest", "best"
 FORMAT_VERSION = 2
 NAME = re.compile(r"step-\d{8,}")
 
@@ -57,6 +60,7 @@ class Position:
     evaluated_epochs: int = 0
     """Epochs whose evaluation is done."""
     best_top1: float = -1.0
+    """In validation; of the averaged weights, if training.ema_decay is on."""
     world: int = 1
     """Ranks that saved this."""
     samples: int = 0
@@ -71,6 +75,8 @@ class Position:
     """Global batches whose loss or gradient was not finite, and that training went past."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    loss_scale: LossScale | None = None
+    """For the next global batch, in fp16."""
     version: int = FORMAT_VERSION
 
 
@@ -81,6 +87,8 @@ class TrainState:
     position: Position
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor] | None = None
+    """Of model, if training.ema_decay is on."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def save(root: Path, state: TrainState, config_yaml: str, *, is_best: bool = Fal
     partial = root / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(partial, state, config_yaml)
+        _write(partial, state, config_yaml, is_best)
         _put(partial, final)
         _point(root / LATEST, final.name)
         if is_best:
@@ -130,15 +138,16 @@ def _put(partial: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write(partial: Path, state: TrainState, config_yaml: str) -> None:
+def _write(partial: Path, state: TrainState, config_yaml: str, is_best: bool) -> None:
     partial.mkdir(parents=True)
-    for name, tensors in zip(TENSOR_FILES, (state.model, state.optimizer), strict=True):
+    tensor_files = {MODEL: state.model, OPTIMIZER: state.optimizer} | ({EMA: state.average} if state.average else {})
+    for name, tensors in tensor_files.items():
         save_file(tensors, partial / name)
         (partial / name).chmod(0o644)  # safetensors makes it for its owner alone
     (partial / STATE).write_text(json.dumps(asdict(state.position), indent=1))
     (partial / CONFIG).write_text(config_yaml)
-    files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in (*TENSOR_FILES, STATE, CONFIG)}
-    (partial / MANIFEST).write_text(json.dumps({"version": FORMAT_VERSION, "files": files}, indent=1))
+    files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in (*tensor_files, STATE, CONFIG)}
+    (partial / MANIFEST).write_text(json.dumps({"version": FORMAT_VERSION, "is_best": is_best, "files": files}, indent=1))
     for path in (*partial.iterdir(), partial):
         _sync(path)
 
@@ -152,10 +161,14 @@ def _sync(path: Path) -> None:
 
 
 def _point(pointer: Path, name: str) -> None:
-    partial = pointer.with_name(f".{pointer.name}")
+    partial = _partial_of(pointer)
     partial.write_text(name + "\n")
     _sync(partial)
     partial.replace(pointer)
+
+
+def _partial_of(pointer: Path) -> Path:
+    return pointer.with_name(f".{pointer.name}")
 
 
 def _remove_old(root: Path, keep: Keep) -> None:
@@ -164,8 +177,10 @@ def _remove_old(root: Path, keep: Keep) -> None:
     for old in _by_step(root)[: -keep.last]:
         if old.name not in kept and not (keep.every and _step_of(old) % keep.every == 0):
             shutil.rmtree(old.rename(root / f".removed-{old.name}"), ignore_errors=True)
-    for left_behind in (*root.glob(".partial-*"), *root.glob(".removed-*")):
+    for left_behind in itertools.chain.from_iterable(root.glob(f".{kind}-*") for kind in ("partial", "replaced", "removed")):
         shutil.rmtree(left_behind, ignore_errors=True)
+    for name in (LATEST, BEST):
+        _partial_of(root / name).unlink(missing_ok=True)
 
 
 def _by_step(root: Path) -> list[Path]:
@@ -215,7 +230,9 @@ def newest_whole(run_dir: Path) -> tuple[Path, Position, list[str]]:
         candidates = _by_step(root)[::-1]
     for candidate in candidates:
         try:
-            return candidate, check(candidate), told
+            position = check(candidate)
+            _restore_best(candidate)
+            return candidate, position, told
         except CheckpointError as error:
             told.append(str(error))
     raise CheckpointError(f"no checkpoint of {run_dir} is whole; restore one from a copy, or start a new run. {told[0]}")
@@ -227,6 +244,14 @@ def _restore_replaced(root: Path) -> None:
         final = root / replaced.name.removeprefix(".replaced-")
         if not final.exists():
             replaced.rename(final)
+
+
+def _restore_best(checkpoint: Path) -> None:
+    """A crash after the best checkpoint got its name, before `best` did, would lose it: nothing is done again for it."""
+    best = checkpoint.parent / BEST
+    named = best.read_text().strip() if best.exists() else None
+    if json.loads((checkpoint / MANIFEST).read_text()).get("is_best") and named != checkpoint.name:
+        _point(best, checkpoint.name)
 
 
 def check(checkpoint: Path) -> Position:
@@ -301,11 +326,19 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def load_model(checkpoint: Path, model: nn.Module) -> None:
+def load_model(checkpoint: Path, model: nn.Module, *, averaged: bool = False) -> None:
     """Parameters and statistics into a model; nothing is changed if names or shapes do not all fit."""
-    load_exactly(model, read_safetensors(checkpoint / MODEL), f"checkpoint {checkpoint}")
+    state = load_average(checkpoint) if averaged else read_safetensors(checkpoint / MODEL)
+    load_exactly(model, state, f"checkpoint {checkpoint}")
+
+
+def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Averaged parameters and statistics. Raises CheckpointError if the run kept none."""
+    if not (checkpoint / EMA).exists():
+        raise CheckpointError(f"checkpoint {checkpoint} holds no averaged weights; take its plain ones, or train with training.ema_decay.")
+    return read_safetensors(checkpoint / EMA)
 
 
 def load_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """AdamW's moments as Engine.optimizer_state gave them."""
+    """The optimizer's moments as Engine.optimizer_state gave them."""
     return read_safetensors(checkpoint / OPTIMIZER)

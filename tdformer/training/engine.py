@@ -19,12 +19,10 @@ import torch
 
 from tdformer.config import RunConfig
 from tdformer.ranks import Ranks
+from tdformer.training.ema import MovingAverage
 from tdformer.training.global_batch import GlobalBatch, full_shape
 from tdformer.training.objective import Objective
-from tdformer.training.optim import make_optimizer
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, besides its step count."""
+from tdformer.training.optim import MOMENTS, make_optimizer, set_steps
 
 
 class Engine:
@@ -42,7 +40,7 @@ class Engine:
         with _torchs_linear():
             self._engine, self._optimizer, *_ = deepspeed.initialize(
                 model=objective,
-                optimizer=make_optimizer(objective, config.optimizer),
+                optimizer=make_optimizer(objective.model, config.optimizer),
                 config=deepspeed_config(config, ranks.world),
                 dist_init_required=False,
             )
@@ -51,6 +49,8 @@ class Engine:
         self._make_optimizer_state()
         self._send_no_zeros()
         self.global_batch = GlobalBatch([parameter for _, parameter in self._trained_parameters()], list(objective.buffers()), ranks)
+        decay = config.training.ema_decay
+        self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
 
     @property
     def objective(self) -> Objective:
@@ -62,17 +62,20 @@ class Engine:
 
     # --- one optimizer step ----------------------------------------------------------------------------------
 
-    def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float = 1.0) -> torch.Tensor:
         """Forward and backward of one of this rank's micro-batches. Returns the loss, mean over its samples."""
         with self.global_batch.micro_batch():
             loss = self._engine(images_BCHW, labels)
-            self._engine.backward(loss)
+            self._engine.backward(loss * loss_scale)
         self.global_batch.add_loss(loss)
         return loss.detach()
 
-    def reduce(self) -> tuple[float, float]:
-        """(loss, gradient norm before clipping) of the global batch, on all ranks alike. Collective."""
-        self.global_batch.reduce(self.accumulation * self.ranks.world)
+    def reduce(self, loss_scale: float = 1.0) -> tuple[float, float]:
+        """(loss, gradient norm before clipping) of the global batch, on all ranks alike. Collective.
+
+        `loss_scale`: that of its micro-steps, taken out here.
+        """
+        self.global_batch.reduce(self.accumulation * self.ranks.world, loss_scale)
         return self.global_batch.loss, self.global_batch.gradient_norm()
 
     def apply(self, learning_rate: float, gradient_norm: float) -> None:
@@ -82,9 +85,11 @@ class Engine:
         for (_, parameter), gradient in zip(self._trained_parameters(), self.global_batch.gradients, strict=True):
             self._set_gradient(parameter, gradient.float())
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
         self._engine.step()
         self.global_batch.keep_statistics()
+        if self._average:
+            self._average.update()
         self.global_batch.clear()
 
     def discard(self) -> None:
@@ -102,11 +107,11 @@ class Engine:
     @contextmanager
     def _resting_optimizer(self) -> Iterator[None]:
         """Inside, a step of DeepSpeed clears its gradients and moves on its counters, and no parameter or moment changes."""
-        self._adamw.step = _rest  # type: ignore[method-assign,assignment]
+        self._stepping.step = _rest  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            del self._adamw.step
+            del self._stepping.step
 
     def _send_no_zeros(self) -> None:
         """Spare DeepSpeed's own reduction of gradients, which would add up zeros (ZeRO 3 partitions them in the same breath)."""
@@ -115,10 +120,55 @@ class Engine:
         elif self.zero_stage in (1, 2):
             self._optimizer.average_tensor = lambda tensor, communication_data_type: None
 
+    # --- the moving average ----------------------------------------------------------------------------------
+
+    @property
+    def has_average(self) -> bool:
+        return self._average is not None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the network has its averaged weights and statistics. Collective."""
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
+    def average_state(self) -> dict[str, torch.Tensor]:
+        """As model_state, of the averages."""
+        with self.averaged():
+            return self.model_state()
+
+    def load_average(self, full: dict[str, torch.Tensor]) -> None:
+        """Take back what average_state gave, whatever ZeRO stage and number of ranks it came from."""
+        assert self._average
+        is_sharded = self.zero_stage == 3
+        parts = [self._own_part(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
+        self._average.set(parts + [full[name] for name, _ in self.objective.model.named_buffers()])
+
+    def _averaged_tensors(self) -> list[torch.Tensor]:
+        """Each rank averages what it keeps: whole parameters, or at ZeRO 3 its parts of them."""
+        parameters = [parameter for _, parameter in self._trained_parameters()]
+        own = [parameter.ds_tensor for parameter in parameters] if self.zero_stage == 3 else parameters  # type: ignore[attr-defined]
+        return [*own, *self.objective.model.buffers()]
+
+    def _exchange_average(self) -> None:
+        assert self._average
+        self._average.exchange()
+        if self.zero_stage == 3:  # forget gathered parameters, and gather anew those that stay so
+            self._optimizer.parameter_offload.partition_all_parameters()
+            if persistent := self._optimizer.persistent_parameters:
+                persistent[0].all_gather(persistent)
+
     # --- state as full tensors -------------------------------------------------------------------------------
 
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """Every parameter in full, fp32 on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """Every parameter and buffer in full, on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
+        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in self.objective.model.named_buffers()}
+        return self._parameters() | buffers
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
         full = {}
         for name, parameter in self.objective.model.named_parameters():
             with self._gathered_parameters([parameter], enabled=self.zero_stage == 3):
@@ -138,8 +188,7 @@ class Engine:
 
     def load_optimizer_state(self, full: dict[str, torch.Tensor], updates: int) -> None:
         """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `updates`: taken so far."""
-        for partition in self._partitions():
-            self._adamw.state[partition]["step"].fill_(updates)
+        set_steps(self._stepping, self._partitions(), updates)
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, full[f"{moment}.{name}"])
@@ -148,7 +197,7 @@ class Engine:
         return ((name, parameter) for name, parameter in self.objective.model.named_parameters() if parameter.requires_grad)
 
     def _partitions(self) -> list[torch.Tensor]:
-        """What this rank's AdamW really steps: the parameters themselves, or its flat fp32 partitions of them."""
+        """What this rank's optimizer really steps: the parameters themselves, or its flat fp32 partitions of them."""
         if self.zero_stage == 0:
             return [parameter for _, parameter in self._trained_parameters()]
         if self.zero_stage == 3:
@@ -156,18 +205,18 @@ class Engine:
         return list(self._optimizer.single_partition_of_fp32_groups)
 
     @property
-    def _adamw(self) -> torch.optim.Optimizer:
+    def _stepping(self) -> torch.optim.Optimizer:
         return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
 
     def _make_optimizer_state(self) -> None:
-        """The zeros with which AdamW starts, made now instead of in its first step.
+        """The zeros with which an optimizer starts, made now instead of in its first step.
 
         A resume needs a place to load into; and DeepSpeed 0.19 links moments to parameters once, after the step of
         the first parameter group, when the other groups have none yet.
         """
         for partition in self._partitions():
-            moments = {moment: torch.zeros_like(partition) for moment in MOMENTS}
-            self._adamw.state[partition] = {"step": torch.tensor(0.0), **moments}
+            self._stepping.state[partition] = {moment: torch.zeros_like(partition) for moment in MOMENTS}
+        set_steps(self._stepping, self._partitions(), 0)
         if self.zero_stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -203,8 +252,8 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": training.zero_stage, **_offload(training.offload)},
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
-        # Not "bf16": that also rounds BatchNorm's running statistics, which fails on a CPU and loses accuracy anywhere.
-        "torch_autocast": {"enabled": training.precision == "bf16", "dtype": "bfloat16"},
+        # Nothing of precision: that is the Objective's. "bf16" also rounds BatchNorm's running statistics, which fails on a CPU and loses
+        # accuracy anywhere; "torch_autocast" scales the losses of fp16 by itself.
         "steps_per_print": None,
     }
 

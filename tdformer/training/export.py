@@ -1,4 +1,4 @@
-"""A trained network, out of its run: a weights folder for others to load."""
+"""A trained network, out of its run: a weights folder for others to load, or what another run starts from."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from pathlib import Path
 import torch
 
 from tdformer.config_io import load_config
-from tdformer.models.pretrained import write_weights
+from tdformer.models import pretrained
+from tdformer.models.pretrained import Weights, check_start, fitting, write_weights
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import check_exactly, check_sound, read_safetensors
 from tdformer.training import checkpoints
 from tdformer.training.checkpoints import Position
 
 
-def export(checkpoint: Path, folder: Path) -> Position:
-    """Write a checkpoint's network, BatchNorm statistics included. Raises UserError if it is damaged, or the folder is in use."""
+def export(checkpoint: Path, folder: Path, *, averaged: bool = False) -> Position:
+    """Write a checkpoint's network, BatchNorm statistics included. Raises UserError if it is damaged, or the folder is in use.
+
+    averaged: the moving averages of its weights and statistics instead.
+    """
     position = checkpoints.check(checkpoint)
     config = load_config(checkpoint / checkpoints.CONFIG)
-    state = read_safetensors(checkpoint / checkpoints.MODEL)
+    state = checkpoints.load_average(checkpoint) if averaged else read_safetensors(checkpoint / checkpoints.MODEL)
     check_sound(state, checkpoint / checkpoints.MODEL)
     with torch.device("meta"):
         check_exactly(TDFormer(config.model), state, f"checkpoint {checkpoint}")
@@ -26,9 +30,24 @@ def export(checkpoint: Path, folder: Path) -> Position:
     origin = {
         "run": config.name,
         "step": position.step,
+        "averaged": averaged,
         "metrics": position.metrics,
         "classes": position.classes,
         "input": {"image_size": data.image_size, "crop_pct": data.crop_pct, "mean": data.mean, "std": data.std},
     }
     write_weights(folder, state, config.model, origin)
     return position
+
+
+def initial_state(model: TDFormer, init: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What a run's `init` gives a network, and the names that start fresh. Raises UserError if it does not fit, or is damaged.
+
+    A weights folder, or a checkpoint as checkpoints.find understands it, whose weights (not their averages) are taken.
+    """
+    is_weights = (init / pretrained.CONFIG).exists()
+    if is_weights or not ((init / "checkpoints").is_dir() or (init / checkpoints.MANIFEST).exists() or init.name == "checkpoints"):
+        return check_start(model, init)
+    checkpoint = checkpoints.find(init)
+    checkpoints.check(checkpoint)
+    config, state = load_config(checkpoint / checkpoints.CONFIG).model, read_safetensors(checkpoint / checkpoints.MODEL)
+    return fitting(model, Weights(config, {}, state), checkpoint)

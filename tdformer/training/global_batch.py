@@ -57,9 +57,14 @@ class GlobalBatch:
     def add_loss(self, loss: torch.Tensor) -> None:
         self._sums[-1] += loss.detach()
 
-    def reduce(self, micro_batches: int) -> None:
-        """Turn the sums into means over all ranks' micro-batches, of which there are so many. One collective."""
+    def reduce(self, micro_batches: int, loss_scale: float = 1.0) -> None:
+        """Turn the sums into means over all ranks' micro-batches, of which there are so many. One collective.
+
+        `loss_scale`: what the losses were multiplied with before the backward pass; a power of two, so that no bit is lost.
+        """
         self.ranks.sum(self._sums).div_(micro_batches)
+        if loss_scale != 1:
+            self._of_gradients.div_(loss_scale)
 
     @property
     def loss(self) -> float:

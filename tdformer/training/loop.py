@@ -22,11 +22,13 @@ from tdformer.training import anomalies, checkpoints
 from tdformer.training.bad_samples import BadSamples
 from tdformer.training.checkpoints import Position, TrainState, place_of
 from tdformer.training.global_batch import is_finite
+from tdformer.training.loss_scale import LossScale
 from tdformer.training.optim import learning_rate_at
 from tdformer.training.preemption import StopFlag, stopping
 from tdformer.training.report import Report, Throughput, reporting
 from tdformer.training.saving import Saver
 from tdformer.training.start import load, newest_whole, start_or_resume
+from tdformer.training.telemetry import make_telemetry
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ class Trainer:
         self.batches = train_batches(config.data, self.train_set, self.order, self.position.step, self.total_steps)
         self.loss_spikes = anomalies.LossSpikes()
         self.throughput = Throughput()
+        self.telemetry = make_telemetry(config, run_dir, ranks)
 
     def close(self) -> None:
         self.batches.close()
         self.saver.close()
+        self.telemetry.close()
 
     def announce(self, report: Report) -> None:
         training, order = self.config.training, self.order
@@ -128,30 +132,37 @@ class Trainer:
 
     def step(self, report: Report) -> None:
         """One optimizer step: this rank's micro-batches of the next global batch."""
-        rate = self.learning_rate()
-        with self.throughput.training(self.config.training.global_batch):
+        rate, scale = self.learning_rate(), self.position.loss_scale.factor if self.position.loss_scale else 1.0
+        images = self.config.training.global_batch
+        with self.telemetry.step(self.position.step + 1, self.engine.objective), self.throughput.training(images):
             with self.throughput.waiting():
                 batches = self.ranks.together(lambda: list(itertools.islice(self.batches, self.order.accumulation)))
-            losses = [self._micro_step(number, batch) for number, batch in enumerate(batches)]
-            loss, norm = self.engine.reduce()
+            losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
+            self.telemetry.enter("communication")
+            loss, norm = self.engine.reduce(scale)
+            self.telemetry.enter("optimizer")
             if is_finite(loss, norm):
                 self.engine.apply(rate, norm)
         self.bad_samples.note(batches)
         if is_finite(loss, norm):
-            self.position = replace(self.position, step=self.position.step + 1, updates=self.position.updates + 1)
+            grown = self.position.loss_scale and self.position.loss_scale.after_step()
+            self.position = replace(self.position, step=self.position.step + 1, updates=self.position.updates + 1, loss_scale=grown)
             self._tell(report, loss, norm, rate)
+        elif self.position.loss_scale and self.position.loss_scale.can_fall:
+            self._lower_loss_scale(report, self.position.loss_scale)
         else:
             self._go_past(report, batches, losses)
 
-    def _micro_step(self, number: int, batch: Batch) -> torch.Tensor:
+    def _micro_step(self, number: int, batch: Batch, loss_scale: float) -> torch.Tensor:
         """Random draws of a micro-batch (drop path) depend on (seed, step, its number in the global batch), not on its rank."""
+        self.telemetry.enter("forward")
         key = [self.config.seed, self.position.step, number * self.ranks.world + self.ranks.rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         batch = batch.to(self.ranks.device)
         images_BCHW, labels = batch.images_BCHW, batch.labels_B
         if self.mix:
             images_BCHW, labels = self.mix(images_BCHW, labels, *key)
-        return self.engine.micro_step(images_BCHW, labels)
+        return self.engine.micro_step(images_BCHW, labels, loss_scale)
 
     def _tell(self, report: Report, loss: float, norm: float, rate: float) -> None:
         step, metrics = self.position.step, None
@@ -160,11 +171,24 @@ class Trainer:
         if step % self.config.training.log_every == 0:
             self._count_bad_samples(report)
             metrics = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm, **self.throughput.take()}
+            metrics |= self.telemetry.take(metrics["train/images_per_s"])
+            if self.position.loss_scale:
+                metrics["train/loss_scale"] = self.position.loss_scale.factor
             if self.config.data.on_bad_sample == "skip":
                 metrics["train/bad_samples"] = float(self.bad_samples.total)
             if self.config.training.on_non_finite != "raise":
                 metrics["train/non_finite"] = float(self.position.non_finite)
         report.step(step, self.epoch, metrics)
+
+    def _lower_loss_scale(self, report: Report, scale: LossScale) -> None:
+        """Pass over a global batch whose gradients are too large for fp16 at this scale."""
+        self.engine.discard()
+        lower = scale.after_overflow()
+        self.position = replace(self.position, step=self.position.step + 1, loss_scale=lower)
+        report.say(
+            f"fp16: a gradient overflowed at step {self.position.step}, which is passed over; the loss scale is now {lower.factor:g}"
+        )
+        report.step(self.position.step, self.epoch, None)
 
     def _go_past(self, report: Report, batches: list[Batch], losses: list[torch.Tensor]) -> None:
         """Leave out a global batch whose loss or gradient is not finite. Raises NonFiniteError on all ranks where that is not allowed."""
@@ -206,16 +230,18 @@ class Trainer:
         """Evaluate the epoch just finished; if told to stop meanwhile, leave it to the resume."""
         try:
             result = self._evaluate()
+            averaged = self._evaluate_average() if self.engine.has_average else None
         except Stopped:
             return
-        is_best = result.top1 > self.position.best_top1
+        top1 = (averaged or result).top1
+        is_best = top1 > self.position.best_top1
         self.position = replace(
             self.position,
             evaluated_epochs=self.position.evaluated_epochs + 1,
-            best_top1=max(result.top1, self.position.best_top1),
-            metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss},
+            best_top1=max(top1, self.position.best_top1),
+            metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss} | ({"top1_ema": averaged.top1} if averaged else {}),
         )
-        report.evaluation(self.position.step, self.position.evaluated_epochs, result)
+        report.evaluation(self.position.step, self.position.evaluated_epochs, result, averaged)
         self._save(report, is_best=is_best, at_end=self.is_done())
 
     def _evaluate(self) -> Evaluation:
@@ -226,6 +252,10 @@ class Trainer:
             return evaluate(self.engine.logits, batches, self.ranks, should_stop=lambda: bool(self.stop))
         finally:
             model.train()
+
+    def _evaluate_average(self) -> Evaluation:
+        with self.engine.averaged():
+            return self._evaluate()
 
     def saves_and_is_told_to_stop(self, report: Report) -> bool:
         """At the border of two steps, where all ranks agree."""
@@ -248,8 +278,9 @@ class Trainer:
                 self.saver.finish(raising=True)
 
     def _state(self) -> TrainState:
-        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in self.engine.objective.model.named_buffers()}
-        return TrainState(self.position, self.engine.parameters() | buffers, self.engine.optimizer_state())
+        engine = self.engine
+        average = engine.average_state() if engine.has_average else None
+        return TrainState(self.position, engine.model_state(), engine.optimizer_state(), average)
 
     def outcome(self, stopped: bool) -> Outcome:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.objective.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ class MetricsFile:
         self.path = path
 
     def append(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "epoch": epoch, **metrics}) + "\n")
+        """Raises OSError, and leaves the file as it was, if the disk does not take the line."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "epoch": epoch, **metrics}) + "\n")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # what is read back ends at the first half line
+            raise
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.exists():

@@ -1,26 +1,78 @@
-"""Parameter groups and the learning rate."""
+"""Optimizers, parameter groups and the learning rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from timm.optim import Lamb
 
-from tdformer.config import OptimizerConfig
+from tdformer.config import BackboneConfig, OptimizerConfig
+from tdformer.models.tdformer import TDFormer
 
-
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Weights of two or more dimensions are decayed; biases, BatchNorm and other vectors are not. Frozen weights are left out."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
-    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW and LAMB keep of each parameter, besides a count of their steps."""
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, config), lr=0.0, betas=config.betas, eps=config.eps)
+def layer_of(name: str, backbone: BackboneConfig) -> int:
+    """The layer of a parameter of a TDFormer, counted from 0 at the image.
+
+    A stage before the last one is a layer together with its patch embedding; in the last stage the patch embedding and each block
+    are layers of their own; the head comes last. Top-down modules stand with the head: they start fresh, whatever the depth at which
+    they act. (Our choice: the decay is that of BEiT and MAE, whose networks have no stages.)
+    """
+    last_stage = len(backbone.depths)
+    head = last_stage + backbone.depths[-1]
+    part, _, rest = name.removeprefix("backbone.").partition(".")
+    if name.startswith("processing.") or ".control." in name or part == "head":
+        return head
+    if part in ("patch_embed", "block"):  # of networks of one stage
+        part += "1" if part == "patch_embed" else ""
+    stage = last_stage if part == "block" else int(part.removeprefix("patch_embed").removeprefix("stage"))
+    is_last_block = stage == last_stage and not part.startswith("patch_embed")
+    return stage + int(rest.partition(".")[0]) if is_last_block else stage - 1
+
+
+def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """One group for each layer (all in one without layer decay) and kind. `lr_scale`: its part of the learning rate.
+
+    Weights of two or more dimensions are decayed; biases, BatchNorm and other vectors are not (public code). Frozen weights are left
+    out.
+    """
+    head = layer_of("backbone.head", model.config.backbone)
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = layer_of(name, model.config.backbone) if config.layer_decay else head
+            groups.setdefault((layer, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "lr_scale": (config.layer_decay or 1.0) ** (head - layer),
+        }
+        for (layer, is_matrix), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+    ]
+
+
+def make_optimizer(model: TDFormer, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """torch's AdamW, or timm's LAMB without the clipping that it brings: gradients are clipped already."""
+    groups = parameter_groups(model, config)
+    if config.name == "lamb":
+        return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+
+
+def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], steps: int) -> None:
+    """Tell an optimizer how many steps it has taken. AdamW counts them for each parameter, LAMB for each group."""
+    if isinstance(optimizer, Lamb):
+        for group in optimizer.param_groups:
+            group["step"] = torch.tensor(float(steps))
+    else:
+        for parameter in parameters:
+            optimizer.state[parameter]["step"] = torch.tensor(float(steps))
 
 
 def learning_rate_at(step: int, *, peak: float, floor: float, warmup_steps: float, total_steps: int) -> float:

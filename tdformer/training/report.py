@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tdformer.config import RunConfig
 from tdformer.evaluation import Evaluation
@@ -18,6 +18,7 @@ from tdformer.tracking import KILLED, Tracker
 from tdformer.training.checkpoints import Position
 from tdformer.training.metrics import MetricsFile, draw_learning_curve
 from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
+from tdformer.training.time_left import TimeLeft
 from tdformer.watchdog.progress import TRAINING
 
 
@@ -27,8 +28,8 @@ class Report:
     def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
         """After each optimizer step; metrics at every log_every-th."""
 
-    def evaluation(self, step: int, epoch: int, result: Evaluation) -> None:
-        """After an evaluation."""
+    def evaluation(self, step: int, epoch: int, result: Evaluation, averaged: Evaluation | None) -> None:
+        """After an evaluation, and one of the averaged weights if there are any."""
 
     def say(self, text: str) -> None:
         """One line."""
@@ -44,24 +45,31 @@ class FirstRankReport(Report):
         self.metrics_file.cut_after(position.step, position.evaluated_epochs)
         self.title = run_dir.name
         self.total_steps = total_steps
-        self.task = progress.add_task("", total=total_steps, completed=position.step)
+        self._warned = False
+        self.time_left = TimeLeft(total_steps)
+        self.task = progress.add_task("", total=total_steps, completed=position.step, left="")
         tracker.log_file(run_dir / CONFIG_FILE)
 
     def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
-        self.progress.update(self.task, completed=step)
+        left = self.time_left.after(step)
+        self.progress.update(self.task, completed=step, left=left)
         if metrics is not None:
             self._record(step, epoch, metrics)
             text = f"loss {metrics['train/loss']:.4f}  {metrics['train/images_per_s']:.0f} img/s"
             self.progress.update(self.task, description=f"epoch {epoch:.1f}  {text}")
             if not self.progress.live.is_started:
-                self.say(f"step {step}/{self.total_steps}  epoch {epoch:.2f}  {text}  lr {metrics['train/lr']:.2e}")
+                line = f"step {step}/{self.total_steps}  epoch {epoch:.2f}  {text}  lr {metrics['train/lr']:.2e}  {left}"
+                self.say(line.rstrip())
 
-    def evaluation(self, step: int, epoch: int, result: Evaluation) -> None:
+    def evaluation(self, step: int, epoch: int, result: Evaluation, averaged: Evaluation | None) -> None:
         segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
-        self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments})
-        draw_learning_curve(self.metrics_file.rows(), self.run_dir / CURVE_FILE, self.title)
+        ema = {"val/top1_ema": averaged.top1, "val/loss_ema": averaged.loss} if averaged else {}
+        self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
+        with self._as_the_disk_allows(CURVE_FILE):
+            draw_learning_curve(self.metrics_file.rows(), self.run_dir / CURVE_FILE, self.title)
         self.tracker.log_file(self.run_dir / CURVE_FILE)
-        self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %  loss {result.loss:.4f}  ({result.samples} images)")
+        of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
+        self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, soft_wrap=True)
@@ -70,8 +78,19 @@ class FirstRankReport(Report):
         self.tracker.end(KILLED)
 
     def _record(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        self.metrics_file.append(step, epoch, metrics)
+        with self._as_the_disk_allows(METRICS_FILE):
+            self.metrics_file.append(step, epoch, metrics)
         self.tracker.log(step, metrics)
+
+    @contextmanager
+    def _as_the_disk_allows(self, name: str) -> Iterator[None]:
+        """That something cannot be written is told once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self.say(f"warning: {self.run_dir / name} cannot be written ({error.strerror or error}); training goes on.")
+            self._warned = True
 
 
 @contextmanager
@@ -84,7 +103,7 @@ def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps:
         return
     with ExitStack() as stack:
         stack.enter_context(tracker)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps  {task.fields[left]}"))
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)

@@ -33,6 +33,7 @@ CHANGEABLE = (
     "training.max_non_finite",
     "training.log_every",
     "training.recompute",
+    "profiling",
     "output",
 )
 """Keys that may differ on a resume: they do not change what is computed."""
@@ -112,5 +113,7 @@ def how_to_go_on(path: Path, world: int) -> str:
 
 
 def _has_content(path: Path) -> bool:
-    """Besides the lock of a run that begins at the same moment."""
-    return path.is_dir() and any(not entry.name.startswith((LOCK_NAME, CLOCK_NAME)) for entry in path.iterdir())
+    """Besides the lock of a run that begins at the same moment, and a configuration that one was killed while it wrote."""
+    return path.is_dir() and any(
+        not entry.name.startswith((LOCK_NAME, CLOCK_NAME)) and not entry.match(f".*-{CONFIG_FILE}") for entry in path.iterdir()
+    )

@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data_pipelines.dataset import DataSet
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.models.pretrained import start_from
 from tdformer.ranks import Ranks
 from tdformer.training import checkpoints
 from tdformer.training.checkpoints import Position
 from tdformer.training.engine import Engine
+from tdformer.training.export import initial_state
+from tdformer.training.loss_scale import LossScale
 from tdformer.training.objective import Objective
 
 
@@ -23,7 +25,7 @@ def start_or_resume(config: RunConfig, run_dir: Path, train_set: DataSet, ranks:
     if not ranks.from_first(checkpoints.has_any(run_dir)):
         engine, notes = _start(config, ranks)
         position = Position(world=ranks.world, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
-        return engine, position, notes
+        return engine, replace(position, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes
     checkpoint, position, passed_over = newest_whole(run_dir, ranks)
     _check_data(config, position, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
@@ -41,20 +43,29 @@ def load(config: RunConfig, checkpoint: Path, position: Position, ranks: Ranks) 
     ranks.together(lambda: checkpoints.load_model(checkpoint, objective.model))
     engine = Engine(objective, config, ranks)
     engine.load_optimizer_state(ranks.together(lambda: checkpoints.load_optimizer(checkpoint)), position.updates)
+    if engine.has_average:
+        engine.load_average(ranks.together(lambda: checkpoints.load_average(checkpoint)))
     return engine
 
 
 def _start(config: RunConfig, ranks: Ranks) -> tuple[Engine, list[str]]:
     objective, notes = _objective(config, ranks), []
     if config.init is not None:
-        fresh = ranks.together(lambda: start_from(objective.model, config.init))  # type: ignore[arg-type]  # not None
+        state, fresh = ranks.together(lambda: initial_state(objective.model, config.init))  # type: ignore[arg-type]  # not None
+        objective.model.load_state_dict(state, strict=False)
         notes.append(f"started from the weights in {config.init}; {len(fresh)} tensors start fresh")
     return Engine(objective, config, ranks), notes
 
 
 def _objective(config: RunConfig, ranks: Ranks) -> Objective:
     torch.manual_seed(config.seed)
-    return Objective(config.model, config.training.label_smoothing, config.training.recompute).to(ranks.device)
+    training = config.training
+    objective = Objective(config.model, training.label_smoothing, training.recompute, training.precision).to(ranks.device)
+    if not training.sync_batch_norm or ranks.world == 1:
+        return objective
+    if ranks.device.type != "cuda":
+        raise UserError("training.sync_batch_norm needs a CUDA device for each of several ranks; on a CPU set it to false.")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
 
 
 def _check_data(config: RunConfig, position: Position, train_set: DataSet) -> None:

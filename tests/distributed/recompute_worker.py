@@ -45,7 +45,7 @@ def trained(backbone: str, policy: RecomputePolicy, stage: int, ranks: Ranks) ->
         if micro_batch % 2:
             _, gradient_norm = engine.reduce()
             engine.apply(0.01, gradient_norm)
-    return {"losses": torch.stack(losses), **engine.parameters(), **engine.optimizer_state(), **dict(objective.named_buffers())}
+    return {"losses": torch.stack(losses), **engine.model_state(), **engine.optimizer_state()}
 
 
 def main() -> None:

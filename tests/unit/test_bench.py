@@ -35,7 +35,7 @@ def test_memory_rows_are_the_policies_and_the_peer() -> None:
 
 def test_saved_bytes_are_counted_once_for_each_storage() -> None:
     """A network whose kept tensors are known: y = x * w keeps x and w (a parameter, not counted); its views and itself again nothing."""
-    from tdformer.bench.memory import _saved_and_flops
+    from tdformer.bench.memory import saved_and_flops
 
     class Known(torch.nn.Module):
         def __init__(self) -> None:
@@ -45,7 +45,7 @@ def test_saved_bytes_are_counted_once_for_each_storage() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * self.w + x.flatten()[0] * self.w + (x @ torch.ones(8, 8)) * self.w
 
-    saved, flops = _saved_and_flops(Known(), torch.ones(2, 8))
+    saved, flops = saved_and_flops(Known(), torch.ones(2, 8))
     assert saved == (2 * 8 + 2 * 8) * 4
     assert flops == 2 * 2 * 8 * 8
 

@@ -74,6 +74,21 @@ def test_gradients_are_the_means_and_none_is_left_behind(ranks: Ranks) -> None:
         assert not parameter.grad.any()
 
 
+def test_a_loss_scale_leaves_no_trace(ranks: Ranks) -> None:
+    model, reference = small_model(), small_model()
+    x = torch.randn(4, 5)
+    plain = micro_batches(reference, [x], ranks)
+    scaled = GlobalBatch(list(model.parameters()), list(model.buffers()), ranks)
+    with scaled.micro_batch():
+        loss = model(x).square().mean()
+        (loss * 2.0**16).backward()
+    scaled.add_loss(loss)
+    plain.reduce(1)
+    scaled.reduce(1, loss_scale=2.0**16)
+    assert (scaled.loss, scaled.gradient_norm()) == (plain.loss, plain.gradient_norm())
+    assert all(torch.equal(one, other) for one, other in zip(scaled.gradients, plain.gradients, strict=True))
+
+
 def test_statistics_are_the_mean_of_what_each_micro_batch_alone_makes_of_them(ranks: Ranks) -> None:
     inputs = [torch.randn(4, 5) * scale for scale in (1.0, 3.0)]
     model = small_model()

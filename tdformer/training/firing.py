@@ -1,0 +1,53 @@
+"""How often neurons fire, watched from outside the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdformer.models.neurons import LIF, ParametricLIF
+
+
+class FiringRates:
+    """Mean spikes per neuron and time step in one forward pass, by the part of the network that the neurons stand in.
+
+    Between `watch` and `leave` hooks count spikes. They read detached tensors and draw nothing, so that no bit of the pass
+    changes. Call `leave` before the backward pass: recompute would run, and count, the neurons again.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._spikes: dict[str, torch.Tensor] = {}
+        self._outputs: dict[str, int] = {}
+
+    def watch(self, model: nn.Module) -> None:
+        self._spikes, self._outputs = {}, {}
+        for name, module in model.named_modules():
+            if isinstance(module, LIF | ParametricLIF):
+                self._hooks.append(module.register_forward_hook(self._counting(_stage(name))))
+
+    def leave(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def take(self) -> dict[str, float]:
+        """Of the pass last watched; empty if there was none."""
+        rates = {f"firing_rate/{stage}": float(count) / self._outputs[stage] for stage, count in self._spikes.items()}
+        self._spikes = {}
+        return rates
+
+    def _counting(self, stage: str) -> Any:
+        def count(module: nn.Module, inputs: object, spikes_TB: torch.Tensor) -> None:
+            counted = spikes_TB.detach().sum(dtype=torch.float32)  # count_nonzero takes five times as long on a CPU
+            self._spikes[stage] = self._spikes[stage] + counted if stage in self._spikes else counted
+            self._outputs[stage] = self._outputs.get(stage, 0) + spikes_TB.numel()
+
+        return count
+
+
+def _stage(name: str) -> str:
+    """backbone.stage1.0.mlp.fc1_lif -> stage1; processing.lif -> processing."""
+    return name.removeprefix("backbone.").partition(".")[0]

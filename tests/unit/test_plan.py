@@ -1,0 +1,123 @@
+"""`tdformer plan` against what is measured and what is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from data_pipelines.errors import UserError
+from tdformer.bench.memory import saved_and_flops
+from tdformer.bench.on_paper import activations_on_paper, flops_on_paper
+from tdformer.config import RecomputePolicy, RunConfig
+from tdformer.models.tdformer import TDFormer
+from tdformer.plan import plan
+from tdformer.training.objective import Objective
+from tests.conftest import tdformer, write_config
+from tests.unit.networks import small
+
+POLICIES = get_args(RecomputePolicy)
+
+
+def run_of(**training: Any) -> RunConfig:
+    training = {"micro_batch": 8, "global_batch": 96, "precision": "fp32", **training}
+    data = {"train": "none", "val": "none", "image_size": 64, "train_samples": 960}
+    return RunConfig(name="paper", data=data, model=small(), training=training)
+
+
+def objective_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> Objective:
+    model = Objective(config.model, 0.1, policy, config.training.precision).to(device)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return model
+
+
+def measured_peak(config: RunConfig, policy: RecomputePolicy) -> int:
+    """What a CPU's allocator gives out at most during forward and backward pass."""
+    model = objective_of(config, policy)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(torch.zeros(8, 3, 64, 64), torch.zeros(8, dtype=torch.int64)).backward()
+    kineto: Any = profiler.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_activations_on_paper_are_those_measured(policy: RecomputePolicy) -> None:
+    config = run_of()
+    paper = activations_on_paper(config, policy, fused_lif=False)
+    assert paper.peak == pytest.approx(measured_peak(config, policy), rel=0.15)
+    saved, flops = saved_and_flops(TDFormer(config.model, policy), torch.zeros(8, 3, 64, 64))
+    assert paper.kept == pytest.approx(saved, rel=0.02)
+    assert flops_on_paper(config, policy) == pytest.approx(flops / 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_activations_on_paper_are_those_of_a_gpu(policy: RecomputePolicy, precision: str) -> None:
+    config = run_of(precision=precision, micro_batch=32)
+    model = objective_of(config, policy, "cuda")
+    images, labels = torch.zeros(32, 3, 64, 64, device="cuda"), torch.zeros(32, dtype=torch.int64, device="cuda")
+    model(images, labels).backward()  # workspaces are kept from here on
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model(images, labels).backward()
+    measured = torch.cuda.max_memory_allocated() - before + images.nbytes
+    assert activations_on_paper(config, policy).peak == pytest.approx(measured, rel=0.15)
+
+
+def test_16_bits_take_less() -> None:
+    fp32, bf16 = (activations_on_paper(run_of(precision=precision), "block_segment") for precision in ("fp32", "bf16"))
+    assert bf16.peak < fp32.peak
+
+
+def test_state_is_sharded_by_stage() -> None:
+    parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
+    memory = {stage: plan(run_of(zero_stage=stage), gpus=4).memory_bytes for stage in range(4)}
+    assert [memory[stage]["parameters"] for stage in range(4)] == [4 * parameters] * 3 + [parameters]
+    assert [memory[stage]["optimizer"] for stage in range(4)] == [8 * parameters] + [3 * parameters] * 3
+    assert all(memory[stage]["global_batch_sums"] > 8 * parameters for stage in range(4))
+
+
+def test_communication_is_once_per_step_below_stage_3() -> None:
+    one, few = (plan(run_of(zero_stage=1), gpus).communication_bytes for gpus in (1, 4))
+    assert set(one.values()) == {0}
+    parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
+    assert few["parameters_all_gather"] == 3 * parameters
+    stage3 = plan(run_of(zero_stage=3), gpus=4)
+    assert stage3.accumulation == 3
+    assert stage3.communication_bytes["parameters_all_gather"] == 2 * 3 * 3 * parameters
+
+
+def test_speed_is_the_measured_one_less_communication() -> None:
+    alone = plan(run_of(), 1, images_per_s=100).speed
+    assert alone is not None
+    assert alone.images_per_s == pytest.approx(100)
+    assert alone.days == pytest.approx(200 * 960 / 100 / 86_400)
+    four = plan(run_of(), 4, images_per_s=100, gbit_per_s=10).speed
+    assert four is not None
+    assert 300 < four.images_per_s < 400
+
+
+def test_global_batch_that_does_not_divide_is_told_with_what_fits() -> None:
+    assert plan(run_of(), 1).fitting_gpus == [1, 2, 3, 4, 6, 12]
+    with pytest.raises(UserError, match="it fits 1, 2, 3, 4, 6, 12 ranks"):
+        plan(run_of(), 5)
+
+
+@pytest.mark.slow
+def test_command_prints_both_ways(run_config: dict, tmp_path: Path) -> None:
+    config = write_config(run_config, tmp_path)
+    result = tdformer("plan", config, "--gpus", 2, "--images-per-s", 50, "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["total_memory_bytes"] == sum(told["memory_bytes"].values())
+    table = tdformer("plan", config, "--gpus", 2).stdout
+    assert "memory per GPU" in table
+    assert "8 = 2 x 2 GPUs x 2 accumulation" in table
