@@ -2,6 +2,7 @@
 #   make demo        data, training in two processes, evaluation
 #   make test        the whole suite, system packages included
 #   make test-fast   the developer's loop
+#   make test-faults runs that are killed, sixty times, and the tests of all other faults
 #   make lint        ruff, mypy, import direction
 
 BIN := .venv/bin
@@ -9,7 +10,11 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-fast lint clean
+# Of make test-faults: how many runs are killed, and which.
+TRIALS ?= 60
+SEED ?= 0
+
+.PHONY: demo test test-fast test-faults lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -22,6 +27,10 @@ test: .venv/.installed-ffcv
 
 test-fast: .venv/.installed-dev
 	$(BIN)/pytest -m "not slow and not slurm and not gpu"
+
+test-faults: .venv/.installed-dev
+	$(BIN)/python -m tests.faults.trials --trials $(TRIALS) --seed $(SEED)
+	$(BIN)/pytest tests/faults
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

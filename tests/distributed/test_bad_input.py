@@ -113,7 +113,7 @@ def test_global_batch_that_does_not_divide_over_the_processes(run_config: dict, 
 def test_a_loss_that_is_not_finite_is_never_saved(run_config: dict, tmp_path: Path) -> None:
     run_config["training"] |= {"log_every": 1000, "clip_grad": None}
     run_config["optimizer"] |= {"base_lr": 1e37, "warmup_epochs": 0}
-    assert_one_sentence(train(run_config, tmp_path), "the loss is no longer finite", "optimizer.base_lr")
+    assert_one_sentence(train(run_config, tmp_path), "the loss or a gradient is not finite at step 2", "optimizer.base_lr")
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved in ([], ["step-00000001"])  # the loss of the first step is from before the first update
 
@@ -155,21 +155,11 @@ def test_half_a_data_set(run_config: dict, tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> None:
-    """Incomplete, damaged, of another model, of another configuration: nothing of them is overwritten."""
+    """Of another configuration, of another model: nothing of them is overwritten. (Damaged ones: tests/faults/test_damage.py.)"""
     run_config["training"]["epochs"] = 1
     run = tmp_path / "run"
     assert train(run_config, tmp_path).returncode == 0
-    latest = run / "checkpoints" / "step-00000003"
-
-    optimizer = latest / "optimizer.safetensors"
-    before, whole = fingerprint(run), optimizer.read_bytes()
-    optimizer.write_bytes(whole[:-8])
-    result = tdformer("train", run, "--processes", 2)
-    assert_one_sentence(result, "step-00000003 is damaged: optimizer.safetensors", "go on from step-00000002")
-    optimizer.unlink()
-    result = tdformer("train", run, "--processes", 2)
-    assert_one_sentence(result, "step-00000003 is incomplete: optimizer.safetensors is missing")
-    optimizer.write_bytes(whole)
+    before = fingerprint(run)
 
     result = train(run_config, tmp_path, "model.time_steps=2")
     assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 4 -> 2")

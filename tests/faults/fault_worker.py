@@ -1,0 +1,62 @@
+"""`tdformer` in one process of a run, with a fault on one rank when it takes its second global batch.
+
+    RANK=… WORLD_SIZE=… FAULT_RANK=1 FAULT=sleep python -m tests.faults.fault_worker train CONFIG --run-dir RUN
+
+sleep: its main thread waits for ever. hold: so too, and no other thread of the process runs. raise: a fault of the program.
+leave: the process ends without a word. kill, stop: it sends itself that signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Generator
+from typing import Any
+
+from data_pipelines.batch import Batch
+from launch import cli
+from tdformer.training import loop
+from tdformer.watchdog import watchdog
+
+really_load = loop.train_batches
+
+
+def hang_here() -> None:
+    time.sleep(1000)
+
+
+def fail() -> None:
+    raise ZeroDivisionError("a fault of the program")
+
+
+FAULTS = {
+    "sleep": hang_here,
+    "hold": lambda: ctypes.PyDLL(None).sleep(1000),
+    "raise": fail,
+    "leave": lambda: os._exit(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    batches = really_load(config, data, order, first_step, last_step)
+    try:
+        for count, batch in enumerate(batches):
+            if count == order.accumulation and order.rank == int(os.environ["FAULT_RANK"]):
+                FAULTS[os.environ["FAULT"]]()
+            yield batch
+    finally:
+        batches.close()
+
+
+def main() -> None:
+    loop.train_batches = train_batches
+    watchdog.BEAT_SECONDS = 0.2
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

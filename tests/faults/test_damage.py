@@ -1,0 +1,84 @@
+"""Truncated files and flipped bits in a checkpoint are named; the newest whole one is used; without one nothing is begun or overwritten."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tdformer.training import checkpoints
+from tests.distributed.starter import tdformer
+from tests.distributed.test_bad_input import assert_one_sentence, fingerprint
+from tests.faults.small_run import SmallRun, bits, curve
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json")
+
+
+def truncate(path: Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def flip_a_bit(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_anywhere_is_found(small: SmallRun, tmp_path: Path, name: str, damage) -> None:  # type: ignore[no-untyped-def]
+    """At forty random places of each file. What is not found in a manifest must mean the same as before."""
+    run = small.copy_cut_after(5, tmp_path / "copy")
+    path, draw = run / "checkpoints" / "step-00000005" / name, random.Random(f"{name} {damage.__name__}")
+    whole, position = path.read_bytes(), checkpoints.check(path.parent)
+    for _ in range(40):
+        damage(path, draw)
+        found, at, told = checkpoints.newest_whole(run)
+        if name == "manifest.json" and found == path.parent:
+            assert (at, told) == (position, [])
+        else:
+            assert found.name == "step-00000004"
+            assert len(told) == 1
+            assert str(path.parent) in told[0]
+        path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(small: SmallRun, tmp_path: Path) -> None:
+    """The three newest are damaged, each otherwise."""
+    run, draw = small.copy_cut_after(6, tmp_path / "copy"), random.Random(0)
+    flip_a_bit(run / "checkpoints" / "step-00000006" / "optimizer.safetensors", draw)
+    truncate(run / "checkpoints" / "step-00000005" / "model.safetensors", draw)
+    (run / "checkpoints" / "step-00000004" / "manifest.json").unlink()
+    result = tdformer("train", run, "training.zero_stage=3", "--processes", 3)
+    assert result.returncode == 0, result.stderr
+    output = result.stdout
+    assert "step-00000006 is damaged: optimizer.safetensors does not match its SHA-256" in output
+    assert "step-00000005 is damaged: model.safetensors has" in output
+    assert "step-00000004 is incomplete: it has no manifest.json" in output
+    assert output.count("Going on from step-00000003.") == 3
+    assert bits(run) == bits(small.reference)
+    assert curve(run) == curve(small.reference)
+    checkpoints.check(run / "checkpoints" / (run / "checkpoints" / "best").read_text().strip())
+
+
+@pytest.mark.slow
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(small: SmallRun, tmp_path: Path) -> None:
+    run, draw = small.copy_cut_after(2, tmp_path / "copy"), random.Random(0)
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        flip_a_bit(checkpoint / "model.safetensors", draw)
+    before = fingerprint(run)
+    result = tdformer("train", run, "--processes", 2)
+    assert_one_sentence(result, "no checkpoint of", "is whole", "restore one from a copy, or start a new run")
+    assert fingerprint(run) == before
+
+
+@pytest.mark.slow
+def test_best_is_restored_after_a_crash_before_its_pointer(small: SmallRun, tmp_path: Path) -> None:
+    best = (small.reference / "checkpoints" / "best").read_text()
+    run = small.copy_cut_after(int(best.removeprefix("step-")), tmp_path / "copy")
+    (run / "checkpoints" / "best").unlink()
+    checkpoints.newest_whole(run)
+    assert (run / "checkpoints" / "best").read_text() == best

@@ -1,0 +1,72 @@
+"""A disk that is full while a checkpoint or the metrics are written: said in one sentence; what was there stays whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tdformer.training import checkpoints
+from tests.distributed.starter import tdformer
+from tests.faults.several import train
+from tests.faults.small_run import SmallRun, bits, curve
+
+pytestmark = pytest.mark.slow
+
+MAIN = "tests.faults.disk_worker"
+
+
+def size_of_model(small: SmallRun) -> int:
+    return (small.reference / "checkpoints" / "step-00000001" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("place", ["half of the model", "half of the optimizer"])
+def test_go_on(small: SmallRun, tmp_path: Path, place: str) -> None:
+    """The checkpoints of steps 2, 3 and 6 are not taken; that of step 4 is."""
+    model = size_of_model(small)
+    size = {"half of the model": model // 2, "half of the optimizer": model + 1000}[place]
+    config = small.config(tmp_path)
+    config["checkpoint"]["background"] = False  # or MLflow would meet the full disk, too
+    ended = train(MAIN, 2, config, tmp_path, {"FULL_AT": "2,3,6", "FULL_BYTES": str(size)})
+    ended.assert_finished()
+    warnings = [line for line in ended.output.splitlines() if line.startswith("warning:")]
+    assert [line for line in warnings if "cannot be written" in line and "earlier ones are whole" in line] == warnings
+    assert len(warnings) == 3
+    whole = sorted(path.name for path in (ended.run / "checkpoints").glob("step-*"))
+    assert whole == [f"step-{step:08d}" for step in (1, 4, 5, 7, 8)]
+    for name in whole:
+        checkpoints.check(ended.run / "checkpoints" / name)
+    assert not list((ended.run / "checkpoints").glob(".partial-*"))
+    assert bits(ended.run) == bits(small.reference)
+    assert curve(ended.run) == curve(small.reference)
+
+
+def test_stop(small: SmallRun, tmp_path: Path) -> None:
+    config = small.config(tmp_path)
+    config["checkpoint"]["on_failure"] = "stop"
+    ended = train(MAIN, 3, config, tmp_path, {"FULL_AT": "2", "FULL_BYTES": "1000"})
+    ended.assert_refused("step-00000002 cannot be written", "earlier ones are whole")
+    assert checkpoints.newest_whole(ended.run)[0].name == "step-00000001"
+    result = tdformer("train", ended.run, "--processes", 2)
+    assert result.returncode == 0, result.stderr
+    assert bits(ended.run) == bits(small.reference)
+
+
+def test_at_the_end_it_is_an_error(small: SmallRun, tmp_path: Path) -> None:
+    """Or a finished run would end without what it was for. The last checkpoint without its evaluation is there."""
+    ended = train(MAIN, 2, small.config(tmp_path), tmp_path, {"FULL_AT": "8", "FULL_BYTES": "1000"})
+    ended.assert_refused("step-00000008 cannot be written")
+    assert checkpoints.newest_whole(ended.run)[0].name == "step-00000007"
+    assert tdformer("train", ended.run, "--processes", 2).returncode == 0
+    assert bits(ended.run) == bits(small.reference)
+    assert curve(ended.run) == curve(small.reference)
+
+
+def test_metrics_that_do_not_fit_are_told_once_and_left_out(small: SmallRun, tmp_path: Path) -> None:
+    ended = train(MAIN, 2, small.config(tmp_path), tmp_path, {"FULL_FOR_METRICS_AT": "3,4"})
+    ended.assert_finished()
+    warnings = [line for line in ended.output.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 1, warnings
+    assert "metrics.jsonl cannot be written" in warnings[0]
+    assert curve(ended.run) == [row for row in curve(small.reference) if row["step"] not in (3, 4)]
+    assert bits(ended.run) == bits(small.reference)

@@ -1,0 +1,41 @@
+"""A stop signal to one rank, wherever it finds it: all ranks save and leave with 75, and the resume ends with the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tdformer.training import checkpoints
+from tests.distributed.starter import tdformer
+from tests.faults.several import train
+from tests.faults.small_run import SmallRun, difference, tracked
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "rank", "stopped_at"),
+    [
+        ("SIGUSR1", "training", 1, {1, 2}),
+        ("SIGTERM", "evaluation", 1, {4}),
+        ("SIGTERM", "saving", 0, {3, 4}),
+        ("SIGUSR1", "saving", 0, {3, 4}),
+    ],
+)
+def test_a_signal(small: SmallRun, tmp_path: Path, number: str, moment: str, rank: int, stopped_at: set[int]) -> None:
+    """SIGTERM in training: see test_resume. saving: rank 0 gets another one in the save that the first one leads to."""
+    environment = {"SIGNAL": number, "SIGNAL_IN": moment, "SIGNAL_RANK": str(rank)}
+    ended = train("tests.faults.signals_worker", 2, small.config(tmp_path), tmp_path, environment)
+    assert ended.codes == [75, 75], ended.errors
+    assert "Traceback" not in ended.errors
+    _, position, told = checkpoints.newest_whole(ended.run)
+    assert position.step in stopped_at
+    assert position.evaluated_epochs == 0
+    assert told == []
+    assert f"stopped at step {position.step}, state saved" in ended.output
+    assert tracked(ended.run)[0] == ["KILLED"]
+
+    result = tdformer("train", ended.run, "checkpoint.keep_last=100", "training.zero_stage=3", "--processes", 3)
+    assert result.returncode == 0, result.stderr
+    assert difference(ended.run, small.reference) == ""
