@@ -12,13 +12,14 @@ import torch
 
 from tdformer.bench.on_paper import activations_on_paper
 from tdformer.config import RunConfig, TrainingConfig
+from tdformer.training.engine import REDUCE_BUCKET
 from tdformer.training.objective import Objective
 
 FP32, FP64 = 4, 8
+LIVE_PARAMETERS = 10**9
+"""That ZeRO 3 leaves gathered between the forward and the backward pass: DeepSpeed's default, more than these networks have."""
 WORKSPACE_BYTES = 10**9
 """Allowance for what no tensor of the run holds: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
-REDUCE_BUCKET = 500_000_000
-"""Elements of the buffer through which ZeRO 1 and 2 pass gradients: DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int
     """What is there before the first image."""
     stage, full = training.zero_stage, FP32 * parameters
     share = -(-full // gpus)
-    bucket = FP32 * REDUCE_BUCKET if stage in (1, 2) else 0
+    bucket = FP32 * REDUCE_BUCKET if stage else 0
     state = {
-        "parameters": share if stage == 3 else full,
+        "parameters": share + min(full, FP32 * LIVE_PARAMETERS) if stage == 3 else full,
         "gradients": {0: full, 1: full + share, 2: 2 * share, 3: 2 * share}[stage] + bucket,
         "global_batch_sums": FP64 * (parameters + statistics + 1),
         "batch_norm_statistics": 2 * FP32 * statistics,  # and a copy from before the step

@@ -24,6 +24,9 @@ from tdformer.training.global_batch import GlobalBatch, full_shape
 from tdformer.training.objective import Objective
 from tdformer.training.optim import MOMENTS, make_optimizer, set_steps
 
+REDUCE_BUCKET = 4_000_000
+"""Elements of the buffer through which DeepSpeed's gradients pass. Its default takes 2 GB of every GPU, here for zeros."""
+
 
 class Engine:
     """An Objective under DeepSpeed.
@@ -250,7 +253,7 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": training.zero_stage, **_offload(training.offload)},
+        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET, **_offload(training.offload)},
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
         # Nothing of precision: that is the Objective's. "bf16" also rounds BatchNorm's running statistics, which fails on a CPU and loses
         # accuracy anywhere; "torch_autocast" scales the losses of fp16 by itself.

@@ -1,0 +1,62 @@
+"""Started in two processes: the most memory that a rank's tensors take while a network is made and trained for two steps, by ZeRO stage.
+
+    torchrun --nproc-per-node 2 -m tests.distributed.plan_worker STAGE
+
+Prints, on rank 0, bytes measured and bytes planned as JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tdformer.config import BackboneConfig, ModelConfig, RunConfig
+from tdformer.plan import WORKSPACE_BYTES, plan
+from tdformer.ranks import Ranks, joined
+from tdformer.training.engine import Engine
+from tdformer.training.objective import Objective
+
+
+def config_at(stage: int) -> RunConfig:
+    """Of 5 million parameters, so that their state counts beside the activations."""
+    backbone = BackboneConfig(embed_dims=256, num_heads=4, depths=(1, 1, 4))
+    return RunConfig.model_validate(
+        {
+            "name": "plan",
+            "data": {"train": "unused", "val": "unused", "image_size": 32},
+            "model": ModelConfig(backbone=backbone, num_classes=10, time_steps=2).model_dump(),
+            "training": {"global_batch": 4, "micro_batch": 2, "precision": "fp32", "zero_stage": stage, "ema_decay": 0.9},
+        }
+    )
+
+
+def train(config: RunConfig, ranks: Ranks) -> Engine:
+    engine = Engine(Objective(config.model, label_smoothing=0.1), config, ranks)
+    for _ in range(2):
+        engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,)))
+        _, gradient_norm = engine.reduce()
+        engine.apply(0.01, gradient_norm)
+    return engine
+
+
+def main() -> None:
+    config = config_at(int(sys.argv[1]))
+    with joined() as ranks:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            engine = train(config, ranks)
+        kineto: Any = profiler.profiler
+        events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+        sizes = [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
+        del engine
+        if ranks.is_first:
+            planned = plan(config, ranks.world).total_memory_bytes - WORKSPACE_BYTES
+            print(json.dumps({"measured": max(itertools.accumulate(sizes)), "planned": planned}))
+
+
+if __name__ == "__main__":
+    main()
