@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Json, plain_typer
+from launch.options import Config, Json, Overrides, plain_typer
 from launch.output import progress, show_rows
 
 bench_app = plain_typer(help="Measure what networks and loaders cost, beside their peers.")
@@ -122,3 +122,23 @@ def bench_loader(
     for name, table in {"conditions": [conditions], "rows": rows, "starts": starts}.items():
         show_rows(table, False, name)
         typer.echo()
+
+
+@bench_app.command("watching")
+def bench_watching(
+    config: Config,
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Each is training.log_every steps without and as many with telemetry.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """What the metrics of a run cost (times of a step's parts, firing rates, utilisation), as a share of the step; without data."""
+    from dataclasses import asdict
+
+    from tdformer.bench.watching import measure
+    from tdformer.config_io import load_config
+    from tdformer.ranks import joined
+
+    run = load_config(config, overrides or [])
+    with joined() as ranks, progress("measuring", rounds) as advance:
+        rows = [asdict(row) for row in measure(run, rounds, ranks, advance)]
+    show_rows(rows, as_json, "rows")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tdformer.bench.on_paper import activations_on_paper
 from tdformer.config import RunConfig, TrainingConfig
 from tdformer.training.engine import REDUCE_BUCKET
 from tdformer.training.objective import Objective
+from tdformer.training.on_paper import activations_on_paper
 
 FP32, FP64 = 4, 8
 LIVE_PARAMETERS = 10**9

@@ -7,6 +7,7 @@ import resource
 import torch
 
 from tdformer.config import RunConfig
+from tdformer.training.on_paper import flops_on_paper
 
 MFU, HFU = "train/mfu", "train/hfu"
 
@@ -39,8 +40,6 @@ class Utilisation:
     def __init__(self, config: RunConfig, device: torch.device, world: int) -> None:
         self._peak_flops, self._flops_per_image = 0.0, (0.0, 0.0)
         if peak := peak_tflops(config, device):
-            from tdformer.bench.on_paper import flops_on_paper
-
             policy, of_none = config.training.recompute, flops_on_paper(config, "none")
             of_policy = of_none if policy == "none" else flops_on_paper(config)
             self._peak_flops, self._flops_per_image = peak * 1e12 * world, (of_none, of_policy)

@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from data_pipelines.errors import UserError
 from tdformer.bench.memory import saved_and_flops
-from tdformer.bench.on_paper import activations_on_paper, flops_on_paper
 from tdformer.config import RecomputePolicy, RunConfig
 from tdformer.models.tdformer import TDFormer
 from tdformer.plan import plan
 from tdformer.training.objective import Objective
+from tdformer.training.on_paper import activations_on_paper, flops_on_paper
 from tests.conftest import tdformer, write_config
 from tests.unit.networks import small
 
