@@ -164,7 +164,8 @@ def _leave(code: int) -> NoReturn:
     an active exception"), and a finished run would be told as failed.
     """
     if "torch" in sys.modules:
-        atexit._run_exitfuncs()
+        if code != EXIT_PEER_LOST:  # then the watchdog's threads are at work still, and exit functions are not made for that
+            atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
