@@ -17,8 +17,10 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="Over all machines.")] = 1,
-    images_per_s: Annotated[float | None, typer.Option(min=1e-9, help="Measured on one GPU with this micro-batch and policy.")] = None,
-    gbit_per_s: Annotated[float, typer.Option(min=1e-9, help="What a GPU sends to its neighbour: the slowest link.")] = 100.0,
+    images_per_s: Annotated[
+        float | None, typer.Option(min=1e-9, max=1e9, help="Measured on one GPU with this micro-batch and policy.")
+    ] = None,
+    gbit_per_s: Annotated[float, typer.Option(min=1e-9, max=1e9, help="What a GPU sends to its neighbour: the slowest link.")] = 100.0,
     as_json: Json = False,
 ) -> None:
     """Memory per GPU by part, communication per step, and with --images-per-s the length of the run. On paper: needs no GPU."""
