@@ -167,13 +167,18 @@ def _point(pointer: Path, name: str) -> None:
     partial.replace(pointer)
 
 
+def _named_by(pointer: Path) -> str:
+    """What may be anything, and nothing."""
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+
+
 def _partial_of(pointer: Path) -> Path:
     return pointer.with_name(f".{pointer.name}")
 
 
 def _remove_old(root: Path, keep: Keep) -> None:
     """Renamed first: a removal that is cut short leaves no half checkpoint under its name."""
-    kept = {pointer.read_text().strip() for name in (LATEST, BEST) if (pointer := root / name).exists()}
+    kept = {_named_by(root / name) for name in (LATEST, BEST)}
     for old in _by_step(root)[: -keep.last]:
         if old.name not in kept and not (keep.every and _step_of(old) % keep.every == 0):
             shutil.rmtree(old.rename(root / f".removed-{old.name}"), ignore_errors=True)
@@ -202,7 +207,7 @@ def find(path: Path, which: str = LATEST) -> Path:
     pointer = root / which
     if not pointer.exists():
         raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
-    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    name = _named_by(pointer)
     if not NAME.fullmatch(name):
         raise CheckpointError(f"{pointer} does not name a checkpoint; write the name of a folder step-… beside it into it.")
     return root / name
@@ -249,8 +254,7 @@ def _restore_replaced(root: Path) -> None:
 def _restore_best(checkpoint: Path) -> None:
     """A crash after the best checkpoint got its name, before `best` did, would lose it: nothing is done again for it."""
     best = checkpoint.parent / BEST
-    named = best.read_text().strip() if best.exists() else None
-    if json.loads((checkpoint / MANIFEST).read_text()).get("is_best") and named != checkpoint.name:
+    if json.loads((checkpoint / MANIFEST).read_text()).get("is_best") and _named_by(best) != checkpoint.name:
         _point(best, checkpoint.name)
 
 

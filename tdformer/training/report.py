@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.evaluation import Evaluation
 from tdformer.ranks import Ranks
@@ -42,7 +43,6 @@ class FirstRankReport(Report):
     def __init__(self, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int) -> None:
         self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
         self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
-        self.metrics_file.cut_after(position.step, position.evaluated_epochs)
         self.title = run_dir.name
         self.total_steps = total_steps
         self._warned = False
@@ -96,7 +96,7 @@ class FirstRankReport(Report):
 @contextmanager
 def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
-    tracker = ranks.together(lambda: Tracker(config, run_dir) if ranks.is_first else None)
+    tracker = ranks.together(lambda: _record_of(config, run_dir, position) if ranks.is_first else None)
     ranks.watchdog.progress.enter(TRAINING)
     if tracker is None:
         yield Report()
@@ -108,6 +108,16 @@ def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps:
         if sys.stdout.isatty():
             stack.enter_context(progress)
         yield FirstRankReport(run_dir, progress, tracker, position, total_steps)
+
+
+def _record_of(config: RunConfig, run_dir: Path, position: Position) -> Tracker:
+    """The run's MLflow run; with its metrics file, both go on from `position`."""
+    path = run_dir / METRICS_FILE
+    try:
+        MetricsFile(path).cut_after(position.step, position.evaluated_epochs)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
+    return Tracker(config, run_dir)
 
 
 class Throughput:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 FOLDER = "traces"
@@ -20,18 +23,24 @@ class Traces:
     def begin_step(self, step: int) -> None:
         if self._steps is not None and self._profiler is None and self._steps[0] <= step <= self._steps[1]:
             self._first = step
-            self._profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+            gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
             self._profiler.start()
 
     def end_step(self, step: int) -> Path | None:
-        """The file, when one was written just now."""
+        """The file, when one was written just now. One that cannot be written is told, and training goes on."""
         if self._profiler is None or self._steps is None or step < self._steps[1]:
             return None
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        self._folder.mkdir(exist_ok=True)
         path = self._folder / f"steps-{self._first}-{step}.json"
-        profiler.export_chrome_trace(str(path))
+        try:
+            self._folder.mkdir(exist_ok=True)
+            profiler.export_chrome_trace(str(path))
+        except OSError as error:
+            print(f"warning: {path} cannot be written ({error.strerror}).", file=sys.stderr)
+            return None
         return path
 
     def close(self) -> None:

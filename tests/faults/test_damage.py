@@ -82,3 +82,12 @@ def test_best_is_restored_after_a_crash_before_its_pointer(small: SmallRun, tmp_
     (run / "checkpoints" / "best").unlink()
     checkpoints.newest_whole(run)
     assert (run / "checkpoints" / "best").read_text() == best
+
+
+@pytest.mark.slow
+def test_a_record_of_metrics_that_cannot_be_read(small: SmallRun, tmp_path: Path) -> None:
+    run = small.copy_cut_after(5, tmp_path / "copy")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    result = tdformer("train", run, "--processes", 2)
+    assert_one_sentence(result, "metrics.jsonl cannot be read and written (Is a directory)", "move it away")

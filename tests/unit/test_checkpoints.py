@@ -96,6 +96,18 @@ def test_a_lost_pointer_loses_no_checkpoint(root: Path, latest: str | None) -> N
     assert (checkpoint.name, len(told)) == ("step-00000004", 1)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff../../etc", b"step-00000001"])
+def test_a_damaged_pointer_to_the_best_one_is_written_anew(root: Path, content: bytes) -> None:
+    save(root, 1)
+    save(root, 2, is_best=True)
+    (root / "best").write_bytes(content)
+    assert checkpoints.newest_whole(root.parent)[1].step == 2
+    assert checkpoints.find(root, "best").name == "step-00000002"
+    (root / "best").write_bytes(content)
+    save(root, 3)
+    assert checkpoints.find(root).name == "step-00000003"
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(root: Path) -> None:
     for step in (1, 2):
         (save(root, step) / checkpoints.OPTIMIZER).unlink()

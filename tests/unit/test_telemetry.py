@@ -14,6 +14,7 @@ from tdformer.training.firing import FiringRates
 from tdformer.training.objective import Objective
 from tdformer.training.stopwatch import PARTS, Stopwatch
 from tdformer.training.time_left import TimeLeft, duration
+from tdformer.training.traces import Traces
 from tests.conftest import tdformer, write_config
 from tests.unit.networks import images, lively, small
 
@@ -83,6 +84,14 @@ def test_time_left_is_at_the_pace_since_the_first_step(monkeypatch: pytest.Monke
     assert left.after(1) == ""
     assert left.after(2) == "2 min left"
     assert left.after(3) == "2 min left"
+
+
+def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "traces").write_text("in the way")
+    traces = Traces((1, 1), tmp_path)
+    traces.begin_step(1)
+    assert traces.end_step(1) is None
+    assert f"warning: {tmp_path}/traces/steps-1-1.json cannot be written (File exists)" in capfd.readouterr().err
 
 
 @pytest.mark.slow
