@@ -17,6 +17,7 @@ from launch.model_commands import bench_app, models
 from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
 from launch.plan_command import plan
+from launch.slurm.commands import slurm_app, submit
 from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
@@ -45,11 +46,10 @@ def train(
     """
     from tdformer.config_io import load_config
     from tdformer.launchers import started_by_launcher
+    from tdformer.training import run_directory
 
     if target.is_dir():
-        target, run_dir = target / "config.yaml", run_dir or target
-        if not target.exists():
-            raise UserError(f"{run_dir} is not a run directory: it has no config.yaml; give one, or a YAML file to start from.")
+        target, run_dir = run_directory.config_of(target), run_dir or target
     if processes > 1 and not started_by_launcher(os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
@@ -132,11 +132,13 @@ def describe(
     show(describe_run(load_config(config, overrides or []), processes), as_json)
 
 
+app.command()(submit)
 app.command()(models)
 app.command()(plan)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
+app.add_typer(slurm_app, name="slurm", hidden=True)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class ConfigError(UserError):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read one YAML file, apply `section.key=value` overrides (values are YAML), and check everything."""
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     for override in overrides:
         _apply(tree, override)
     return checked(RunConfig, tree, f"configuration {path} cannot be run")
@@ -60,7 +60,8 @@ def differences(old: BaseModel, new: BaseModel) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The tree in a YAML file. Raises ConfigError for what cannot be read, and for what is no mapping."""
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
@@ -74,10 +75,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of `section.key=value`, which is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        return key, yaml.load(text, Loader=_Loader)
+    except UNREADABLE:
+        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, value = parse_override(override)
     *sections, leaf = key.split(".")
     for section in sections:
         if tree.get(section) is None:
@@ -85,10 +95,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree[section]
         if not isinstance(tree, dict):
             raise ConfigError(f"override {override!r}: {section} is a value, not a section")
-    try:
-        tree[leaf] = yaml.load(text, Loader=_Loader)
-    except UNREADABLE:
-        raise ConfigError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+    tree[leaf] = value
 
 
 def checked(section: type[Checked], tree: dict[str, Any], what: str) -> Checked:

@@ -4,6 +4,8 @@ set -euo pipefail
 
 # OpenCV, libjpeg-turbo and a compiler: the Python package ffcv is built against them.
 packages=(libopencv-dev libturbojpeg0-dev pkg-config g++)
+# A Slurm to run jobs on: the tests start their own, the installed services are not used.
+packages+=(slurm-wlm munge)
 
 missing=()
 for package in "${packages[@]}"; do

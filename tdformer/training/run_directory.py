@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from tdformer.training.lock_file import CLOCK_NAME
 from tdformer.training.lock_file import NAME as LOCK_NAME
 
 CONFIG_FILE, METRICS_FILE, CURVE_FILE = "config.yaml", "metrics.jsonl", "learning_curve.png"
+JOB_FOLDER = "slurm"
+"""Where launch.slurm keeps script, logs and attempts."""
 
 CHANGEABLE = (
     "checkpoint.",
@@ -41,20 +44,29 @@ CHANGEABLE = (
 
 def new(config: RunConfig) -> Path:
     """Make the next free folder `<output>/<name>-001`, …"""
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
-    taken = [entry.name.removeprefix(f"{config.name}-") for entry in config.output.glob(f"{config.name}-*")]
-    number = max((int(text) for text in taken if text.isdigit()), default=0)
-    while True:
-        number += 1
+    for path in free(config):
         try:
-            path = config.output / f"{config.name}-{number:03d}"
-            path.mkdir()
+            path.mkdir(parents=True)
             return path
         except FileExistsError:
             continue  # another run took it at the same moment
+        except OSError as error:
+            raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
+    raise AssertionError("numbers do not end")
+
+
+def free(config: RunConfig) -> Iterator[Path]:
+    """The folders that are not taken yet, in their order."""
+    taken = [entry.name.removeprefix(f"{config.name}-") for entry in config.output.glob(f"{config.name}-*")]
+    first = max((int(text) for text in taken if text.isdigit()), default=0) + 1
+    yield from (config.output / f"{config.name}-{number:03d}" for number in itertools.count(first))
+
+
+def config_of(path: Path) -> Path:
+    """The configuration of a run directory."""
+    if (path / CONFIG_FILE).exists():
+        return path / CONFIG_FILE
+    raise UserError(f"{path} is not a run directory: it has no {CONFIG_FILE}; give one, or a YAML file to start from.")
 
 
 def check(path: Path, config: RunConfig) -> None:
@@ -113,7 +125,9 @@ def how_to_go_on(path: Path, world: int) -> str:
 
 
 def _has_content(path: Path) -> bool:
-    """Besides the lock of a run that begins at the same moment, and a configuration that one was killed while it wrote."""
-    return path.is_dir() and any(
-        not entry.name.startswith((LOCK_NAME, CLOCK_NAME)) and not entry.match(f".*-{CONFIG_FILE}") for entry in path.iterdir()
+    """Besides what a start brings: the lock of a run that begins at the same moment, a configuration that one was killed while it
+    wrote, and what launch.slurm keeps of its jobs."""
+    return path.is_dir() and not all(
+        entry.name.startswith((LOCK_NAME, CLOCK_NAME)) or entry.match(f".*-{CONFIG_FILE}") or entry.name == JOB_FOLDER
+        for entry in path.iterdir()
     )

@@ -1,0 +1,47 @@
+"""What a job's script asks at its beginning and its end: is there a point in this start, and is there to be another one?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from launch.slurm import attempts, scheduler
+
+EXIT_ERROR = 2
+CANCELLED = "CANCELLED"
+
+
+def begin(run_dir: Path) -> str:
+    """Write down this start of the job. Raises UserError if starts lead nowhere: a crash loop ends by itself."""
+    attempt = attempts.this_attempt(run_dir, os.environ)
+    if reason := attempts.hopeless(run_dir, attempt.restart, attempt.job, os.environ):
+        raise UserError(f"{reason}. Look at what ended it before, then go on with: tdformer submit {run_dir}")
+    attempts.append(run_dir, attempt)
+    place = f"goes on from {attempt.start}" if attempt.start else "begins"
+    return f"job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}: {run_dir} {place}"
+
+
+def end(run_dir: Path, code: int) -> str:
+    """Put the job back into the queue, if it ended before the run did and nothing has to be mended first. Says what was done.
+
+    code: how the ranks ended. Under torchrun that is 1 for whatever is not a success, so that what is to be mended is tried again,
+    max_fruitless times.
+    """
+    job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if code == 0:
+        return f"job {job} is done: {run_dir} is finished"
+    if code == EXIT_ERROR:
+        return _not_back(job, "there is something to mend first, said above", run_dir)
+    if scheduler.state(job) == CANCELLED:
+        return _not_back(job, "it was cancelled", run_dir)
+    if reason := attempts.hopeless(run_dir, restart + 1, job, os.environ):
+        return _not_back(job, reason, run_dir)
+    scheduler.requeue(job)
+    return (
+        f"job {job} ended with code {code} and is put back into the queue; it will go on from {attempts.latest(run_dir) or 'the beginning'}"
+    )
+
+
+def _not_back(job: str, reason: str, run_dir: Path) -> str:
+    return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"

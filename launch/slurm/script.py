@@ -1,0 +1,123 @@
+"""A job as a script for sbatch: options and settings are written here, what it then does is the end of launch/train.sbatch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.slurm.config import ClusterConfig, ContainerConfig
+
+TEMPLATE = Path(__file__).parent.parent / "train.sbatch"
+THE_JOB = "# --- the job"
+"""Where in TEMPLATE that begins which is the same in every script."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or several as an array. All paths are absolute."""
+
+    name: str
+    runs: Sequence[Path]
+    script: Path
+    """Logs are written beside it."""
+    folder: Path
+    """In which the command was given: what paths of the configuration are relative to."""
+    python: str
+    """Of the submission."""
+    nodes: int
+    processes_per_node: int
+    gpus_per_node: int
+    at_once: int | None = None
+    """Of an array, so many jobs at a time."""
+
+    @property
+    def is_array(self) -> bool:
+        return len(self.runs) > 1
+
+    @property
+    def log(self) -> Path:
+        return self.script.parent / ("%A_%a.out" if self.is_array else "%j.out")
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+def render(job: Job, cluster: ClusterConfig) -> str:
+    """The script, to be read, edited and kept."""
+    options = "".join(f"#SBATCH {option}\n" for option in _options(job, cluster))
+    settings = "\n".join(_settings(job, cluster))
+    return f"#!/usr/bin/env bash\n# {_how_to(job)}\n{options}\n{settings}\n\n{THE_JOB}{_the_job()}"
+
+
+def _how_to(job: Job) -> str:
+    what = f"{len(job.runs)} runs, an array" if job.is_array else "Goes on with its run"
+    return f"{what}; written by tdformer submit. May be edited and submitted again: sbatch {shlex.quote(str(job.script))}"
+
+
+def _options(job: Job, cluster: ClusterConfig) -> list[str]:
+    torchrun = cluster.launcher == "torchrun"
+    tasks, width = (1, job.processes_per_node) if torchrun else (job.processes_per_node, 1)
+    cpus = cluster.cpus_per_process and cluster.cpus_per_process * width
+    given = {
+        "job-name": job.name,
+        "array": job.is_array and f"0-{len(job.runs) - 1}" + (f"%{job.at_once}" if job.at_once else ""),
+        "nodes": job.nodes,
+        "ntasks-per-node": tasks,
+        "gpus-per-node": job.gpus_per_node,
+        "cpus-per-task": cpus,
+        "mem": cluster.memory,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "signal": f"{cluster.warning_signal}@{cluster.warning_s}",
+        "open-mode": "append",
+        "chdir": shlex.quote(str(job.folder)),
+        "output": shlex.quote(str(job.log)),
+    }
+    return [f"--{name}={value}" for name, value in given.items() if value] + ["--requeue", *cluster.sbatch]
+
+
+def _settings(job: Job, cluster: ClusterConfig) -> list[str]:
+    runs, run = [shlex.quote(str(path)) for path in job.runs], shlex.quote(str(job.runs[0]))
+    lines = [f"RUNS=({' '.join(runs)})", "RUN=${RUNS[$SLURM_ARRAY_TASK_ID]}"] if job.is_array else [f"RUN={run}"]
+    lines += ["CONFIG=$RUN", f"PYTHON={shlex.quote(job.python)}"]
+    lines += ["# The code as it was when the job was submitted.", "export PYTHONPATH=$RUN/code PYTHONSAFEPATH=1"]
+    lines += [f"export TDFORMER_MAX_RESTARTS={cluster.max_restarts} TDFORMER_MAX_FRUITLESS={cluster.max_fruitless}"]
+    lines += [f"export OMP_NUM_THREADS={cluster.cpus_per_process}"] if cluster.cpus_per_process else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    lines += [f"module load {shlex.quote(name)}" for name in cluster.modules] + list(cluster.setup)
+    cpus = ['--cpus-per-task="$SLURM_CPUS_PER_TASK"'] if cluster.cpus_per_process else []
+    lines += [f"SRUN=({' '.join(['srun', *cpus, *_in_container(job, cluster.container, 'pyxis')])})"]
+    python = cluster.container.python if cluster.container else '"$PYTHON"'
+    lines += [f"RANK=({' '.join([*_in_container(job, cluster.container, 'apptainer'), *_rank(job, cluster, python)])})"]
+    return lines
+
+
+def _rank(job: Job, cluster: ClusterConfig, python: str) -> list[str]:
+    """What srun starts. torchrun passes on the signals, and leaves time to save after them."""
+    if cluster.launcher == "srun":
+        return [python, "-m", "launch"]
+    return [
+        *(python, "-m", "torch.distributed.run", f"--nnodes={job.nodes}", f"--nproc-per-node={job.processes_per_node}"),
+        *("--rdzv-backend=c10d", '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'),
+        '--rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"',
+        *("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "--shutdown-timeout=1800", "-m", "launch"),
+    ]
+
+
+def _in_container(job: Job, container: ContainerConfig | None, runtime: str) -> list[str]:
+    if container is None or container.runtime != runtime:
+        return []
+    image, mounts = shlex.quote(container.image), [*(f"{path}:{path}" for path in (job.folder, *job.runs)), *container.mounts]
+    if runtime == "pyxis":
+        return [f"--container-image={image}", f"--container-mounts={shlex.quote(','.join(mounts))}", "--no-container-mount-home"]
+    binds = (shlex.quote(mount) for mount in mounts)
+    return ["apptainer", "exec", "--nv", *(f"--bind={bind}" for bind in binds), f"--pwd={shlex.quote(str(job.folder))}", image]
+
+
+def _the_job() -> str:
+    return TEMPLATE.read_text().partition(THE_JOB)[2]

@@ -1,0 +1,170 @@
+"""From a configuration to a job in the queue: run directory, code, script, sbatch. Nothing is left behind by what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from data_pipelines.files import replace_file
+from launch.slurm import attempts, scheduler
+from launch.slurm.config import ClusterConfig
+from launch.slurm.script import Job, render
+from launch.slurm.snapshot import snapshot
+from tdformer.config import RunConfig
+from tdformer.config_io import ConfigError, load_config, parse_override
+from tdformer.training import run_directory, run_lock
+
+CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
+ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL", None)
+"""States of a job that will not write any more."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked of the cluster."""
+
+    nodes: int
+    processes_per_node: int
+    gpus_per_node: int
+    at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue; or, of a dry run, the one that would be."""
+
+    job: Job
+    number: str | None
+    text: str
+    """The script."""
+
+    @property
+    def log(self) -> Path:
+        number = self.number or "JOB"
+        return self.job.log.with_name(self.job.log.name.replace("%j", number).replace("%A", number).replace("%a", "0"))
+
+
+def submit(
+    target: Path, overrides: Sequence[str], sweeps: Sequence[str], run_dir: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
+) -> Submitted:
+    """target: a YAML file to start from, or a run directory to go on with. sweeps: KEY=[VALUE, …], a run for each combination.
+
+    Raises UserError, with Slurm's own words where it is Slurm that refuses.
+    """
+    if target.is_dir():
+        target, run_dir = run_directory.config_of(target), run_dir or target
+    changes = list(_combinations(sweeps))
+    if run_dir is not None and len(changes) > 1:
+        raise UserError(f"{run_dir} is one run, and --sweep asks for {len(changes)}; leave out --run-dir, or --sweep.")
+    for change in changes:
+        _check(load_config(target, [*overrides, *change]), size, cluster)
+    first = load_config(target, [*overrides, *changes[0]])
+    if not dry_run:
+        scheduler.check_is_here()
+    if run_dir is not None:
+        _check_free(run_dir, first)
+    with _made_for_good(dry_run) as made:
+        folder = made.folder(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
+        into = [f"output={folder}"] if folder else []
+        configs = [load_config(target, [*overrides, *change, *into]) for change in changes]
+        runs = [run_dir or made.folder(config) for config in configs]
+        if run_dir is not None and not run_dir.exists():
+            made.folders.append(run_dir)
+        job = _job(folder or runs[0], runs, size)
+        text = render(job, cluster)
+        if dry_run:
+            return Submitted(job, None, text)
+        for run, config in zip(runs, configs, strict=True):
+            run_directory.claim(run, config)
+            snapshot(run / CODE)
+        job.script.parent.mkdir(exist_ok=True)
+        replace_file(job.script, lambda partial: partial.write_text(text))
+        number = scheduler.sbatch(job.script)
+    for index, run in enumerate(runs):
+        _write_down(run, f"{number}_{index}" if job.is_array else number, job)
+    return Submitted(job, number, text)
+
+
+def _combinations(sweeps: Iterable[str]) -> Iterator[list[str]]:
+    """The overrides of each run: every value of each key with every value of the others."""
+    choices = []
+    for sweep in sweeps:
+        key, values = parse_override(sweep)
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"--sweep {sweep!r} is not of the form section.key=[value, value, …]")
+        choices.append([f"{key}={json.dumps(value)}" for value in values])
+    yield from map(list, itertools.product(*choices))
+
+
+def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
+    config.training.accumulation(size.nodes * size.processes_per_node)
+    if cluster.warning_signal not in config.preemption.signals:
+        raise UserError(
+            f"the job would be told to stop by {cluster.warning_signal}, which is not one of preemption.signals "
+            f"({', '.join(config.preemption.signals)}); change one of them."
+        )
+
+
+def _check_free(run_dir: Path, config: RunConfig) -> None:
+    run_directory.check(run_dir, config)
+    run_lock.check_free(run_dir)
+    for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_written_down(run_dir)):
+        if shutil.which("squeue") and (state := scheduler.state(number)) not in ENDED:
+            raise UserError(f"job {number} ({state}) has {run_dir}; it goes on by itself. To end it first: scancel {number}")
+
+
+def _job(folder: Path, runs: Sequence[Path], size: Size) -> Job:
+    script = (folder / attempts.FOLDER / SCRIPT).absolute()
+    here, absolute = Path.cwd(), [run.absolute() for run in runs]
+    return Job(folder.name, absolute, script, here, sys.executable, size.nodes, size.processes_per_node, size.gpus_per_node, size.at_once)
+
+
+def _write_down(run: Path, number: str, job: Job) -> None:
+    path = run / attempts.FOLDER / JOB_FILE
+    path.parent.mkdir(exist_ok=True)
+    described = {"job": number, "submitted": time.time(), "script": str(job.script), "user": os.environ.get("USER")}
+    replace_file(path, lambda partial: partial.write_text(json.dumps(described) + "\n"))
+
+
+def _written_down(run: Path) -> list[str]:
+    try:
+        return [str(json.loads((run / attempts.FOLDER / JOB_FILE).read_text())["job"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+class _Made:
+    """Folders made for a job; in a dry run only named."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.folders: list[Path] = []
+        self._free: dict[tuple[Path, str], Iterator[Path]] = {}
+
+    def folder(self, config: RunConfig) -> Path:
+        """The next free one."""
+        if self.dry_run:
+            return next(self._free.setdefault((config.output, config.name), run_directory.free(config)))
+        self.folders.append(run_directory.new(config))
+        return self.folders[-1]
+
+
+@contextmanager
+def _made_for_good(dry_run: bool) -> Iterator[_Made]:
+    """Removes what was made, if the job is refused."""
+    made = _Made(dry_run)
+    try:
+        yield made
+    except BaseException:
+        for path in made.folders:
+            shutil.rmtree(path, ignore_errors=True)
+        raise

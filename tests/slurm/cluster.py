@@ -1,0 +1,164 @@
+"""A real Slurm of two nodes on this machine, apart from any other: its own munge, ports, folders and configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import psutil
+
+from tdformer.launchers import free_port
+
+HOST = os.uname().nodename
+NODES = (HOST, f"{HOST}-second")
+"""The first one is where all ranks meet: the network must know its name."""
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+GresTypes=gpu
+ReturnToService=2
+MpiDefault=none
+SchedulerParameters=sched_interval=2,batch_sched_delay=1,defer_batch=0
+SlurmctldParameters=idle_on_node_suspend
+MinJobAge=300
+KillWait=20
+InactiveLimit=0
+SlurmdTimeout=15
+SlurmctldTimeout=30
+MessageTimeout=30
+JobRequeue=1
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdSpoolDir={folder}/spool.%n
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmdLogFile={folder}/slurmd.%n.log
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=20 OverSubscribe=NO State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=20 State=UP PriorityTier=2 PreemptMode=OFF
+"""
+
+
+@dataclass
+class Cluster:
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    # --- up and down ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Raises RuntimeError, with what the daemons logged, if it does not come up."""
+        for name in ("state", *(f"spool.{node}" for node in NODES)):
+            (self.folder / name).mkdir(parents=True)
+        self.folder.chmod(0o755)  # munge wants its socket to be reachable
+        nodes = (
+            f"NodeName={node} NodeHostname={HOST} NodeAddr=127.0.0.1 Port={free_port()} CPUs=2 RealMemory=4000 Gres=gpu:1" for node in NODES
+        )
+        (self.folder / "slurm.conf").write_text(CONF.format(folder=self.folder, host=HOST, port=free_port(), nodes="\n".join(nodes)))
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+        (self.folder / "munge.key").write_bytes(os.urandom(128))
+        (self.folder / "munge.key").chmod(0o400)
+        files = {name: f"--{name}-file={self.folder}/munge.{name.split('-')[0]}" for name in ("pid", "log", "seed", "key")}
+        self._spawn("munged", "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files.values())
+        self._until((self.folder / "munge.socket").exists, 10, "munged")
+        self._spawn("slurmctld", "slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        self._until(lambda: self.states() == dict.fromkeys(NODES, "idle"), 20, "the nodes")
+
+    def start_node(self, node: str) -> None:
+        self._spawn(node, "slurmd", "-D", "-N", node)
+
+    def stop(self) -> None:
+        self.run("scancel", "--user", "root", "--signal=KILL", "--full")
+        for process in reversed(self.processes.values()):
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for process in self._leftovers():
+            process.kill()
+
+    def _leftovers(self) -> list[psutil.Process]:
+        """Of this cluster: slurmstepd and what it started outlive slurmd."""
+        marks = {f"SLURM_CONF={self.folder}/slurm.conf"}
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and marks & set(_environment(process))]
+
+    def _spawn(self, name: str, *command: str) -> None:
+        with (self.folder / f"{name}.stdout").open("ab") as out:
+            self.processes[name] = subprocess.Popen(command, env=self.environment(), stdout=out, stderr=out, start_new_session=True)
+
+    def _until(self, is_so: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            if time.monotonic() > deadline:
+                logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("*.log")))
+                out = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("*.stdout")))
+                raise RuntimeError(f"{what} did not come up within {seconds:g} s\n{logs}\n{out}")
+            time.sleep(0.2)
+
+    # --- as a user -----------------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        """Of a shell on the login node."""
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        return {**outside, "SLURM_CONF": f"{self.folder}/slurm.conf"}
+
+    def run(self, *command: str) -> CompletedProcess[str]:
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
+
+    def states(self) -> dict[str, str]:
+        return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines())
+
+    def job(self, number: str) -> Mapping[str, str]:
+        """What scontrol shows of a job."""
+        shown = self.run("scontrol", "show", "job", "--oneliner", number).stdout
+        return dict(item.partition("=")[::2] for item in shown.split() if "=" in item)
+
+    def wait(self, number: str, state: str, seconds: float = 150) -> Mapping[str, str]:
+        """Until a job is in this state."""
+        deadline = time.monotonic() + seconds
+        while (job := self.job(number)).get("JobState") != state:
+            assert time.monotonic() < deadline, f"job {number} is {job.get('JobState')} ({job.get('Reason')}), not {state}"
+            time.sleep(0.2)
+        return job
+
+    def tasks(self, node: str) -> list[psutil.Process]:
+        """The ranks on a node."""
+        return [process for process in psutil.process_iter() if {f"SLURMD_NODENAME={node}", "SLURM_PROCID"} <= _names(process)]
+
+
+def _names(process: psutil.Process) -> set[str]:
+    environment = _environment(process)
+    return set(environment) | {item.partition("=")[0] for item in environment}
+
+
+def _environment(process: psutil.Process) -> list[str]:
+    try:
+        return [f"{name}={value}" for name, value in process.environ().items()]
+    except psutil.Error:
+        return []

@@ -1,0 +1,34 @@
+"""One cluster for all tests here, and one run on it that nothing disturbed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import HOST, Cluster
+from tests.slurm.jobs import Jobs
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Fails, and does not skip, where it cannot be started: what these tests show is not shown otherwise."""
+    for program in ("munged", "slurmctld", "slurmd"):
+        assert shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin"), (
+            f"{program} is missing: apt-get install slurm-wlm munge"
+        )
+    assert socket.gethostbyname(HOST), "the name of this host must be known to the network"
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def jobs(cluster: Cluster, stripes: Path, empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(cluster, stripes, empty_mlflow, tmp_path_factory.mktemp("jobs"))
