@@ -17,6 +17,7 @@ from launch.model_commands import bench_app, models
 from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
 from launch.plan_command import plan
+from launch.runs_commands import runs_app
 from launch.slurm.commands import slurm_app, submit
 from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
 
@@ -138,6 +139,7 @@ app.command()(plan)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
+app.add_typer(runs_app, name="runs")
 app.add_typer(slurm_app, name="slurm", hidden=True)
 
 

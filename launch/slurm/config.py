@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from data_pipelines.config import Section
 from tdformer.config_io import checked, read_yaml
@@ -20,13 +20,18 @@ def _one_line(text: str) -> str:
 
 def _duration(text: str) -> str:
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d?){0,2}", text):
-        raise ValueError(f"must be a time as Slurm writes it: minutes, HH:MM:SS or DAYS-HH:MM:SS (quoted in YAML), got {text!r}")
+        raise ValueError(f"must be a time as Slurm writes it: minutes, HH:MM:SS or DAYS-HH:MM:SS, got {text!r}")
     return text
 
 
-Line = Annotated[str, AfterValidator(_one_line)]
-Word = Annotated[str, Field(pattern=r"^[^\s]+$")]
-Duration = Annotated[str, AfterValidator(_duration)]
+def _text(value: object) -> object:
+    """Numbers need no quotes in YAML."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Line = Annotated[str, BeforeValidator(_text), AfterValidator(_one_line)]
+Word = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[^\s]+$")]
+Duration = Annotated[str, BeforeValidator(_text), AfterValidator(_duration)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

@@ -9,7 +9,7 @@ from data_pipelines.errors import UserError
 from launch.slurm import attempts, scheduler
 
 EXIT_ERROR = 2
-CANCELLED = "CANCELLED"
+CANCELLED, PENDING = "CANCELLED", "PENDING"
 
 
 def begin(run_dir: Path) -> str:
@@ -33,8 +33,11 @@ def end(run_dir: Path, code: int) -> str:
         return f"job {job} is done: {run_dir} is finished"
     if code == EXIT_ERROR:
         return _not_back(job, "there is something to mend first, said above", run_dir)
-    if scheduler.state(job) == CANCELLED:
+    state = scheduler.state(job)
+    if state == CANCELLED:
         return _not_back(job, "it was cancelled", run_dir)
+    if state == PENDING:
+        return f"job {job} is put back into the queue by Slurm itself"
     if reason := attempts.hopeless(run_dir, restart + 1, job, os.environ):
         return _not_back(job, reason, run_dir)
     scheduler.requeue(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -28,9 +29,10 @@ def requeue(job: str) -> None:
 
 
 def state(job: str) -> str | None:
-    """PENDING, RUNNING, … of a job or array; None if Slurm does not know it any more."""
-    listed = _run(["squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T"])
-    return listed.stdout.split()[0] if listed.returncode == 0 and listed.stdout.split() else None
+    """PENDING, RUNNING, CANCELLED, … of a job or array, even while it is still being cleaned up; None if Slurm does not know it."""
+    shown = _run(["scontrol", "show", "job", "--oneliner", job])
+    found = re.search(r"\bJobState=(\w+)", shown.stdout)
+    return found[1] if shown.returncode == 0 and found else None
 
 
 def check_is_here() -> None:

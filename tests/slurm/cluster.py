@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,8 @@ from tdformer.launchers import free_port
 HOST = os.uname().nodename
 NODES = (HOST, f"{HOST}-second")
 """The first one is where all ranks meet: the network must know its name."""
+DAEMONS = "/usr/sbin"
+"""Where Debian puts them, whatever the PATH is."""
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -100,17 +103,23 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for process in self._leftovers():
-            process.kill()
+        for process in self._started(f"SLURM_CONF={self.folder}/slurm.conf"):
+            process.kill()  # what a step started outlives slurmd
 
-    def _leftovers(self) -> list[psutil.Process]:
-        """Of this cluster: slurmstepd and what it started outlive slurmd."""
-        marks = {f"SLURM_CONF={self.folder}/slurm.conf"}
-        return [process for process in psutil.process_iter() if process.pid != os.getpid() and marks & set(_environment(process))]
+    def _started(self, mark: str) -> list[psutil.Process]:
+        """The processes with this variable, and what holds them for Slurm, which hides its variables."""
+        marked = [process for process in psutil.process_iter() if mark in _environment(process)]
+        parents = {parent.pid: parent for process in marked if (parent := process.parent()) and parent.name().startswith("slurmstepd")}
+        return [*parents.values(), *marked]
 
     def _spawn(self, name: str, *command: str) -> None:
+        environment = self.environment()
+        program = shutil.which(command[0], path=environment["PATH"])
+        assert program, f"{command[0]} is missing: apt-get install slurm-wlm munge"
         with (self.folder / f"{name}.stdout").open("ab") as out:
-            self.processes[name] = subprocess.Popen(command, env=self.environment(), stdout=out, stderr=out, start_new_session=True)
+            self.processes[name] = subprocess.Popen(
+                [program, *command[1:]], env=environment, stdout=out, stderr=out, start_new_session=True
+            )
 
     def _until(self, is_so: Callable[[], bool], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds
@@ -126,7 +135,7 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Of a shell on the login node."""
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        return {**outside, "SLURM_CONF": f"{self.folder}/slurm.conf"}
+        return {**outside, "SLURM_CONF": f"{self.folder}/slurm.conf", "PATH": f"{outside['PATH']}:{DAEMONS}"}
 
     def run(self, *command: str) -> CompletedProcess[str]:
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
@@ -139,22 +148,38 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", "--oneliner", number).stdout
         return dict(item.partition("=")[::2] for item in shown.split() if "=" in item)
 
-    def wait(self, number: str, state: str, seconds: float = 150) -> Mapping[str, str]:
+    def wait(self, number: str, state: str) -> None:
         """Until a job is in this state."""
+        self.wait_until(lambda: self.job(number).get("JobState") == state, lambda: f"job {number} is not {state}: {self.job(number)}")
+
+    def wait_for_restart(self, number: str, restart: int) -> None:
+        """Until a job was put back into the queue for the time `restart`, and runs again."""
+        self.wait_until(lambda: self._restarts(number) == (str(restart), "RUNNING"), lambda: f"no restart {restart}: {self.job(number)}")
+
+    def _restarts(self, number: str) -> tuple[str | None, str | None]:
+        job = self.job(number)
+        return job.get("Restarts"), job.get("JobState")
+
+    def wait_until(self, is_so: Callable[[], bool], otherwise: Callable[[], str] = str, seconds: float = 150) -> None:
         deadline = time.monotonic() + seconds
-        while (job := self.job(number)).get("JobState") != state:
-            assert time.monotonic() < deadline, f"job {number} is {job.get('JobState')} ({job.get('Reason')}), not {state}"
+        while not is_so():
+            assert time.monotonic() < deadline, otherwise()
             time.sleep(0.2)
-        return job
+
+    def kill_node(self, node: str) -> None:
+        """As when its power fails: slurmd and all that it started are gone at once."""
+        self.processes.pop(node).kill()
+        for process in self._started(f"SLURMD_NODENAME={node}"):
+            process.kill()
 
     def tasks(self, node: str) -> list[psutil.Process]:
         """The ranks on a node."""
-        return [process for process in psutil.process_iter() if {f"SLURMD_NODENAME={node}", "SLURM_PROCID"} <= _names(process)]
-
-
-def _names(process: psutil.Process) -> set[str]:
-    environment = _environment(process)
-    return set(environment) | {item.partition("=")[0] for item in environment}
+        environments = {process: _environment(process) for process in psutil.process_iter()}
+        return [
+            process
+            for process, environment in environments.items()
+            if f"SLURMD_NODENAME={node}" in environment and any(item.startswith("SLURM_PROCID=") for item in environment)
+        ]
 
 
 def _environment(process: psutil.Process) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.slurm.jobs import Jobs
+from tests.conftest import REPOSITORY
+from tests.slurm.cluster import NODES, Cluster
+from tests.slurm.jobs import Jobs, difference, saved_step, wait_for_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -19,7 +24,166 @@ def reference(jobs: Jobs) -> Path:
     return Path(submitted["runs"][0])
 
 
+def log_of(run: Path) -> str:
+    return "".join(path.read_text() for path in sorted((run / "slurm").glob("*.out")))
+
+
+def starts(run: Path) -> list[tuple[int, str | None]]:
+    lines = (run / "slurm" / "attempts.jsonl").read_text().splitlines()
+    return [(attempt["restart"], attempt["start"]) for attempt in map(json.loads, lines)]
+
+
 def test_a_run_on_two_nodes(reference: Path) -> None:
-    log = next((reference / "slurm").glob("*.out")).read_text()
-    print(log)
-    assert "2 ranks" in log
+    log = log_of(reference)
+    assert f"on {','.join(NODES)}" in log
+    assert "8 = 1 x 2 ranks x 4 accumulation" in log
+    assert "is finished" in log
+    assert (reference / "code" / "launch" / "cli.py").exists()
+    assert starts(reference) == [(0, None)]
+
+
+def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
+    jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path
+) -> None:
+    """Requeued by an administrator, warned, bereft of a process, bereft of a node: one job, one run in MLflow, no point twice."""
+    (tmp_path / "cluster.yaml").write_text("environment: {SLURM_WAIT: '8'}\n")
+    submitted = jobs.submit(jobs.config("hit"), "--cluster", tmp_path / "cluster.yaml")
+    job, run = submitted["job"], Path(submitted["runs"][0])
+
+    wait_for_step(run, 3)
+    assert cluster.run("scontrol", "requeue", job).returncode == 0
+    cluster.wait_for_restart(job, 1)
+
+    wait_for_step(run, saved_step(run) + 3)
+    assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
+    cluster.wait_for_restart(job, 2)
+    assert "stopped by SIGUSR1" in log_of(run)
+
+    wait_for_step(run, saved_step(run) + 3)
+    cluster.tasks(NODES[1])[-1].kill()
+    cluster.wait_for_restart(job, 3)
+
+    wait_for_step(run, saved_step(run) + 3)
+    cluster.kill_node(NODES[1])  # and it is back before Slurm notices: srun would wait for it for ever
+    cluster.start_node(NODES[1])
+    cluster.wait_for_restart(job, 4)
+
+    wait_for_step(run, saved_step(run) + 3)
+    cluster.kill_node(NODES[1])  # and stays away
+    cluster.wait_until(lambda: cluster.states()[NODES[1]].startswith("down"))
+    cluster.start_node(NODES[1])
+    cluster.wait_for_restart(job, 5)
+
+    cluster.wait(job, "COMPLETED")
+    assert difference(run, reference) == ""
+    assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3, 4, 5]
+    assert "killed" not in log_of(run).split("restart 2, on")[0]  # the first two left by themselves, with their state saved
+
+
+def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("warning_s: 25\nenvironment: {OMP_NUM_THREADS: '1'}\n")
+    config = jobs.config("short", preemption={"minutes_before_end": None})
+    slow = ("checkpoint.background=false", "training.epochs=400")  # as long as it takes
+    submitted = jobs.submit(config, "--time", "1", "--cluster", tmp_path / "cluster.yaml", *slow)
+    job, run = submitted["job"], Path(submitted["runs"][0])
+    cluster.wait_for_restart(job, 1)
+    log = log_of(run)
+    assert "stopped by SIGUSR1" in log
+    assert "put back into the queue" in log
+    assert "CANCELLED" not in log.partition("put back")[0]  # it was not Slurm that ended it
+    reached = saved_step(run)
+    wait_for_step(run, reached + 2)
+    assert cluster.run("scancel", job).returncode == 0
+    cluster.wait(job, "CANCELLED")
+
+
+def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cluster: Cluster, reference: Path) -> None:
+    submitted = jobs.submit(jobs.config("cancelled"))
+    run = Path(submitted["runs"][0])
+    wait_for_step(run, 4)
+
+    twice = jobs.tdformer("submit", run, "--nodes", 2, "--gpus-per-node", 0)
+    assert twice.returncode == 2
+    assert f"error: job {submitted['job']} (RUNNING) has {run}" in twice.stderr
+
+    assert cluster.run("scancel", submitted["job"]).returncode == 0
+    cluster.wait(submitted["job"], "CANCELLED")
+    cluster.wait_until(lambda: not cluster.tasks(NODES[0]))
+    assert "stopped by SIGTERM" in log_of(run)
+    again = jobs.submit(run)
+    assert again["job"] != submitted["job"]
+    cluster.wait(again["job"], "COMPLETED")
+    assert difference(run, reference) == ""
+
+
+def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, cluster: Cluster, reference: Path) -> None:
+    submitted = jobs.submit(jobs.config("preempted"))
+    job, run = submitted["job"], Path(submitted["runs"][0])
+    wait_for_step(run, 3)
+    urgent = cluster.run("sbatch", "--parsable", "-p", "urgent", "-N2", "-n4", "--output=/dev/null", "--wrap", "sleep 1").stdout.strip()
+    cluster.wait(urgent, "COMPLETED")
+    cluster.wait(job, "COMPLETED")
+    assert starts(run)[1][0] == 1
+    assert difference(run, reference) == ""
+
+
+def test_a_crash_loop_ends_by_itself_and_says_why(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
+    """Every start uses up its seconds of CPU before the first step and is killed by the kernel."""
+    (tmp_path / "cluster.yaml").write_text("max_fruitless: 2\nsetup: ['ulimit -t 4']\n")
+    submitted = jobs.submit(jobs.config("loop"), "--cluster", tmp_path / "cluster.yaml")
+    run = Path(submitted["runs"][0])
+    cluster.wait(submitted["job"], "FAILED")
+    assert starts(run) == [(0, None), (1, None)]
+    assert "was started 2 times from the beginning and never came to another checkpoint" in log_of(run)
+
+
+def test_what_is_to_be_mended_is_not_tried_again(jobs: Jobs, cluster: Cluster) -> None:
+    config = jobs.config("mend")
+    data = shutil.copytree(jobs.data, config.parent / "data")
+    submitted = jobs.submit(config, f"data.train={data}/train", f"data.val={data}/nowhere")
+    cluster.wait(submitted["job"], "FAILED")
+    log = log_of(Path(submitted["runs"][0]))
+    assert log.count("error:") == 1
+    assert "nowhere" in log
+    assert "is not put back into the queue: there is something to mend first" in log
+    assert "Traceback" not in log
+
+
+def test_a_sweep_is_an_array_of_runs(jobs: Jobs, cluster: Cluster) -> None:
+    sweeps = ("--sweep", "seed=[1, 2]", "--sweep", "optimizer.eps=[1e-8]")
+    submitted = jobs.submit(jobs.config("sweep"), "training.epochs=1", "--nodes", 1, *sweeps)
+    for index, run in enumerate(map(Path, submitted["runs"])):
+        cluster.wait(f"{submitted['job']}_{index}", "COMPLETED")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert (config["seed"], config["optimizer"]["eps"]) == (index + 1, 1e-8)
+        assert json.loads((run / "slurm" / "job.json").read_text())["job"] == f"{submitted['job']}_{index}"
+        assert saved_step(run) == 3
+    first, second = ((Path(run) / "checkpoints" / "step-00000003" / "model.safetensors").read_bytes() for run in submitted["runs"])
+    assert first != second
+
+
+def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("launcher: torchrun\nenvironment: {OMP_NUM_THREADS: '1'}\n")
+    submitted = jobs.submit(jobs.config("torchrun"), "--cluster", tmp_path / "cluster.yaml")
+    job, run = submitted["job"], Path(submitted["runs"][0])
+    wait_for_step(run, 3)
+    assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
+    cluster.wait_for_restart(job, 1)
+    cluster.wait(job, "COMPLETED")
+    assert "stopped by SIGUSR1" in log_of(run)
+    assert difference(run, reference) == ""
+
+
+def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+    config = jobs.config("template")
+    run = config.parent / "run"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(REPOSITORY / ".venv" / "bin" / "python")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=10", f"--chdir={tmp_path}", f"--output={tmp_path}/%j.out")
+    done = cluster.run("sbatch", "--parsable", *options, f"{REPOSITORY}/launch/train.sbatch", str(config), str(run))
+    assert done.returncode == 0, done.stderr
+    wait_for_step(run, 3)
+    assert cluster.run("scancel", "--signal=USR1", done.stdout.strip()).returncode == 0
+    cluster.wait(done.stdout.strip(), "COMPLETED")
+    assert starts(run)[1][0] == 1
+    assert difference(run, reference) == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tdformer.config_io import ConfigError, differences, dump_config, flatten, load_config
+from tdformer.config_io import ConfigError, differences, dump_config, flatten, load_config, read_yaml
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"name": "x", "data": {"train": "a", "val": "b"}}
@@ -19,7 +19,9 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - set(REPOSITORY.glob("configs/clusters/*"))), ids=lambda path: path.stem
+)
 def test_every_shipped_configuration_is_valid_and_says_what_it_is_for(path: Path) -> None:
     load_config(path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
@@ -111,3 +113,10 @@ def test_differences_name_the_keys(tmp_path: Path) -> None:
     assert "seed: 0 -> 4" in differences(old, new)
     assert all(line.startswith(("seed:", "model.feedback")) for line in differences(old, new))
     assert flatten(old)["training.global_batch"] == 512
+
+
+def test_text_with_colons_is_text(tmp_path: Path) -> None:
+    """YAML 1.1 reads 24:00:00 as 86400: a day of a job would become 86,400 minutes."""
+    path = tmp_path / "x.yaml"
+    path.write_text("time: 24:00:00\nrate: 2e-5\ncount: 1_000\nmask: 0x1f\nsmall: -.5\nmost: .inf\n")
+    assert read_yaml(path) == {"time": "24:00:00", "rate": 2e-5, "count": 1000, "mask": 31, "small": -0.5, "most": float("inf")}

@@ -1,0 +1,187 @@
+"""What `tdformer submit --dry-run` prints: a script that bash accepts, with all that the cluster wants, and nothing that runs by itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipelines.errors import UserError
+from launch.slurm import attempts
+from launch.slurm.config import ClusterConfig, load_cluster
+from launch.slurm.requeue import begin
+from launch.slurm.script import Job, render
+from launch.slurm.snapshot import snapshot
+from tests.conftest import REPOSITORY, write_config
+
+
+def job(folder: Path, runs: int = 1, nodes: int = 2, gpus: int = 8) -> Job:
+    paths = [folder / f"a run's {number}" for number in range(runs)]
+    return Job("x-001", paths, paths[0] / "slurm" / "train.sbatch", folder, sys.executable, nodes, gpus, gpus)
+
+
+def options(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def variables(script: str, folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Arrays and variables, as bash has them when the job begins."""
+    settings = script.partition("# --- the job")[0]
+    shown = "\n".join(f'printf "%s\\0" "${{{name}[@]}}" > {folder}/{name}' for name in names)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n",
+        "SLURM_CPUS_PER_TASK": "5",
+        "SLURM_ARRAY_TASK_ID": "1",
+    }
+    functions = "module() { echo module $@; }; scontrol() { echo first; }"
+    subprocess.run(["bash", "-c", f"set -eu; {functions}\n{settings}\n{shown}"], check=True, env=environment, capture_output=True)
+    return {name: (folder / name).read_text().split("\0")[:-1] for name in names}
+
+
+CLUSTERS = {
+    "plain": ClusterConfig(),
+    "all": load_cluster(REPOSITORY / "configs" / "clusters" / "example.yaml"),
+    "torchrun": ClusterConfig(launcher="torchrun", cpus_per_process=4),
+    "pyxis": ClusterConfig.model_validate({"container": {"runtime": "pyxis", "image": "docker://a b", "mounts": ["/data:/data"]}}),
+    "apptainer": ClusterConfig.model_validate({"container": {"runtime": "apptainer", "image": "x y.sif"}}),
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_bash_accepts_the_script(tmp_path: Path, name: str, runs: int) -> None:
+    script = render(job(tmp_path, runs), CLUSTERS[name])
+    (tmp_path / "script").write_text(script)
+    subprocess.run(["bash", "-n", tmp_path / "script"], check=True)
+    found = variables(script, tmp_path, ("RUN", "SRUN", "RANK", "PYTHONPATH"))
+    assert found["RUN"] == [str(tmp_path / f"a run's {int(runs > 1)}")]
+    assert found["PYTHONPATH"] == [f"{found['RUN'][0]}/code"]
+
+
+def test_options_of_a_job(tmp_path: Path) -> None:
+    given = options(render(job(tmp_path), CLUSTERS["all"]))
+    for option in (
+        *("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12", "--mem=0", "--partition=gpu", "--account=vision"),
+        *("--time=24:00:00", "--signal=SIGUSR1@300", "--requeue", "--open-mode=append", "--constraint=h100", "--exclusive"),
+    ):
+        assert option in given
+    assert "--array=0-2" in options(render(job(tmp_path, runs=3), CLUSTERS["all"]))
+    assert not any(option.startswith("--gpus") for option in options(render(job(tmp_path, gpus=0), CLUSTERS["plain"])))
+
+
+def test_what_starts_a_rank(tmp_path: Path) -> None:
+    found = {name: variables(render(job(tmp_path), cluster), tmp_path, ("SRUN", "RANK")) for name, cluster in CLUSTERS.items()}
+    assert found["plain"] == {"SRUN": ["srun"], "RANK": [sys.executable, "-m", "launch"]}
+    assert found["all"]["SRUN"] == ["srun", "--cpus-per-task=5"]
+    torchrun = found["torchrun"]["RANK"]
+    assert torchrun[:5] == [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=8"]
+    assert "--rdzv-endpoint=first:20007" in torchrun
+    assert "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2" in torchrun
+    assert "--container-image=docker://a b" in found["pyxis"]["SRUN"]
+    assert any(option.startswith("--container-mounts=") and option.endswith(",/data:/data") for option in found["pyxis"]["SRUN"])
+    assert found["pyxis"]["RANK"] == ["python", "-m", "launch"]
+    assert found["apptainer"]["RANK"][:3] == ["apptainer", "exec", "--nv"]
+    assert found["apptainer"]["RANK"][-4:] == ["x y.sif", "python", "-m", "launch"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"partition": "a b"},
+        {"sbatch": ["--x\nrm -rf /"]},
+        {"environment": {"A": "1\nrm"}},
+        {"environment": {"A;B": "1"}},
+        {"time": "tomorrow"},
+        {"modules": [""]},
+        {"colour": 1},
+        {"container": {"runtime": "docker", "image": "x"}},
+    ],
+)
+def test_a_cluster_file_that_is_wrong_is_refused_by_key(tmp_path: Path, wrong: dict) -> None:
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(UserError, match=f"cluster.yaml cannot be used:\n  {next(iter(wrong))}"):
+        load_cluster(tmp_path / "cluster.yaml")
+
+
+def test_a_value_is_never_run(tmp_path: Path) -> None:
+    cluster = ClusterConfig(environment={"A": "$(touch pwned); `touch pwned`"}, modules=("$(touch pwned)",))
+    found = variables(render(job(tmp_path), cluster), tmp_path, ("A",))
+    assert found["A"] == ["$(touch pwned); `touch pwned`"]
+    assert not Path("pwned").exists()
+
+
+def test_a_dry_run_makes_nothing_and_needs_neither_torch_nor_slurm(run_config: dict, tmp_path: Path) -> None:
+    path = write_config(run_config, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'mlflow', 'deepspeed'])); from launch.cli import main; main()"
+    arguments = ["submit", str(path), "--gpus-per-node", "2", "--dry-run", "--sweep", "seed=[1, 2]"]
+    command, without_slurm = [sys.executable, "-c", blocked, *arguments], {"PATH": "/nowhere"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=without_slurm)
+    assert done.returncode == 0, done.stderr
+    assert f"RUNS=({tmp_path}/runs/tiny-sweep-001/tiny-001 {tmp_path}/runs/tiny-sweep-001/tiny-002)" in done.stdout
+    assert sorted(tmp_path.iterdir()) == before
+    as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert json.loads(as_json.stdout)["submitted"] is False
+
+
+def test_the_snapshot_is_the_code_that_runs(tmp_path: Path) -> None:
+    snapshot(tmp_path / "code")
+    (tmp_path / "code" / "tdformer" / "__init__.py").write_text('__version__ = "of the snapshot"\n')
+    environment = {"PYTHONPATH": str(tmp_path / "code"), "PYTHONSAFEPATH": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", "import tdformer, launch; print(tdformer.__version__, launch.__file__)"]
+    shown = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert shown.split("\n")[0] == f"of the snapshot {tmp_path}/code/launch/__init__.py"
+    assert (tmp_path / "code" / "launch" / "train.sbatch").exists()
+
+
+# --- whether another start makes sense ---------------------------------------------------------------------------
+
+
+def start(run: Path, restart: int, monkeypatch: pytest.MonkeyPatch, job: str = "5", **limits: str) -> str:
+    for name, value in {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]", **limits}.items():
+        monkeypatch.setenv(name, value)
+    return begin(run)
+
+
+def reach(run: Path, step: int) -> None:
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
+
+
+def test_starts_that_get_on_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for restart in range(20):
+        assert f"job 5, restart {restart}, on n[1-2]" in start(tmp_path, restart, monkeypatch)
+        if restart % 2:
+            reach(tmp_path, restart)
+
+
+def test_starts_that_lead_nowhere_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach(tmp_path, 7)
+    for restart in range(3):
+        start(tmp_path, restart, monkeypatch)
+    with pytest.raises(UserError, match=r"started 3 times from step-00000007 .* tdformer submit"):
+        start(tmp_path, 3, monkeypatch)
+    start(tmp_path, 0, monkeypatch, job="6")  # someone has looked at it and submitted it again
+
+
+def test_restarts_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = {attempts.MAX_RESTARTS: "2"}
+    for restart in range(3):
+        start(tmp_path, restart, monkeypatch, **limit)
+        reach(tmp_path, restart)
+    with pytest.raises(UserError, match="put back into the queue 2 times, which is all that max_restarts allows"):
+        start(tmp_path, 3, monkeypatch, **limit)
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path, 0, monkeypatch)
+    with (tmp_path / "slurm" / "attempts.jsonl").open("a") as file:
+        file.write('{"job": "5", "rest')
+    assert [attempt.restart for attempt in attempts.read(tmp_path)] == [0]
+    assert attempts.read(tmp_path / "nowhere") == []
