@@ -22,7 +22,13 @@ Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", help="The first one ranks; may be given several times. Default: val/top1, val/top1_ema if any, val/loss."),
 ]
-Filters = Annotated[list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help="Only runs with this, such as training.epochs=12 or state=failed; may be given several times.")]  # fmt: skip
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", metavar="KEY=VALUE", help="Only runs with this, such as state=failed; may be given several times."),
+]
+Compared = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RUN|FOLDER]...", help="Run directories, and folders of runs. Default: runs")
+]
 
 
 @runs_app.command("list")
@@ -66,7 +72,7 @@ def show_run(
 
     if not reading.is_run(run):
         raise UserError(
-            f"{run} is no run directory: it has neither config.yaml nor metrics.jsonl; `tdformer runs list` shows those there are."
+            f"{run} is no run directory: it has neither config.yaml nor metrics.jsonl; `tdformer runs list` names those there are."
         )
     found = reading.read(run)
     metrics = found.metrics.names()
@@ -79,9 +85,7 @@ def show_run(
 
 @runs_app.command()
 def compare(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN|FOLDER]...", help="Run directories, and folders of runs. Default: runs")
-    ] = None,
+    runs: Compared = None,
     metrics: Metrics = None,
     filters: Filters = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report: one HTML file with tables and curves.")] = None,

@@ -28,12 +28,12 @@ def show_list(runs: Sequence[Run], metric: str) -> None:
     columns = ["run", "state", "epoch", "step", f"best {metric}", "last", "images/s", unit_of(runs), "last written"]
     rows = []
     for run in runs:
-        found, last = outcome(run, metric), run.last
+        last = run.last
         epoch = f"{last.epoch:g}/{run.config.get('training.epochs', '?')}" if last else wording.NOTHING
-        best, newest = (wording.number(metric, point.value) for point in (found.best, found.last)) if found else (wording.NOTHING,) * 2
         cost = [wording.speed(run.images_per_s), wording.hours(hours_of(run))]
         name = _under(run, runs)
-        rows.append([name, run.state, epoch, str(last.step) if last else wording.NOTHING, best, newest, *cost, wording.when(run.changed)])
+        step = str(last.step) if last else wording.NOTHING
+        rows.append([name, run.state, epoch, step, *_best_and_last(run, metric), *cost, wording.when(run.changed)])
     _print(columns, rows, texts=(0, 1, 8))
     _notes({_under(run, runs): run.notes for run in runs})
 
@@ -74,22 +74,9 @@ def show_comparison(comparison: Comparison) -> None:
     rows = []
     for run in runs[:AT_MOST]:
         config = [wording.config_value(configs.value(run.config, key)) for key in names]
-        found = [outcome(run, name) for name in metrics]
-        values = [
-            (name, point) for name, both in zip(metrics, found, strict=True) for point in ((both.best, both.last) if both else (None, None))
-        ]
-        numbers = [wording.number(name, point.value if point else None) for name, point in values]
-        rows.append(
-            [
-                letter[run],
-                comparison.names[run],
-                run.state,
-                *config,
-                *numbers,
-                wording.speed(run.images_per_s),
-                wording.hours(hours_of(run)),
-            ]
-        )
+        numbers = [text for name in metrics for text in _best_and_last(run, name)]
+        cost = [wording.speed(run.images_per_s), wording.hours(hours_of(run))]
+        rows.append([letter[run], comparison.names[run], run.state, *config, *numbers, *cost])
     _print([*columns, unit_of(runs)], rows, texts=range(3 + len(names)))
     _rest(len(runs), "runs")
     if any(len(group.runs) > 1 for group in comparison.groups) or comparison.references:
@@ -110,16 +97,15 @@ def _settings(comparison: Comparison) -> None:
         for row in comparison.references:
             name = f"{row.network}, {row.dataset} at {row.image_size}"
             rows.append(["paper", name, "", f"{row.top1:.2f}", *[""] * (2 * len(metrics) - 1), "", row.source])
-    columns = [
-        "",
-        "setting",
-        "runs",
-        *(f"{which} {name}" for name in metrics for which in ("best", "last")),
-        f"{unit_of(comparison.runs)} each",
-        "",
-    ]
+    titles = [f"{which} {name}" for name in metrics for which in ("best", "last")]
+    columns = ["", "setting", "runs", *titles, f"{unit_of(comparison.runs)} each", ""]
     _print(columns, rows, texts=(0, 1, len(columns) - 1))
     _rest(len(comparison.groups), "settings")
+
+
+def _best_and_last(run: Run, metric: str) -> tuple[str, str]:
+    found = outcome(run, metric)
+    return (wording.number(metric, found.best.value), wording.number(metric, found.last.value)) if found else (wording.NOTHING,) * 2
 
 
 def _session(session: Any) -> list[str]:
