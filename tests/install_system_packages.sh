@@ -6,6 +6,8 @@ set -euo pipefail
 packages=(libopencv-dev libturbojpeg0-dev pkg-config g++)
 # A Slurm to run jobs on: the tests start their own, the installed services are not used.
 packages+=(slurm-wlm munge)
+# A browser, without a screen, to look at the reports of `tdformer runs compare`.
+packages+=(chromium)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -58,7 +58,7 @@ def unit_of(runs: Sequence[Run]) -> str:
 
 def mean_curve(curves: Sequence[XY]) -> XY:
     """Over the part that all have; between the points of a curve by straight lines."""
-    if not all(curves):
+    if not curves or not all(curves):
         return []
     low, high = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
     xs = [x for x, _ in curves[0] if low <= x <= high]
@@ -78,7 +78,7 @@ def _lines(comparison: Comparison, group: Group, index: int, metric: str, at_mos
     tag, colour = wording.tag(index), style(index)
     points = {run: [(point.epoch, point.value) for point in run.metrics.series(metric)] for run in group.runs}
     points = {run: list(charts.thinned(sorted(curve), at_most)) for run, curve in points.items() if curve}
-    if len(points) == 1 or colour == "rest":
+    if len(points) <= 1 or colour == "rest":
         return [Curve(curve, tag, colour, f"{tag} {comparison.names[run]}", is_mean=colour != "rest") for run, curve in points.items()]
     lines = [Curve(curve, tag, colour, f"{tag} {comparison.names[run]}") for run, curve in points.items()]
     title = f"{tag} mean of {len(points)} runs: {wording.setting(group.setting)}"
