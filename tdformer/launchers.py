@@ -14,6 +14,9 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 OWN_LAUNCHER = "TDFORMER_LAUNCHER"
 """Set by `tdformer train --processes`, which knows how a process ended and says it."""
 
+REQUEUES = "TDFORMER_REQUEUES"
+"""Set by the scripts of jobs that are put back into the queue until their run is finished (launch.slurm)."""
+
 
 def started_by_launcher(environment: Mapping[str, str]) -> bool:
     """Whether torchrun, srun or `tdformer train --processes` started this process as one of several."""

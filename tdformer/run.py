@@ -64,8 +64,7 @@ def _configure_watchdog(config: RunConfig, run_dir: Path, ranks: Ranks, holding:
 
 def _summary(config: RunConfig, run_dir: Path, outcome: Outcome, world: int) -> str:
     if outcome.stopped:
-        processes = f" --processes {world}" if world > 1 else ""
-        return f"stopped at step {outcome.position.step}, state saved; go on with: tdformer train {run_dir}{processes}"
+        return f"stopped at step {outcome.position.step}, state saved; {run_directory.next_step(run_dir, world)}"
     metrics = outcome.position.metrics
     rows = {
         "validation top-1": f"{metrics['top1']:.2f} % (best {outcome.position.best_top1:.2f} %)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.files import replace_file
 from tdformer.config import RunConfig
 from tdformer.config_io import differences, dump_config, load_config
+from tdformer.launchers import REQUEUES
 from tdformer.training import run_lock
 from tdformer.training.lock_file import CLOCK_NAME
 from tdformer.training.lock_file import NAME as LOCK_NAME
@@ -117,11 +119,17 @@ def discard_if_unused(path: Path) -> None:
 
 def how_to_go_on(path: Path, world: int) -> str:
     """One sentence for a run that ended before its time."""
-    command = f"tdformer train {path}" + (f" --processes {world}" if world > 1 else "")
     latest = path / "checkpoints" / "latest"
     if not latest.exists():
-        return f"No checkpoint was reached; start again with: {command}"
-    return f"The last whole checkpoint is {latest.read_text().strip()}; go on with: {command}"
+        return f"No checkpoint was reached; {next_step(path, world, 'start again')}"
+    return f"The last whole checkpoint is {latest.read_text().strip()}; {next_step(path, world)}"
+
+
+def next_step(path: Path, world: int, verb: str = "go on") -> str:
+    """The command that goes on with a run; of a job that Slurm brings back, that there is nothing to do."""
+    if os.environ.get(REQUEUES):
+        return "its job is put back into the queue"
+    return f"{verb} with: tdformer train {path}" + (f" --processes {world}" if world > 1 else "")
 
 
 def _has_content(path: Path) -> bool:
