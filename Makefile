@@ -2,6 +2,7 @@
 #   make demo        data, training in two processes, evaluation
 #   make test        the whole suite, system packages included
 #   make test-fast   the developer's loop
+#   make test-slurm  jobs on a real Slurm of two nodes, which the tests start (as root)
 #   make test-faults runs that are killed, sixty times, and the tests of all other faults
 #   make lint        ruff, mypy, import direction
 
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 TRIALS ?= 60
 SEED ?= 0
 
-.PHONY: demo test test-fast test-faults lint clean
+.PHONY: demo test test-slurm test-fast test-faults lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -23,7 +24,10 @@ demo: .venv/.installed
 	$(BIN)/tdformer evaluate "$$(ls -td runs/demo-* | head -n 1)" --processes 2
 
 test: .venv/.installed-ffcv
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slurm"
+
+test-slurm: .venv/.installed-ffcv
+	$(BIN)/pytest -m slurm
 
 test-fast: .venv/.installed-dev
 	$(BIN)/pytest -m "not slow and not slurm and not gpu"

@@ -6,6 +6,7 @@ One process per GPU (or several on a CPU), started by `tdformer train --processe
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ def joined() -> Iterator[Ranks]:
     except UserError as error:
         watchdog.leave(str(error), is_shared=True)
         if not ranks.is_first:
+            # As soon as rank 0 has left srun ends the others: killed by that, their exit code would hide its own.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         raise
     except BaseException as error:

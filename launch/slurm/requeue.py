@@ -9,7 +9,7 @@ from data_pipelines.errors import UserError
 from launch.slurm import attempts, scheduler
 
 EXIT_ERROR = 2
-CANCELLED, PENDING = "CANCELLED", "PENDING"
+RUNNING = "RUNNING"
 
 
 def begin(run_dir: Path) -> str:
@@ -33,11 +33,9 @@ def end(run_dir: Path, code: int) -> str:
         return f"job {job} is done: {run_dir} is finished"
     if code == EXIT_ERROR:
         return _not_back(job, "there is something to mend first, said above", run_dir)
-    state = scheduler.state(job)
-    if state == CANCELLED:
-        return _not_back(job, "it was cancelled", run_dir)
-    if state == PENDING:
-        return f"job {job} is put back into the queue by Slurm itself"
+    if (state := scheduler.state(job)) != RUNNING:
+        # Someone ends it: cancelled, it would come back to life; requeued or preempted, Slurm brings it back by itself.
+        return f"job {job} is left to Slurm, which is ending it ({state}); {run_dir} is saved as far as {_place(run_dir)}"
     if reason := attempts.hopeless(run_dir, restart + 1, job, os.environ):
         return _not_back(job, reason, run_dir)
     scheduler.requeue(job)
@@ -48,3 +46,7 @@ def end(run_dir: Path, code: int) -> str:
 
 def _not_back(job: str, reason: str, run_dir: Path) -> str:
     return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"
+
+
+def _place(run_dir: Path) -> str:
+    return attempts.latest(run_dir) or "the beginning"

@@ -116,10 +116,10 @@ def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
 
 def _check_free(run_dir: Path, config: RunConfig) -> None:
     run_directory.check(run_dir, config)
-    run_lock.check_free(run_dir)
     for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_written_down(run_dir)):
         if shutil.which("squeue") and (state := scheduler.state(number)) not in ENDED:
             raise UserError(f"job {number} ({state}) has {run_dir}; it goes on by itself. To end it first: scancel {number}")
+    run_lock.check_free(run_dir)
 
 
 def _job(folder: Path, runs: Sequence[Path], size: Size) -> Job:
