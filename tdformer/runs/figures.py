@@ -11,11 +11,10 @@ from markupsafe import Markup
 from tdformer.runs import charts, wording
 from tdformer.runs.charts import Curve
 from tdformer.runs.comparing import Comparison, Group, lower_is_better, outcome
-from tdformer.runs.reading import Run
+from tdformer.runs.reading import TRAIN_LOSS, Run
 
 COLOURS = 8
 """Groups that have one; the others are grey. More are not told apart."""
-TRAIN_LOSS = "train/loss"
 MANY_RUNS, POINTS, POINTS_OF_MANY = 50, 300, 50
 XY = Sequence[tuple[float, float]]
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,16 @@ class MetricRows:
         """Of all metrics."""
         found = dict.fromkeys(name for row in self.rows for name, value in row.items() if "/" in name and _is_number(value))
         return sorted(found)
+
+    def slim(self, names: Iterable[str]) -> MetricRows:
+        """Evaluations whole, and the last row of training; of the others these metrics alone."""
+        kept = ("step", "epoch", "time", *names)
+        last = max((index for index, row in enumerate(self.rows) if "val/top1" not in row), default=None)
+        rows = [
+            row if index == last or "val/top1" in row else {name: row[name] for name in kept if name in row}
+            for index, row in enumerate(self.rows)
+        ]
+        return replace(self, rows=rows, _series={})
 
     @property
     def last_time(self) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tdformer.runs.metric_rows import MetricRows, Point
 from tdformer.runs.sessions import Session, State
 from tdformer.training.run_directory import CONFIG_FILE, METRICS_FILE
 
-IMAGES_PER_S = "train/images_per_s"
+TRAIN_LOSS, IMAGES_PER_S = "train/loss", "train/images_per_s"
 FOR_A_LIST, FOR_A_CURVE, FOR_ONE_OF_MANY = 20, 200, 50
 """Training rows per run; the last for the curves of more runs than FOR_ONE_PROCESS."""
 FOR_ONE_PROCESS = 50
@@ -107,12 +107,20 @@ def _within(folder: Path, depth: int) -> Iterable[Path]:
 def read_all(paths: Sequence[Path], metrics: Iterable[str] = (), samples: int | None = None) -> list[Run]:
     """In the order given. See read."""
     samples = samples or (FOR_A_CURVE if len(paths) <= FOR_ONE_PROCESS else FOR_ONE_OF_MANY)
-    read_one = partial(read, metrics=tuple(metrics), samples=samples)
+    metrics = tuple(metrics)
+    read_one = partial(read, metrics=metrics, samples=samples)
     processes = min(len(os.sched_getaffinity(0)), 8)
     if len(paths) <= FOR_ONE_PROCESS or processes == 1:
         return list(map(read_one, paths))
+    read_slim = partial(_read_slim, read_one, (TRAIN_LOSS, IMAGES_PER_S, *metrics))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        return list(pool.map(read_one, paths, chunksize=len(paths) // (4 * processes) + 1))
+        return list(pool.map(read_slim, paths, chunksize=len(paths) // (4 * processes) + 1))
+
+
+def _read_slim(read_one: Callable[[Path], Run], names: Sequence[str], path: Path) -> Run:
+    """What a process sends to another takes time: of training rows, the metrics with these names, and the last one whole."""
+    run = read_one(path)
+    return replace(run, metrics=run.metrics.slim(names))
 
 
 def read(path: Path, metrics: Iterable[str] = (), samples: int = FOR_A_CURVE) -> Run:

@@ -91,6 +91,18 @@ def test_a_training_metric_has_its_best_among_rows_that_no_sample_hits(tmp_path:
     assert found.rows[-1]["step"] == 1000
 
 
+def test_many_runs_read_in_processes_are_those_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_run(tmp_path / f"run-{number}", top1=[number, 50 - number], images_per_s=100 + number)
+    metrics = ["val/loss", "train/loss", "train/lr"]
+    alone = read(tmp_path, metrics=metrics, samples=7)
+    monkeypatch.setattr(reading, "FOR_ONE_PROCESS", 1)
+    together = read(tmp_path, metrics=metrics, samples=7)
+    assert [rows.as_row(run, metrics) for run in together] == [rows.as_row(run, metrics) for run in alone]
+    with pytest.raises(UserError, match="did you mean train/mfu"):
+        compare(together, ["train/mfuu"])
+
+
 def test_values_that_are_not_finite_are_never_the_best(tmp_path: Path) -> None:
     run = reading.read(write_run(tmp_path / "run-001", top1=[10.0, math.nan, math.inf, 5.0]))
     found = comparing.outcome(run, "val/top1")
