@@ -47,6 +47,7 @@ SlurmdTimeout=15
 SlurmctldTimeout=30
 MessageTimeout=30
 JobRequeue=1
+EnforcePartLimits=ALL
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log

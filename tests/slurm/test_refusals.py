@@ -12,8 +12,8 @@ pytestmark = pytest.mark.slurm
 
 REFUSALS = {
     "partition": (["--partition", "nowhere"], "invalid partition specified: nowhere"),
-    "gpus": (["--nodes", 2, "--gpus-per-node", 4], "Requested node configuration is not available"),
-    "nodes": (["--nodes", 8], "Node count specification invalid"),
+    "gpus": (["--gpus-per-node", 4], "Requested node configuration is not available"),
+    "nodes": (["--nodes", 4], "Node count specification invalid"),
     "time": (["--time", "2-00:00:00"], "Requested time limit is invalid"),
     "time's form": (["--time", "soon"], "time: must be a time as Slurm writes it"),
     "global batch": (["--gpus-per-node", 0, "--processes-per-node", 3], "global_batch must be a multiple of training.micro_batch x ranks"),
@@ -29,7 +29,7 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refusal(jobs: Jobs, tmp_path: Path, name: str) -> None:
     options, sentence = REFUSALS[name]
-    config = jobs.config(f"refused {name}".replace(" ", "-").replace("'", ""), name="refused")
+    config = jobs.config(f"refused {name}".replace(" ", "-").replace("'", ""))
     before = sorted(config.parent.iterdir())
     done = jobs.tdformer("submit", config, "--gpus-per-node", 0, *options)
     assert done.returncode == 2
