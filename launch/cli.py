@@ -76,9 +76,9 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], r
     if code == EXIT_ERROR and made:
         run_directory.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
-        from tdformer.tracking import close_if_running
+        from tdformer.tracking import sync
 
-        close_if_running(config.tracking.uri, run_dir)
+        sync.close(run_dir)
         typer.echo(run_directory.how_to_go_on(run_dir, processes), err=True)
     return code
 

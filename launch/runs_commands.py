@@ -127,6 +127,30 @@ def _one_as_tree(run: Run, metrics: list[str]) -> dict[str, Any]:
     }
 
 
+@runs_app.command()
+def sync(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN|FOLDER...", help="Run directories, and folders of runs.")],
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="Another MLflow than the run's own tracking.uri; it gets all points.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send to MLflow what it lacks of runs that no process trains. May be repeated: nothing is sent twice.
+
+    A run sends by itself while it is trained; this is for what an unreachable server did not take before the end, for runs that were
+    killed, and for runs from a cluster without a way to the server.
+    """
+    from launch.runs_sync import sync_all
+    from tdformer.runs import reading
+
+    done, problems = sync_all(reading.find(runs), uri, quiet=as_json)
+    if as_json:
+        synced = [{"run": str(each.run), "uri": each.uri, "mlflow_run_id": each.run_id, "points": each.points} for each in done]
+        _print_json({"synced": synced, "not_synced": [{"run": str(run), "why": why} for run, why in problems.items()]})
+    if problems:
+        raise UserError("\n".join(problems.values()))
+
+
 def _print_json(tree: dict[str, Any]) -> None:
     from tdformer.runs.rows import without_nan
 

@@ -14,7 +14,7 @@ from tdformer.runs import configs, wording
 from tdformer.runs.comparing import Comparison, outcome, spread
 from tdformer.runs.figures import hours_of, unit_of
 from tdformer.runs.reading import Run
-from tdformer.runs.sessions import MEANING
+from tdformer.runs.states import MEANING
 from tdformer.training.run_directory import how_to_go_on
 
 AT_MOST = 40

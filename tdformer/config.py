@@ -269,6 +269,17 @@ class TrackingConfig(Section):
     experiment: str = "tdformer"
     system_metrics: bool = True
     """CPU, memory and GPU use of rank 0's node, every ten seconds."""
+    log_model: Literal["none", "best", "latest"] = "none"
+    """The checkpoint whose network (as `tdformer checkpoint export` writes it; averaged weights if there are any) a finished run gives
+    to MLflow as the artifact `model`."""
+    register_as: Annotated[str, Field(pattern=r"^[^/:]+$", max_length=200)] | None = None
+    """Name in MLflow's model registry under which it is registered, with its validation metrics."""
+
+    @model_validator(mode="after")
+    def _model_is_logged(self) -> TrackingConfig:
+        if self.register_as and self.log_model == "none":
+            raise ValueError("register_as needs log_model: best or latest, which says what is registered")
+        return self
 
 
 class PreemptionConfig(Section):

@@ -17,7 +17,7 @@ from tdformer.datasets import check_classes, open_val
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
-from tdformer.tracking import close_if_running
+from tdformer.tracking import sync
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
@@ -52,7 +52,7 @@ def _configure_watchdog(config: RunConfig, run_dir: Path, ranks: Ranks, holding:
     def close() -> None:
         if ranks.is_first:
             holding.close()
-        close_if_running(config.tracking.uri, run_dir)
+        sync.close(run_dir)
 
     ranks.watchdog.configure(
         limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),

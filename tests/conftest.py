@@ -82,10 +82,10 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes seconds, copying it none."""
-    from tdformer.tracking import _import_mlflow
+    from tdformer.tracking.client import import_mlflow
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    _import_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
+    import_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -117,6 +117,15 @@ def run_config(tmp_path: Path, stripes: Path, empty_mlflow: Path) -> dict:
         "checkpoint": {"every_steps": 1, "keep_last": 100},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "system_metrics": False},
     }
+
+
+def run_id_of(run: Path) -> str:
+    """Its MLflow run."""
+    from tdformer.tracking.run_ids import read_run_id
+
+    run_id = read_run_id(run, None)
+    assert run_id is not None
+    return run_id
 
 
 def write_config(config: dict, folder: Path) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from launch.slurm import attempts, scheduler
+from tdformer.tracking import sync
 
 EXIT_ERROR = 2
-RUNNING = "RUNNING"
+RUNNING, CANCELLED = "RUNNING", "CANCELLED"
 
 
 def begin(run_dir: Path) -> str:
@@ -34,10 +35,13 @@ def end(run_dir: Path, code: int) -> str:
     if code == EXIT_ERROR:
         return _not_back(job, "there is something to mend first, said above", run_dir)
     if (state := scheduler.state(job)) != RUNNING:
+        if state and state.startswith(CANCELLED):
+            sync.close(run_dir, comes_back=False)
         # Someone ends it: cancelled, it would come back to life; requeued or preempted, Slurm brings it back by itself.
         return f"job {job} is left to Slurm, which is ending it ({state}); {run_dir} is saved as far as {_place(run_dir)}"
     if reason := attempts.hopeless(run_dir, restart + 1, job, os.environ):
         return _not_back(job, reason, run_dir)
+    sync.close(run_dir)
     scheduler.requeue(job)
     return (
         f"job {job} ended with code {code} and is put back into the queue; it will go on from {attempts.latest(run_dir) or 'the beginning'}"
@@ -45,6 +49,7 @@ def end(run_dir: Path, code: int) -> str:
 
 
 def _not_back(job: str, reason: str, run_dir: Path) -> str:
+    sync.close(run_dir, comes_back=False)
     return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"
 
 

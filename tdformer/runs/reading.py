@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from tdformer.runs import configs, metric_rows, sessions
+from tdformer import sessions
+from tdformer.runs import configs, metric_rows
 from tdformer.runs.metric_rows import MetricRows, Point
-from tdformer.runs.sessions import Session, State
+from tdformer.runs.states import State, state_of
+from tdformer.sessions import Session
+from tdformer.tracking.run_ids import read_run_id
 from tdformer.training.run_directory import CONFIG_FILE, METRICS_FILE
 
 TRAIN_LOSS, IMAGES_PER_S = "train/loss", "train/images_per_s"
@@ -131,7 +134,7 @@ def read(path: Path, metrics: Iterable[str] = (), samples: int = FOR_A_CURVE) ->
     begun, unreadable = sessions.read_all(path)
     has_begun, epochs = bool(rows.rows), config.get("training.epochs")
     is_complete = isinstance(epochs, int) and any(point.epoch >= epochs for point in rows.series("val/top1"))
-    state = sessions.state_of(path, begun, has_begun, is_complete)
+    state = state_of(path, begun, has_begun, is_complete)
     if rows.ends_within_a_row and state != "running":
         notes.append(f"{METRICS_FILE} ends within a row, which is left out")
     if not config and not has_begun:
@@ -139,7 +142,7 @@ def read(path: Path, metrics: Iterable[str] = (), samples: int = FOR_A_CURVE) ->
     pointers = {name: text for name in ("latest", "best") if (text := _word(path / "checkpoints" / name))}
     times = [session.seen for session in begun[-1:]] + [rows.last_time or 0.0]
     changed = max(times) or _modified(path)
-    return Run(path, config, state, begun, rows, pointers, _word(path / "mlflow_run_id"), changed, notes + unreadable)
+    return Run(path, config, state, begun, rows, pointers, read_run_id(path, config.get("tracking.uri")), changed, notes + unreadable)
 
 
 def _config(path: Path, notes: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tdformer.runs.charts import Scale
 from tdformer.runs.comparing import Comparison, Group, lower_is_better, outcome, spread
 from tdformer.runs.figures import COLOURS, hours_of, style, unit_of
 from tdformer.runs.reading import Run
-from tdformer.runs.sessions import MEANING
+from tdformer.runs.states import MEANING
 
 STRIP = 230
 """Pixels."""

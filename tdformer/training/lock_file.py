@@ -101,6 +101,18 @@ def read(path: Path) -> Holder | None:
         return None
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether a process trains this run. Looked at only: writes nothing, unlike `age`, and goes by this machine's clock."""
+    path = run_dir / NAME
+    try:
+        holder = read(path)
+        if holder and holder.is_here:
+            return holder.is_running
+        return time.time() - path.stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
+
+
 def age(path: Path, folder: Path) -> float:
     """Seconds since the holder's last sign of life, by the clock of the file system: those of machines differ. Infinite without a lock."""
     probe = folder / f"{CLOCK_NAME}{socket.gethostname()}-{os.getpid()}"

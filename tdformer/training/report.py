@@ -15,10 +15,11 @@ from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.evaluation import Evaluation
 from tdformer.ranks import Ranks
-from tdformer.tracking import KILLED, Tracker
+from tdformer.tracking.tracker import Tracker
 from tdformer.training.checkpoints import Position
 from tdformer.training.metrics import MetricsFile, draw_learning_curve
-from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
+from tdformer.training.run_directory import CURVE_FILE, METRICS_FILE
+from tdformer.training.this_session import this_session
 from tdformer.training.time_left import TimeLeft
 from tdformer.watchdog.progress import TRAINING
 
@@ -48,7 +49,6 @@ class FirstRankReport(Report):
         self._warned = False
         self.time_left = TimeLeft(total_steps)
         self.task = progress.add_task("", total=total_steps, completed=position.step, left="")
-        tracker.log_file(run_dir / CONFIG_FILE)
 
     def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
         left = self.time_left.after(step)
@@ -67,7 +67,6 @@ class FirstRankReport(Report):
         self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
         with self._as_the_disk_allows(CURVE_FILE):
             draw_learning_curve(self.metrics_file.rows(), self.run_dir / CURVE_FILE, self.title)
-        self.tracker.log_file(self.run_dir / CURVE_FILE)
         of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
         self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
 
@@ -75,12 +74,12 @@ class FirstRankReport(Report):
         self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def stopped(self) -> None:
-        self.tracker.end(KILLED)
+        self.tracker.end("stopped")
 
     def _record(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         with self._as_the_disk_allows(METRICS_FILE):
             self.metrics_file.append(step, epoch, metrics)
-        self.tracker.log(step, metrics)
+            self.tracker.reached(step)
 
     @contextmanager
     def _as_the_disk_allows(self, name: str) -> Iterator[None]:
@@ -96,13 +95,13 @@ class FirstRankReport(Report):
 @contextmanager
 def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
-    tracker = ranks.together(lambda: _record_of(config, run_dir, position) if ranks.is_first else None)
+    tracker = ranks.together(lambda: _record_of(config, run_dir, position, ranks) if ranks.is_first else None)
     ranks.watchdog.progress.enter(TRAINING)
     if tracker is None:
         yield Report()
         return
     with ExitStack() as stack:
-        stack.enter_context(tracker)
+        stack.enter_context(_leaving(tracker, ranks))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps  {task.fields[left]}"))
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
@@ -110,14 +109,24 @@ def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps:
         yield FirstRankReport(run_dir, progress, tracker, position, total_steps)
 
 
-def _record_of(config: RunConfig, run_dir: Path, position: Position) -> Tracker:
+@contextmanager
+def _leaving(tracker: Tracker, ranks: Ranks) -> Iterator[None]:
+    """Inside the tracker; what it waits for at its end counts as saving."""
+    with ExitStack() as slow, tracker:
+        try:
+            yield
+        finally:
+            slow.enter_context(ranks.watchdog.progress.during("saving"))
+
+
+def _record_of(config: RunConfig, run_dir: Path, position: Position, ranks: Ranks) -> Tracker:
     """The run's MLflow run; with its metrics file, both go on from `position`."""
     path = run_dir / METRICS_FILE
     try:
         MetricsFile(path).cut_after(position.step, position.evaluated_epochs)
     except OSError as error:
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
-    return Tracker(config, run_dir)
+    return Tracker(config.tracking, run_dir, this_session(ranks, position.step))
 
 
 class Throughput:

@@ -162,12 +162,12 @@ def _import_everything() -> None:
 
     from launch import processes
     from tdformer import ranks
-    from tdformer.tracking import _import_mlflow
+    from tdformer.tracking.client import import_mlflow
     from tdformer.training.engine import _import_deepspeed
 
     _import_deepspeed()
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # by deepspeed.initialize, and with it half of torch's compiler
-    _import_mlflow()
+    import_mlflow()
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
     importlib.import_module("matplotlib.pyplot")
     processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]

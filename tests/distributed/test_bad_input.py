@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from data_pipelines.dataset import open_set
-from tests.conftest import StripesSource, stored, write_config
+from tests.conftest import StripesSource, run_id_of, stored, write_config
 from tests.distributed.starter import tdformer
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def test_undecodable_image_in_the_middle_of_an_epoch(run_config: dict, tmp_path:
     run_config["training"]["epochs"] = 4
     result = train(run_config, tmp_path)
     assert_one_sentence(result, "stripes-1-0020", shard.name, "cannot be decoded", "on rank")
-    run_id = (tmp_path / "run" / "mlflow_run_id").read_text().strip()
+    run_id = run_id_of(tmp_path / "run")
     assert MlflowClient(run_config["tracking"]["uri"]).get_run(run_id).info.status == "FAILED"
 
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from data_pipelines.dataset import open_set
 from data_pipelines.prepare import Plan, prepare
-from tests.conftest import StripesSource, write_config
+from tests.conftest import StripesSource, run_id_of, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 
@@ -52,7 +52,7 @@ def test_a_skipped_sample_is_told_with_shard_and_key_and_counted(run_config: dic
     assert len(whole) == 6
     assert whole == sorted(whole)
     assert whole[-1] == len(told)
-    run_id = (tmp_path / "run" / "mlflow_run_id").read_text().strip()
+    run_id = run_id_of(tmp_path / "run")
     history = MlflowClient(run_config["tracking"]["uri"]).get_metric_history(run_id, "train/bad_samples")
     assert [point.value for point in history] == whole
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json").read_text())

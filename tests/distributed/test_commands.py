@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.conftest import REPOSITORY, run_id_of, tdformer, write_config
 from tests.distributed import starter
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
     assert (inspected["step"], inspected["world"], inspected["evaluated_epochs"]) == (2, 2, 1)
 
     client = MlflowClient(run_config["tracking"]["uri"])
-    logged = client.get_run((run / "mlflow_run_id").read_text().strip())
+    logged = client.get_run(run_id_of(run))
     assert logged.info.status == "FINISHED"
     assert logged.data.params["training.global_batch"] == "12"
     assert {
@@ -76,7 +76,7 @@ def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypat
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
     result = starter.tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
-    logged = MlflowClient(run_config["tracking"]["uri"]).get_run((tmp_path / "run" / "mlflow_run_id").read_text().strip())
+    logged = MlflowClient(run_config["tracking"]["uri"]).get_run(run_id_of(tmp_path / "run"))
     assert "system/cpu_utilization_percentage" in logged.data.metrics
 
 
@@ -99,5 +99,5 @@ def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dic
     assert f"error: rank {victim} was killed by SIGKILL" in errors
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
-    run_id = (run / "mlflow_run_id").read_text().strip()
+    run_id = run_id_of(run)
     assert MlflowClient(run_config["tracking"]["uri"]).get_run(run_id).info.status == "FAILED"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import REPOSITORY, write_config
+from tests.conftest import REPOSITORY, run_id_of, write_config
 from tests.distributed.starter import tdformer
 
 LAST = "step-00000006"
@@ -90,7 +90,7 @@ def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: 
     assert process.returncode == 75
     assert "state saved; go on with: tdformer train" in output
     client = MlflowClient(run_config["tracking"]["uri"])
-    run_id = (stopped / "mlflow_run_id").read_text().strip()
+    run_id = run_id_of(stopped)
     assert client.get_run(run_id).info.status == "KILLED"
 
     assert tdformer("train", stopped, "data.workers=0", "--processes", 2).returncode == 0

@@ -74,11 +74,11 @@ class SmallRun:
 
 
 def make(folder: Path) -> SmallRun:
-    from tdformer.tracking import _import_mlflow
+    from tdformer.tracking.client import import_mlflow
 
     stored(StripesSource(50, seed=1), folder / "train")
     stored(StripesSource(11, seed=2), folder / "val")
-    _import_mlflow().MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    import_mlflow().MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
     small = SmallRun(folder)
     config = write_config(small.config(small.reference.parent), small.reference.parent)
     result = tdformer("train", config, "--run-dir", small.reference, "--processes", 2)

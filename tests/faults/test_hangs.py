@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tdformer.training import checkpoints
-from tests.conftest import write_config
+from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, start_ranks
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ class Faulty:
         assert "; the run is ended on all ranks." in self.errors()[0]
         assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
         checkpoints.check(self.run / "checkpoints" / "step-00000001")
-        run_id = (self.run / "mlflow_run_id").read_text().strip()
+        run_id = run_id_of(self.run)
         assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
 
     def stacks(self, rank: int) -> str:
@@ -176,5 +176,6 @@ def test_ranks_of_a_run_that_was_not_disturbed_say_nothing(run_config: dict, tmp
         "config.yaml",
         "learning_curve.png",
         "metrics.jsonl",
-        "mlflow_run_id",
+        "mlflow.json",
+        "sessions",
     ]

@@ -1,0 +1,38 @@
+"""What has become of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tdformer.sessions import Session
+from tdformer.training import lock_file
+
+State = Literal["running", "finished", "stopped", "failed", "lost", "queued", "new", "damaged"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+MEANING: dict[State, str] = {
+    "running": "a process is training",
+    "finished": "all epochs are done",
+    "stopped": "told to stop, its state saved",
+    "failed": "ended by an error",
+    "lost": "killed without an end",
+    "queued": "handed to Slurm, not started yet",
+    "new": "not started yet",
+    "damaged": "cannot be read",
+}
+
+
+def state_of(run_dir: Path, sessions: Sequence[Session], has_begun: bool, is_complete: bool) -> State:
+    """Of runs that wrote no sessions, as far as their lock and their metrics tell it."""
+    status = sessions[-1].status if sessions else None
+    for ended in ENDED:
+        if status == ended:
+            return ended
+    if lock_file.is_held(run_dir):
+        return "running"
+    if status is not None or (run_dir / lock_file.NAME).exists():
+        return "lost"
+    if has_begun:
+        return "finished" if is_complete else "stopped"
+    return "queued" if (run_dir / "slurm").is_dir() else "new"

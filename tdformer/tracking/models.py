@@ -1,0 +1,52 @@
+"""The trained network in MLflow, by choice: as files of the run, and in the model registry with its metrics."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tdformer.config import RunConfig
+
+FOLDER = "model"
+"""Of the run's artifacts: config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
+CHECKPOINT_TAG = "tdformer.checkpoint"
+
+
+def send(client: Any, run_id: str, run_dir: Path, config: RunConfig) -> None:
+    """Log and register what tracking.log_model names, unless that was done."""
+    tracking = config.tracking
+    if tracking.log_model == "none":
+        return
+    from tdformer.training import checkpoints
+
+    checkpoint = checkpoints.find(run_dir, tracking.log_model)
+    if client.get_run(run_id).data.tags.get(CHECKPOINT_TAG) != checkpoint.name:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir) as folder:
+            from tdformer.training.export import export
+
+            exported = Path(folder) / FOLDER
+            export(checkpoint, exported, averaged=config.training.ema_decay is not None)
+            client.log_artifacts(run_id, str(exported), FOLDER)
+        client.set_tag(run_id, CHECKPOINT_TAG, checkpoint.name)  # last: an upload that was cut off is done again
+    if tracking.register_as:
+        _register(client, run_id, tracking.register_as, checkpoint)
+
+
+def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
+    """A version of the registered model, with this run's validation metrics as tags."""
+    from mlflow.exceptions import MlflowException
+
+    from tdformer.training import checkpoints
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    if any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
+        return
+    position = checkpoints.check(checkpoint)
+    tags = {f"val/{metric}": f"{value:.6g}" for metric, value in position.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
+    source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)

@@ -1,0 +1,76 @@
+"""Sending a run to MLflow when no process trains it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from tdformer import sessions
+from tdformer.config_io import load_config
+from tdformer.tracking.client import explain
+from tdformer.tracking.mirror import Mirror
+from tdformer.training import lock_file, run_directory
+
+SECONDS_TO_CLOSE = 15.0
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was sent."""
+
+    run: Path
+    uri: str
+    run_id: str
+    points: int
+
+
+def sync(run_dir: Path, uri: str | None = None, told: Callable[[int], object] = lambda _: None) -> Synced:
+    """Send what MLflow lacks of a run, to `uri` instead of its own tracking.uri if given. `told` hears of each batch of points.
+
+    Raises UserError if MLflow does not take it, or if a process that trains the run does so itself.
+    """
+    own = load_config(run_directory.config_of(run_dir)).tracking.uri
+    uri = uri or own
+    if lock_file.is_held(run_dir):
+        if uri == own:
+            raise UserError(f"{run_dir} is being trained, and its process sends to {uri} by itself; sync it when it has ended.")
+    else:
+        _put_in_order(run_dir)
+    mirror = Mirror(run_dir, uri)
+    try:
+        points = mirror.update(told)
+    except UserError:
+        raise
+    except Exception as error:  # MLflow passes on whatever its database or server raises
+        raise UserError(
+            f"MLflow at {uri} did not take {run_dir} ({explain(error)}); nothing is lost, try again when that is mended."
+        ) from None
+    return Synced(run_dir, uri, mirror.run_id, points)
+
+
+def close(run_dir: Path, *, comes_back: bool = True) -> None:
+    """Tell MLflow that a run ended, whose process could not any more. Takes SECONDS_TO_CLOSE at most; what MLflow does not take waits.
+
+    comes_back: False if its job was to be put back into the queue, and is not.
+    """
+    with suppress(OSError, ValueError):
+        if not sessions.close_last(run_dir, comes_back=comes_back):
+            return
+        mirror = Mirror(run_dir, load_config(run_dir / run_directory.CONFIG_FILE).tracking.uri)
+        thread = threading.Thread(target=_update, args=(mirror,), name="mlflow", daemon=True)
+        thread.start()
+        thread.join(SECONDS_TO_CLOSE)
+
+
+def _update(mirror: Mirror) -> None:
+    with suppress(Exception):  # whatever MLflow raises: `tdformer runs sync` tells it
+        mirror.update()
+
+
+def _put_in_order(run_dir: Path) -> None:
+    with suppress(OSError, ValueError):  # a damaged session, or a folder that may only be read, keeps nothing from being sent
+        sessions.close_last(run_dir)

@@ -1,0 +1,66 @@
+"""How busy rank 0's machine is, measured by MLflow's own monitors and written to the run directory."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tdformer.tracking.mirror import SYSTEM_METRICS_FILE
+
+SECONDS_BETWEEN = 10.0
+PREFIX = "system/"
+
+
+class SystemMetrics:
+    """A thread that appends a row every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL). Its steps count rows of the run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+
+        self._path, self._step = run_dir / SYSTEM_METRICS_FILE, _next_step(run_dir / SYSTEM_METRICS_FILE)
+        self._seconds = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SECONDS_BETWEEN
+        self._monitors = list(_monitors())
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system metrics", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._ending.set()
+        self._thread.join(SECONDS_BETWEEN)
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._seconds):
+            row: dict[str, Any] = {"step": self._step, "time": time.time()}
+            for monitor in self._monitors:
+                monitor.collect_metrics()
+                row |= {PREFIX + name: value for name, value in monitor.aggregate_metrics().items()}
+                monitor.clear_metrics()
+            with suppress(OSError), self._path.open("a") as file:  # a full disk is told by those whose rows matter more
+                file.write(json.dumps(row) + "\n")
+            self._step += 1
+
+
+def _monitors() -> Iterator[Any]:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    yield from (CPUMonitor(), DiskMonitor(), NetworkMonitor())
+    with suppress(Exception):  # NVML's many ways to say that there is no GPU
+        yield GPUMonitor()
+
+
+def _next_step(path: Path) -> int:
+    """After the last whole row."""
+    steps = [-1]
+    with suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                steps.append(int(json.loads(line)["step"]))
+    return max(steps) + 1

@@ -1,0 +1,73 @@
+"""What training does with MLflow: tell that there is news, and how it ended. It never waits for it in between."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from data_pipelines.errors import UserError
+from tdformer.config import TrackingConfig
+from tdformer.launchers import REQUEUES
+from tdformer.sessions import Session, SessionFile, Status
+from tdformer.tracking.client import import_mlflow
+from tdformer.tracking.mirror import Mirror
+from tdformer.tracking.sender import Sender
+from tdformer.tracking.system_metrics import SystemMetrics
+
+SECONDS_TO_START = {True: 10.0, False: 60.0}
+"""By whether it is a server's: a sqlite file may have to be made first."""
+SECONDS_TO_END, SECONDS_TO_END_WITH_MODEL = 30.0, 600.0
+
+
+class Tracker:
+    """A session of the run, and its MLflow run. As a context manager it ends both: failed after an exception, else what `end` was told,
+    else finished.
+
+    Raises UserError at the start if MLflow refuses. A server that does not answer refuses nothing: what it lacks is sent when it does.
+    """
+
+    def __init__(self, config: TrackingConfig, run_dir: Path, session: Session) -> None:
+        import_mlflow()
+        self._config, self._run_dir = config, run_dir
+        self._status: Status = "finished"
+        try:
+            self._session = SessionFile(run_dir, session)
+        except OSError as error:
+            raise UserError(f"{run_dir} cannot be written ({error.strerror or error}); make room, or see to its permissions.") from None
+        self._sender = Sender(Mirror(run_dir, config.uri))
+        is_server = config.uri.startswith(("http://", "https://"))
+        if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server]):
+            self._sender.finish(0)
+            self._session.discard()
+            raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri or its server.")
+        self._system = SystemMetrics(run_dir) if config.system_metrics else None
+
+    def reached(self, step: int) -> None:
+        """There are new points in the run's files."""
+        self._session.reached(step)
+        self._sender.wake()
+
+    def end(self, status: Status) -> None:
+        """How the run is closed when the context is left without an exception."""
+        self._status = status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._system is not None:
+            self._system.finish()
+        status: Status = self._status if kind is None else "failed"
+        with_model = status == "finished" and self._config.log_model != "none"
+        try:
+            self._session.end(status, comes_back=status == "stopped" and REQUEUES in os.environ)
+        except OSError as problem:
+            print(f"warning: {self._session.path} cannot be written ({problem.strerror or problem}).", file=sys.stderr)
+        if not self._sender.finish(SECONDS_TO_END_WITH_MODEL if with_model else SECONDS_TO_END):
+            print(
+                f"warning: MLflow at {self._config.uri} has not taken everything; send the rest with: tdformer runs sync {self._run_dir}",
+                file=sys.stderr,
+            )
