@@ -18,6 +18,7 @@ from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
 from tdformer.tracking import sync
+from tdformer.tracking.run_ids import read_run_id
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
@@ -73,9 +74,15 @@ def _summary(config: RunConfig, run_dir: Path, outcome: Outcome, world: int) -> 
         "run directory": run_dir,
         "checkpoint": outcome.checkpoint,
         "learning curve": run_dir / run_directory.CURVE_FILE,
-        "MLflow": f"{config.tracking.uri} (look: mlflow ui --backend-store-uri {config.tracking.uri})",
+        "MLflow": _where_to_look(config.tracking.uri, run_dir),
     }
     return "\n".join(f"{name:<17} {value}" for name, value in rows.items())
+
+
+def _where_to_look(uri: str, run_dir: Path) -> str:
+    if uri.startswith(("http://", "https://")):
+        return f"{uri} (run {read_run_id(run_dir, uri) or 'not made yet: tdformer runs sync ' + str(run_dir)})"
+    return f"{uri} (look: mlflow ui --backend-store-uri {uri})"
 
 
 def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
 from tdformer.config import RunConfig
 from tdformer.config_io import ConfigError, load_config, parse_override
+from tdformer.tracking.probe import probe
 from tdformer.training import run_directory, run_lock
 
 CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
@@ -72,6 +73,8 @@ def submit(
         scheduler.check_is_here()
     if run_dir is not None:
         _check_free(run_dir, first)
+    if away := probe(first.tracking.uri, first.tracking.experiment):
+        print(f"warning: {away}", file=sys.stderr)
     with _made_for_good(dry_run) as made:
         folder = made.folder(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
         into = [f"output={folder}"] if folder else []

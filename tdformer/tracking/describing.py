@@ -14,7 +14,8 @@ from tdformer.config_io import flatten
 from tdformer.sessions import Session
 from tdformer.tracking.run_ids import FILE, read_run_id
 
-DIRECTORY_TAG = "tdformer.run_dir"
+KEY_TAG = "tdformer.key"
+"""By which the MLflow run of a run directory is found again."""
 CHANGED = "changed."
 """A tag for each parameter that a resume changed: MLflow's parameters are written once."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
@@ -29,6 +30,11 @@ def params(config: RunConfig) -> dict[str, str]:
 def changed(config: RunConfig, logged: dict[str, str]) -> dict[str, str]:
     """As tags: what differs from the parameters that MLflow has."""
     return {f"{CHANGED}{name}": text[:LONGEST_TAG] for name, text in params(config).items() if logged.get(name, text) != text}
+
+
+def key(first: Session) -> str:
+    """Of a run, by its first session: no two begin on one machine at the same microsecond."""
+    return f"{first.began:.6f}-{''.join(letter for letter in first.host if letter.isalnum() or letter in '.-')}"
 
 
 def tags(config: RunConfig, run_dir: Path, session: Session) -> dict[str, str]:

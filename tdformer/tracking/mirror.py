@@ -45,9 +45,9 @@ class Mirror:
     def update(self, told: Callable[[int], object] = lambda _: None) -> int:
         """Send what MLflow lacks; `told` hears of each batch of points. Returns how many. Raises whatever MLflow raises, and OSError."""
         try:
-            session = self._session()
+            session = self._sessions()[-1]
             if self._client is None:
-                self._connect(session)
+                self._connect()
             self._send_tags(session)
             sent = sum(self._send_points(spool, told) for spool in self._spools)
             self._send_files()
@@ -59,23 +59,26 @@ class Mirror:
             self._client = None
             raise
 
-    def _session(self) -> Session:
-        """The last one that can be read."""
+    def _sessions(self) -> list[Session]:
+        """Those that can be read; of a run without any, a stand-in."""
         known, _ = sessions.read_all(self.run_dir)
         if known:
-            return known[-1]
+            return known
         modified = (self.run_dir / CONFIG_FILE).stat().st_mtime
-        return Session(began=modified, seen=modified, world=1, status="stopped")
+        return [Session(began=modified, seen=modified, world=1, status="stopped")]
+
+    def _first(self) -> Session:
+        return self._sessions()[0]
 
     def _config(self) -> RunConfig:
         return load_config(self.run_dir / CONFIG_FILE)
 
     # --- finding the run -------------------------------------------------------------------------------------
 
-    def _connect(self, session: Session) -> None:
+    def _connect(self) -> None:
         client = open_client(self.uri)
         config = self._config()
-        self.run_id = self._known(client) or self._unnoted(client, config) or self._create(client, config, session)
+        self.run_id = self._known(client) or self._unnoted(client, config) or self._create(client, config)
         if read_run_ids(self.run_dir).get(self.uri) != self.run_id:
             note_run_id(self.run_dir, self.uri, self.run_id)
         run = client.get_run(self.run_id)
@@ -109,19 +112,16 @@ class Mirror:
         return None
 
     def _unnoted(self, client: Any, config: RunConfig) -> str | None:
-        """The run that a process made for this directory and could not note any more: nothing is logged in it."""
+        """The run that was made for this directory without that being noted: the answer was lost, or the process was killed."""
         if (experiment := client.get_experiment_by_name(config.tracking.experiment)) is None:
             return None
-        directory = str(self.run_dir.resolve())
-        quote = '"' if "'" in directory else "'"
-        runs = client.search_runs([experiment.experiment_id], f"tags.`{describing.DIRECTORY_TAG}` = {quote}{directory}{quote}")
-        return next((run.info.run_id for run in runs if not run.data.params), None)
+        runs = client.search_runs([experiment.experiment_id], f"tags.`{describing.KEY_TAG}` = '{describing.key(self._first())}'")
+        return next((run.info.run_id for run in runs), None)
 
-    def _create(self, client: Any, config: RunConfig, session: Session) -> str:
-        experiment = _experiment(client, config.tracking.experiment, artifacts_beside_sqlite(self.uri))
-        first = min((known.began for known in sessions.read_all(self.run_dir)[0]), default=session.began)
-        tags = describing.tags(config, self.run_dir, session)
-        run = client.create_run(experiment, start_time=int(first * 1000), run_name=self.run_dir.name, tags=tags)
+    def _create(self, client: Any, config: RunConfig) -> str:
+        experiment, first = _experiment(client, config.tracking.experiment, artifacts_beside_sqlite(self.uri)), self._first()
+        tags = {describing.KEY_TAG: describing.key(first)}
+        run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=self.run_dir.name, tags=tags)
         return run.info.run_id
 
     # --- what it lacks ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ FILE = "mlflow.json"
 
 
 def read_run_ids(run_dir: Path) -> dict[str, str]:
-    """MLflow runs by tracking URI. What cannot be read counts as none: the run is found again by its tag."""
+    """MLflow runs by tracking URI. What cannot be read counts as none: the run is found again by a tag of its own."""
     try:
         tree = json.loads((run_dir / FILE).read_bytes())
     except (OSError, ValueError, RecursionError):

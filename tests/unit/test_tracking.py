@@ -1,16 +1,33 @@
-"""MLflow on a real database: the right status at the end, no point twice, never in the way."""
+"""MLflow on a real database: equal to the run directory, whatever came between; never in the way."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from data_pipelines.errors import UserError
+from tdformer import sessions
 from tdformer.config import RunConfig
-from tdformer.tracking import KILLED, Tracker, close_if_running, read_run_id
+from tdformer.launchers import REQUEUES
+from tdformer.sessions import Session, SessionFile
+from tdformer.tracking import describing, sync
+from tdformer.tracking.run_ids import FILE, note_run_id, read_run_id
+from tdformer.tracking.spool import Spool
+from tdformer.tracking.tracker import Tracker
+from tdformer.training import run_directory
+from tdformer.training.metrics import MetricsFile
+from tdformer.training.run_directory import METRICS_FILE
+
+SESSION = Session(began=1_700_000_000.25, seen=1_700_000_000.25, world=2, device="cpu", host="node1", commit="abc changed")
 
 
 @pytest.fixture
@@ -21,82 +38,237 @@ def config(tmp_path: Path, empty_mlflow: Path) -> RunConfig:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
+def run_dir(tmp_path: Path, config: RunConfig) -> Path:
+    run_directory.claim(tmp_path / "run", config)
     return tmp_path / "run"
 
 
+def tracker(config: RunConfig, run_dir: Path, **changes: Any) -> Tracker:
+    return Tracker(config.tracking, run_dir, replace(SESSION, **changes))
+
+
+def log(to: Tracker, run_dir: Path, step: int, **metrics: float) -> None:
+    MetricsFile(run_dir / METRICS_FILE).append(step, step / 10, {f"train/{name}": value for name, value in metrics.items()})
+    to.reached(step)
+
+
+def run_at(uri: str, run_dir: Path) -> Any:
+    return MlflowClient(uri).get_run(read_run_id(run_dir, uri))
+
+
 def status(config: RunConfig, run_dir: Path) -> str:
-    run_id = read_run_id(run_dir)
-    assert run_id is not None
-    return MlflowClient(config.tracking.uri).get_run(run_id).info.status
+    return run_at(config.tracking.uri, run_dir).info.status
 
 
-def points(config: RunConfig, run_dir: Path, name: str) -> list[tuple[int, float]]:
-    history = MlflowClient(config.tracking.uri).get_metric_history(read_run_id(run_dir), name)
+def points(uri: str, run_dir: Path, name: str) -> list[tuple[int, float]]:
+    history = MlflowClient(uri).get_metric_history(read_run_id(run_dir, uri), f"train/{name}")
     return [(point.step, point.value) for point in history]
 
 
-def test_a_run_is_running_then_finished_killed_or_failed(config: RunConfig, run_dir: Path) -> None:
-    with Tracker(config, run_dir):
+def test_a_run_is_running_then_finished_killed_or_failed(config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracker(config, run_dir):
         assert status(config, run_dir) == "RUNNING"
     assert status(config, run_dir) == "FINISHED"
-    with Tracker(config, run_dir) as tracker:
+    with tracker(config, run_dir) as again:
         assert status(config, run_dir) == "RUNNING"
-        tracker.end(KILLED)
+        again.end("stopped")
     assert status(config, run_dir) == "KILLED"
-    with pytest.raises(ZeroDivisionError), Tracker(config, run_dir):
+    with pytest.raises(ZeroDivisionError), tracker(config, run_dir):
         _ = 1 / 0
     assert status(config, run_dir) == "FAILED"
+    monkeypatch.setenv(REQUEUES, "1")
+    with tracker(config, run_dir) as again:
+        again.end("stopped")
+    assert status(config, run_dir) == "SCHEDULED"
+    sync.close(run_dir, comes_back=False)
+    assert status(config, run_dir) == "KILLED"
+
+
+def test_sessions_tell_the_same(config: RunConfig, run_dir: Path) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+        first.end("stopped")
+    with tracker(config, run_dir, world=4):
+        pass
+    begun, notes = sessions.read_all(run_dir)
+    assert [(each.status, each.world, each.step) for each in begun] == [("stopped", 2, 1), ("finished", 4, 0)]
+    assert not notes
+    assert all(each.seen > each.began for each in begun)
 
 
 def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: Path) -> None:
     """The first process reached step 3 without evaluating; the second one replays from step 2 and evaluates at 3."""
-    with Tracker(config, run_dir) as tracker:
+    with tracker(config, run_dir) as first:
         for step in (1, 2, 3):
-            tracker.log(step, {"loss": float(step)})
-    first_id = read_run_id(run_dir)
-    with Tracker(config, run_dir) as tracker:
+            log(first, run_dir, step, loss=float(step))
+    first_id = read_run_id(run_dir, config.tracking.uri)
+    MetricsFile(run_dir / METRICS_FILE).cut_after(1, 0)
+    with tracker(config, run_dir) as second:
         for step in (2, 3, 4):
-            tracker.log(step, {"loss": float(step), **({"top1": 50.0} if step == 3 else {})})
-    assert read_run_id(run_dir) == first_id
-    assert points(config, run_dir, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
-    assert points(config, run_dir, "top1") == [(3, 50.0)]
+            log(second, run_dir, step, loss=float(step), **({"top1": 50.0} if step == 3 else {}))
+    assert read_run_id(run_dir, config.tracking.uri) == first_id
+    assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert points(config.tracking.uri, run_dir, "top1") == [(3, 50.0)]
 
 
 def test_artifacts_lie_beside_the_database(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
-    (run_dir / "config.yaml").write_text("name: x\n")
-    with Tracker(config, run_dir) as tracker:
-        tracker.log_file(run_dir / "config.yaml")
-    assert [path.read_text() for path in (tmp_path / "mlflow_artifacts").rglob("config.yaml")] == ["name: x\n"]
+    with tracker(config, run_dir):
+        pass
+    copies = [path.read_text() for path in (tmp_path / "mlflow_artifacts").rglob("config.yaml")]
+    assert copies == [(run_dir / "config.yaml").read_text()]
 
 
-def test_a_store_that_breaks_during_the_run_is_told_once_and_stops_nothing(
+def test_a_store_that_breaks_is_told_once_and_gets_all_when_it_is_mended(
     config: RunConfig, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Tracker(config, run_dir) as tracker:
-        tracker.log(1, {"loss": 1.0})
-        (tmp_path / "mlflow.db").write_bytes(b"no database any more")
-        tracker.log(2, {"loss": 2.0})
-        tracker.log(3, {"loss": 3.0})
+    database = tmp_path / "mlflow.db"
+    with tracker(config, run_dir) as broken:
+        database.rename(tmp_path / "away.db")
+        database.write_bytes(b"no database any more")
+        for step in (1, 2, 3):
+            log(broken, run_dir, step, loss=float(step))
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert len(warnings) == 1
-    assert "cannot be written" in warnings[0]
+    assert len(warnings) == 2
+    assert "takes nothing now" in warnings[0]
     assert "training goes on" in warnings[0]
+    assert warnings[1].endswith(f"send the rest with: tdformer runs sync {run_dir}")
+    with pytest.raises(UserError, match="nothing is lost"):
+        sync.sync(run_dir)
+    (tmp_path / "away.db").rename(database)
+    assert sync.sync(run_dir).points == 3
+    assert sync.sync(run_dir).points == 0
+    assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert status(config, run_dir) == "FINISHED"
 
 
-def test_an_unusable_store_is_refused_at_the_start(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+def test_an_unusable_store_is_refused_at_the_start_and_leaves_nothing(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* cannot be used .*mend tracking\.uri"):
-        Tracker(config, run_dir)
+        tracker(config, run_dir)
+    assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("uri", ["ftp://nowhere/x", "file:///tmp/x", "postgresql://nowhere/x", "sqlite:////proc/x/y.db", "nonsense:"])
+def test_uris_that_cannot_be_meant(config: RunConfig, run_dir: Path, uri: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be used .*mend tracking\.uri"):
+        tracker(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}), run_dir)
+
+
+def test_a_database_of_another_version_is_refused(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    with pytest.raises(UserError, match=r"out-of-date database schema"):
+        tracker(config, run_dir)
 
 
 def test_a_run_whose_process_died_is_closed_from_outside(config: RunConfig, run_dir: Path) -> None:
-    close_if_running(config.tracking.uri, run_dir)  # not yet a run: nothing to do
-    tracker = Tracker(config, run_dir)
-    close_if_running(config.tracking.uri, run_dir)
+    sync.close(run_dir)  # not yet begun: nothing to do
+    assert not (run_dir / FILE).exists()
+    SessionFile(run_dir, SESSION)
+    MetricsFile(run_dir / METRICS_FILE).append(1, 0.1, {"train/loss": 1.0})
+    sync.close(run_dir)
     assert status(config, run_dir) == "FAILED"
-    with tracker:
+    assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0)]
+    with tracker(config, run_dir):
         pass
-    close_if_running(config.tracking.uri, run_dir)
+    sync.close(run_dir)
     assert status(config, run_dir) == "FINISHED"
+
+
+def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+    """Parameters are texts that say one value each; a resume that changes one is a tag, as long as it is changed."""
+    with tracker(config, run_dir, slurm_job="17_2", restart=1):
+        pass
+    logged = run_at(config.tracking.uri, run_dir).data
+    assert logged.params == describing.params(config)
+    assert (logged.params["model.carry_membrane"], logged.params["init"], logged.params["optimizer.betas"]) == (
+        "true",
+        "null",
+        "[0.9, 0.999]",
+    )
+    expected = {"mlflow.source.git.commit": "abc", "tdformer.git_dirty": "true", "tdformer.config": "x", "tdformer.world": "2"}
+    expected |= {"tdformer.slurm_job": "17_2", "tdformer.slurm_restart": "1", "tdformer.run_dir": str(run_dir)}
+    assert expected.items() <= logged.tags.items()
+
+    other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 3})})
+    run_directory.claim(run_dir, other)
+    with tracker(other, run_dir):
+        pass
+    logged = run_at(config.tracking.uri, run_dir).data
+    assert (logged.params["training.zero_stage"], logged.tags["changed.training.zero_stage"]) == ("1", "3")
+
+    run_directory.claim(run_dir, config)
+    with tracker(config, run_dir):
+        pass
+    assert not [name for name in run_at(config.tracking.uri, run_dir).data.tags if name.startswith("changed.")]
+
+    child = tmp_path / "child"
+    tuned = config.model_copy(update={"init": run_dir / "checkpoints" / "step-00000001"})
+    run_directory.claim(child, tuned)
+    with tracker(tuned, child):
+        pass
+    assert run_at(config.tracking.uri, child).data.tags["tdformer.parent_run"] == read_run_id(run_dir, None)
+
+
+def test_another_server_gets_all_and_the_same_by_another_name_gets_nothing_twice(
+    config: RunConfig, run_dir: Path, tmp_path: Path, empty_mlflow: Path
+) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    shutil.copy(empty_mlflow, tmp_path / "other.db")
+    other, same = f"sqlite:///{tmp_path}/other.db", f"sqlite:///{tmp_path}/run/../mlflow.db"
+    assert sync.sync(run_dir, other).points == 1
+    assert points(other, run_dir, "loss") == [(1, 1.0)]
+    synced = sync.sync(run_dir, same)
+    assert (synced.points, synced.run_id) == (0, read_run_id(run_dir, config.tracking.uri))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '"x"'])
+def test_a_run_is_found_again_without_its_note(config: RunConfig, run_dir: Path, content: str | None) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    run_id = read_run_id(run_dir, config.tracking.uri)
+    (run_dir / FILE).unlink() if content is None else (run_dir / FILE).write_text(content)
+    assert sync.sync(run_dir) == sync.Synced(run_dir, config.tracking.uri, run_id or "", 0)
+
+
+def test_a_run_that_was_deleted_is_not_begun_anew(config: RunConfig, run_dir: Path) -> None:
+    with tracker(config, run_dir):
+        pass
+    run_id = read_run_id(run_dir, config.tracking.uri)
+    MlflowClient(config.tracking.uri).delete_run(run_id)
+    with pytest.raises(UserError, match=f"its run {run_id} is deleted; restore it with: mlflow runs restore --run-id {run_id}"):
+        tracker(config, run_dir)
+    assert len(sessions.files(run_dir)) == 1
+
+
+def test_a_run_that_the_server_does_not_know_is_sent_whole(config: RunConfig, run_dir: Path) -> None:
+    """As after its database was made anew."""
+    note_run_id(run_dir, config.tracking.uri, "0123456789abcdef0123456789abcdef")
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(st.data())
+def test_a_spool_that_grows_gives_every_point_once(tmp_path: Path, data: st.DataObject) -> None:
+    """Read at any moment, also within a row and with damaged rows between, and again if what was read did not arrive."""
+    rows = data.draw(st.lists(st.dictionaries(st.sampled_from(["train/a", "train/b", "val/c"]), st.floats(allow_nan=False)), max_size=12))
+    wanted = [(name, value, step) for step, row in enumerate(rows) for name, value in row.items()]
+    texts = [json.dumps({"step": step, "epoch": 0.5, "time": 1.5, **row}) + "\n" for step, row in enumerate(rows)]
+    damaged = data.draw(st.sampled_from(["", "{half\n", "[]\n", '{"step": "x"}\n', "\xff\n"]))
+    whole = damaged.join(["", *texts]).encode(errors="replace")
+    path = tmp_path / "points.jsonl"
+    path.write_bytes(b"")
+    spool, arrived, at = Spool(path), [], 0
+    while at < len(whole):
+        size = data.draw(st.integers(1, len(whole) - at))
+        with path.open("ab") as file:
+            file.write(whole[at : at + size])
+        at += size
+        found = [(point.name, point.value, point.step) for point in spool.points()]
+        if at == len(whole) or data.draw(st.booleans()):
+            spool.advance()
+            arrived += found
+    assert arrived == wanted
