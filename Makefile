@@ -2,7 +2,7 @@
 #   make demo        data, training in two processes, evaluation
 #   make test        the whole suite, system packages included
 #   make test-fast   the developer's loop
-#   make test-slurm  jobs on a real Slurm of two nodes, which the tests start (as root)
+#   make test-slurm  jobs on a real Slurm of two nodes, which the tests start
 #   make test-faults runs that are killed, sixty times, and the tests of all other faults
 #   make lint        ruff, mypy, import direction
 
@@ -24,7 +24,7 @@ demo: .venv/.installed
 	$(BIN)/tdformer evaluate "$$(ls -td runs/demo-* | head -n 1)" --processes 2
 
 test: .venv/.installed-ffcv
-	$(BIN)/pytest -m "not slurm"
+	$(BIN)/pytest
 
 test-slurm: .venv/.installed-ffcv
 	$(BIN)/pytest -m slurm

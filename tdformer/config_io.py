@@ -53,6 +53,11 @@ def flatten(config: BaseModel) -> dict[str, Any]:
     return flat
 
 
+def is_within(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these, or lies in a section that is."""
+    return any(key == other or key.startswith(f"{other}.") for other in keys)
+
+
 def differences(old: BaseModel, new: BaseModel) -> list[str]:
     """One line per dotted key whose value differs: `key: old -> new`."""
     before, after = flatten(old), flatten(new)

@@ -13,7 +13,7 @@ import yaml
 
 from data_pipelines.config import DataConfig
 from tdformer.config import RunConfig
-from tdformer.config_io import UNREADABLE, flatten
+from tdformer.config_io import UNREADABLE, flatten, is_within
 from tdformer.training.run_directory import CHANGEABLE
 
 Flat = Mapping[str, Any]
@@ -86,7 +86,7 @@ def with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_harmless(key: str) -> bool:
-    return any(key == other or key.startswith(other if other.endswith(".") else f"{other}.") for other in HARMLESS)
+    return is_within(key, HARMLESS)
 
 
 def decides(key: str) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SQLITE = "sqlite:///"
+NO_JSON = "not in a valid JSON format"
+"""In MLflow's words."""
 TIMEOUT_S = "10"
 """Of one request to a server."""
 
@@ -50,6 +52,8 @@ def is_permanent(error: Exception, uri: str) -> bool:
     if isinstance(error, RefusedError):
         return True
     if isinstance(error, MlflowException):
+        if NO_JSON in str(error):
+            return True
         code = error.get_http_status_code()
         if 400 <= code < 500 and code not in (408, 429):
             return True
@@ -63,6 +67,7 @@ def explain(error: Exception) -> str:
         ("error code 401", "it does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"),
         ("error code 403", "it does not permit this to you"),
         ("error code 404", "it does not speak MLflow's API, or an older version of it"),
+        (NO_JSON, "something else than MLflow listens there"),
         ("ConnectTimeout", "it cannot be reached"),
         ("Connection refused", "nothing listens there"),
         ("Failed to resolve", "there is no such host"),

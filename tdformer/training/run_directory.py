@@ -11,7 +11,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.files import replace_file
 from tdformer.config import RunConfig
-from tdformer.config_io import differences, dump_config, load_config
+from tdformer.config_io import differences, dump_config, is_within, load_config
 from tdformer.launchers import REQUEUES
 from tdformer.training import run_lock
 from tdformer.training.lock_file import CLOCK_NAME
@@ -22,10 +22,10 @@ JOB_FOLDER = "slurm"
 """Where launch.slurm keeps script, logs and attempts."""
 
 CHANGEABLE = (
-    "checkpoint.",
-    "tracking.",
-    "preemption.",
-    "watchdog.",
+    "checkpoint",
+    "tracking",
+    "preemption",
+    "watchdog",
     "data.workers",
     "data.train",
     "data.val",
@@ -41,7 +41,7 @@ CHANGEABLE = (
     "profiling",
     "output",
 )
-"""Keys that may differ on a resume: they do not change what is computed."""
+"""Keys and sections that may differ on a resume: they do not change what is computed."""
 
 
 def new(config: RunConfig) -> Path:
@@ -75,7 +75,7 @@ def check(path: Path, config: RunConfig) -> None:
     """Raise UserError unless `path` is free for this run, or its directory already: only harmless keys may have changed since."""
     saved = path / CONFIG_FILE
     if saved.exists():
-        changed = [line for line in differences(load_config(saved), config) if not line.startswith(CHANGEABLE)]
+        changed = [line for line in differences(load_config(saved), config) if not is_within(line.partition(":")[0], CHANGEABLE)]
         if changed:
             raise UserError(
                 f"{path} holds a run of another configuration; resume it as it was (tdformer train {path}) or choose another "

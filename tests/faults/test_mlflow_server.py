@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ from tdformer.training import run_directory
 from tdformer.training.metrics import MetricsFile
 from tdformer.training.run_directory import METRICS_FILE
 from tests.conftest import run_id_of, write_config
-from tests.distributed.starter import start_tdformer, tdformer
+from tests.distributed.starter import Started, tdformer
 from tests.faults.mlflow_server import Server, answering, lossy_road, reply
 
 pytestmark = pytest.mark.slow
@@ -79,19 +78,19 @@ def wait_for(run: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def long_run(run_config: dict, server: Server, tmp_path: Path, epochs: int) -> tuple[Any, Path]:
+def long_run(run_config: dict, server: Server, tmp_path: Path, epochs: int) -> tuple[Started, Path]:
     """Of three steps per epoch, started."""
     run_config["tracking"]["uri"] = server.uri
     run_config["training"]["epochs"] = epochs
     run = tmp_path / "run"
-    return start_tdformer("train", write_config(run_config, tmp_path), "--run-dir", run), run
+    return Started("launch", ["train", write_config(run_config, tmp_path), "--run-dir", run], {}, tmp_path / "out"), run
 
 
 def test_a_server_killed_in_the_middle_and_started_again(running: Server, run_config: dict, tmp_path: Path) -> None:
-    process, run = long_run(run_config, running, tmp_path, epochs=40)
+    process, run = long_run(run_config, running, tmp_path, epochs=25)
     wait_for(run, 5)
     running.kill()
-    wait_for(run, last_step(run) + 20)
+    wait_for(run, last_step(run) + 10)
     running.start()
     assert process.wait(timeout=240) == 0, process.output("stderr")
     assert process.output("stderr").count("takes nothing now") == 1

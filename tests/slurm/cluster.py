@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -25,8 +26,8 @@ CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
+SlurmUser={user}
+SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
@@ -79,7 +80,9 @@ class Cluster:
         nodes = (
             f"NodeName={node} NodeHostname={HOST} NodeAddr=127.0.0.1 Port={free_port()} CPUs=2 RealMemory=4000 Gres=gpu:1" for node in NODES
         )
-        (self.folder / "slurm.conf").write_text(CONF.format(folder=self.folder, host=HOST, port=free_port(), nodes="\n".join(nodes)))
+        (self.folder / "slurm.conf").write_text(
+            CONF.format(folder=self.folder, host=HOST, port=free_port(), nodes="\n".join(nodes), user=getpass.getuser())
+        )
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o400)
@@ -95,7 +98,7 @@ class Cluster:
         self._spawn(node, "slurmd", "-D", "-N", node)
 
     def stop(self) -> None:
-        self.run("scancel", "--user", "root", "--signal=KILL", "--full")
+        self.run("scancel", "--user", getpass.getuser(), "--signal=KILL", "--full")
         for process in reversed(self.processes.values()):
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
