@@ -18,6 +18,7 @@ from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks, joined
 from tdformer.tracking import sync
+from tdformer.tracking.client import is_server
 from tdformer.tracking.run_ids import read_run_id
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
@@ -80,7 +81,7 @@ def _summary(config: RunConfig, run_dir: Path, outcome: Outcome, world: int) -> 
 
 
 def _where_to_look(uri: str, run_dir: Path) -> str:
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return f"{uri} (run {read_run_id(run_dir, uri) or 'not made yet: tdformer runs sync ' + str(run_dir)})"
     return f"{uri} (look: mlflow ui --backend-store-uri {uri})"
 

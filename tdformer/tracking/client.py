@@ -20,6 +20,11 @@ class RefusedError(Exception):
     """Waiting will not help."""
 
 
+def is_server(uri: str) -> bool:
+    """In contrast to a database that MLflow's client opens itself."""
+    return uri.startswith(("http://", "https://"))
+
+
 def import_mlflow() -> Any:
     """MLflow, quiet and quick to give up: its own defaults try an unreachable server for many minutes, and a Mirror tries again itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -57,7 +62,7 @@ def is_permanent(error: Exception, uri: str) -> bool:
         code = error.get_http_status_code()
         if 400 <= code < 500 and code not in (408, 429):
             return True
-    return not uri.startswith(("http://", "https://")) and not _is_database_away(error)
+    return not is_server(uri) and not _is_database_away(error)
 
 
 def explain(error: Exception) -> str:

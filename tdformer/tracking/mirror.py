@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdformer import sessions
 from tdformer.config import RunConfig
 from tdformer.config_io import load_config
 from tdformer.sessions import Session
 from tdformer.tracking import describing, models
-from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite, open_client
-from tdformer.tracking.run_ids import note_run_id, read_run_ids
+from tdformer.tracking.client import open_client
+from tdformer.tracking.finding import find_or_make, last_session
 from tdformer.tracking.spool import Point, Spool
 from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
 
@@ -37,107 +36,49 @@ class Mirror:
         self._client: Any = None
         self._last_steps: dict[str, int] = {}
         self._spools = [Spool(run_dir / METRICS_FILE), Spool(run_dir / SYSTEM_METRICS_FILE)]
-        self._params: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
         self._files: dict[Path, int] = {}
         self._status = ""
 
     def update(self, told: Callable[[int], object] = lambda _: None) -> int:
         """Send what MLflow lacks; `told` hears of each batch of points. Returns how many. Raises whatever MLflow raises, and OSError."""
         try:
-            session = self._sessions()[-1]
+            session = last_session(self.run_dir)
             if self._client is None:
-                self._connect()
-            self._send_tags(session)
+                self._connect(session)
             sent = sum(self._send_points(spool, told) for spool in self._spools)
             self._send_files()
             self._send_status(session)
             if session.status == "finished":
-                models.send(self._client, self.run_id, self.run_dir, self._config())
+                models.send(self._client, self.run_id, self.run_dir, load_config(self.run_dir / CONFIG_FILE))
             return sent
         except BaseException:
             self._client = None
             raise
 
-    def _sessions(self) -> list[Session]:
-        """Those that can be read; of a run without any, a stand-in."""
-        known, _ = sessions.read_all(self.run_dir)
-        if known:
-            return known
-        modified = (self.run_dir / CONFIG_FILE).stat().st_mtime
-        return [Session(began=modified, seen=modified, world=1, status="stopped")]
-
-    def _first(self) -> Session:
-        return self._sessions()[0]
-
-    def _config(self) -> RunConfig:
-        return load_config(self.run_dir / CONFIG_FILE)
-
-    # --- finding the run -------------------------------------------------------------------------------------
-
-    def _connect(self) -> None:
-        client = open_client(self.uri)
-        config = self._config()
-        self.run_id = self._known(client) or self._unnoted(client, config) or self._create(client, config)
-        if read_run_ids(self.run_dir).get(self.uri) != self.run_id:
-            note_run_id(self.run_dir, self.uri, self.run_id)
+    def _connect(self, session: Session) -> None:
+        client, config = open_client(self.uri), load_config(self.run_dir / CONFIG_FILE)
+        self.run_id = find_or_make(client, self.run_dir, self.uri, config)
         run = client.get_run(self.run_id)
-        self._client = client
         self._last_steps = {metric.key: metric.step for metric in run.data._metric_objs}  # what run.data.metrics has, with steps
-        self._tags, self._files, self._status = dict(run.data.tags), {}, ""
+        self._files, self._status = {}, ""
         for spool in self._spools:
             spool.rewind()
-        params = describing.params(config)
-        from mlflow.entities import Param
+        self._client = client
+        self._describe(run, config, session)
 
-        new = [Param(name, text) for name, text in params.items() if name not in run.data.params]
-        for batch in _batches(new, TEXTS_PER_BATCH):
-            client.log_batch(self.run_id, params=batch)
-        self._params = {**params, **run.data.params}
+    def _describe(self, run: Any, config: RunConfig, session: Session) -> None:
+        """Parameters and tags, which stay as they are while a process trains."""
+        from mlflow.entities import Param, RunTag
 
-    def _known(self, client: Any) -> str | None:
-        """Also by the name that the same server had before: a run of ours that is there is not made again."""
-        from mlflow.exceptions import MlflowException
-
-        ids = read_run_ids(self.run_dir)
-        mine = ids.get(self.uri)
-        for run_id in [mine] if mine else ids.values():
-            try:
-                if client.get_run(run_id).info.lifecycle_stage == "deleted":
-                    raise RefusedError(f"its run {run_id} is deleted; restore it with: mlflow runs restore --run-id {run_id}")
-                return run_id
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        return None
-
-    def _unnoted(self, client: Any, config: RunConfig) -> str | None:
-        """The run that was made for this directory without that being noted: the answer was lost, or the process was killed."""
-        if (experiment := client.get_experiment_by_name(config.tracking.experiment)) is None:
-            return None
-        runs = client.search_runs([experiment.experiment_id], f"tags.`{describing.KEY_TAG}` = '{describing.key(self._first())}'")
-        return next((run.info.run_id for run in runs), None)
-
-    def _create(self, client: Any, config: RunConfig) -> str:
-        experiment, first = _experiment(client, config.tracking.experiment, artifacts_beside_sqlite(self.uri)), self._first()
-        tags = {describing.KEY_TAG: describing.key(first)}
-        run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=self.run_dir.name, tags=tags)
-        return run.info.run_id
-
-    # --- what it lacks ---------------------------------------------------------------------------------------
-
-    def _send_tags(self, session: Session) -> None:
-        from mlflow.entities import RunTag
-
-        config = self._config()
-        wanted = describing.tags(config, self.run_dir, session) | describing.changed(config, self._params)
-        new = [RunTag(name, text) for name, text in wanted.items() if self._tags.get(name) != text]
-        for batch in _batches(new, TEXTS_PER_BATCH):
+        params, tags = describing.params(config), describing.tags(config, self.run_dir, session)
+        tags |= describing.changed(config, run.data.params)
+        for batch in _batches(_lacking(params, run.data.params, Param), TEXTS_PER_BATCH):
+            self._client.log_batch(self.run_id, params=batch)
+        stale = [name for name in run.data.tags if name.startswith(describing.CHANGED) and name not in tags]
+        for batch in _batches(_lacking(tags, run.data.tags, RunTag, change=True), TEXTS_PER_BATCH):
             self._client.log_batch(self.run_id, tags=batch)
-        self._tags |= wanted
-        for name in [name for name in self._tags if name.startswith(describing.CHANGED) and name not in wanted]:
+        for name in stale:
             self._client.delete_tag(self.run_id, name)
-            del self._tags[name]
 
     def _send_points(self, spool: Spool, told: Callable[[int], object]) -> int:
         from mlflow.entities import Metric
@@ -175,17 +116,8 @@ def _note_steps(last: dict[str, int], points: Sequence[Point]) -> None:
         last[point.name] = max(point.step, last.get(point.name, -1))
 
 
-def _experiment(client: Any, name: str, artifacts: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if found := client.get_experiment_by_name(name):
-        return found.experiment_id
-    try:
-        return client.create_experiment(name, artifacts)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return client.get_experiment_by_name(name).experiment_id  # another run made it at the same moment
+def _lacking(texts: dict[str, str], known: dict[str, str], entity: Callable[[str, str], Any], change: bool = False) -> list[Any]:
+    return [entity(name, text) for name, text in texts.items() if name not in known or (change and known[name] != text)]
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:

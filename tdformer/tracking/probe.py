@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 
 from data_pipelines.errors import UserError
+from tdformer.tracking.client import is_server
 
 TIMEOUT_S = 5.0
 
@@ -19,7 +20,7 @@ def probe(uri: str, experiment: str) -> str | None:
 
     Raises UserError if it refuses, or is no MLflow.
     """
-    if not uri.startswith(("http://", "https://")):
+    if not is_server(uri):
         return None
     query = urllib.parse.urlencode({"experiment_name": experiment})
     request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?{query}", headers=_authorization())

@@ -12,7 +12,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.launchers import REQUEUES
 from tdformer.sessions import Session, SessionFile, Status
-from tdformer.tracking.client import import_mlflow
+from tdformer.tracking.client import import_mlflow, is_server
 from tdformer.tracking.mirror import Mirror
 from tdformer.tracking.sender import Sender
 from tdformer.tracking.system_metrics import SystemMetrics
@@ -38,8 +38,7 @@ class Tracker:
         except OSError as error:
             raise UserError(f"{run_dir} cannot be written ({error.strerror or error}); make room, or see to its permissions.") from None
         self._sender = Sender(Mirror(run_dir, config.uri))
-        is_server = config.uri.startswith(("http://", "https://"))
-        if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server]):
+        if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server(config.uri)]):
             self._sender.finish(0)
             self._session.discard()
             raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri or its server.")

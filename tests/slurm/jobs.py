@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.small_run import TENSORS, curve, tracked
 from tests.slurm.cluster import Cluster
 
-EPOCHS, STEPS_PER_EPOCH = 9, 6
+EPOCHS, STEPS_PER_EPOCH = 8, 6
 LAST = f"step-{EPOCHS * STEPS_PER_EPOCH:08d}"
 
 
@@ -30,7 +30,7 @@ class Jobs:
     folder: Path
 
     def config(self, name: str, **changes: Any) -> Path:
-        """Of a run of 54 steps that takes ten seconds, once it has started, with a database of its own."""
+        """Of a run of 48 steps that takes ten seconds and more, once it has started, with a database of its own."""
         folder = self.folder / name
         folder.mkdir()
         shutil.copy(self.mlflow, folder / "mlflow.db")
@@ -47,7 +47,7 @@ class Jobs:
             },
             "optimizer": {"base_lr": 0.01, "base_batch": 8, "warmup_epochs": 0.5},
             "training": {"epochs": EPOCHS, "global_batch": 4, "micro_batch": 1, "eval_batch": 6, "precision": "fp32", "log_every": 1},
-            "checkpoint": {"every_steps": 1, "keep_last": 100},
+            "checkpoint": {"every_steps": 2, "keep_last": 100},
             "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False},
             **changes,
         }
