@@ -14,6 +14,10 @@ from tdformer.tracking.run_ids import note_run_id, read_run_ids
 from tdformer.training.run_directory import CONFIG_FILE
 
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: MLflow's page shows training, not chats."""
+
+
 def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str:
     """The id of the MLflow run, noted in the run directory. Raises RefusedError if it was deleted."""
     name, first = config.tracking.experiment, _first_session(run_dir)
@@ -73,7 +77,7 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     try:
-        return client.create_experiment(name, artifacts)
+        return client.create_experiment(name, artifacts, KIND)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

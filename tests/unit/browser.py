@@ -68,7 +68,7 @@ async def page() -> AsyncIterator[Page]:
     """Without the sandbox, which root in a container cannot have: for our own pages."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program, f"none of {', '.join(NAMES)} is installed; run tests/install_system_packages.sh"
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # the browser may still write
         flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run")
         command = [program, *flags, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
