@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[S
     done: list[Synced] = []
     problems: dict[Path, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.fields[points]} points"))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
         bar = progress.add_task("sending", total=len(runs), points=0)
         total = 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipelines.config import DataConfig, Probability, Section
 from data_pipelines.errors import UserError
@@ -274,6 +274,18 @@ class TrackingConfig(Section):
     to MLflow as the artifact `model`."""
     register_as: Annotated[str, Field(pattern=r"^[^/:]+$", max_length=200)] | None = None
     """Name in MLflow's model registry under which it is registered, with its validation metrics."""
+
+    @field_validator("uri")
+    @classmethod
+    def _uri_is_fit_to_be_read(cls, uri: str) -> str:
+        if not uri.strip():
+            raise ValueError("must name a tracking URI, such as sqlite:///runs/mlflow.db")
+        if uri.startswith(("http://", "https://")) and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "must hold no user and password, which would be written into run directories: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri
 
     @model_validator(mode="after")
     def _model_is_logged(self) -> TrackingConfig:

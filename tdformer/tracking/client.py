@@ -32,10 +32,10 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_S)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
 
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
@@ -72,6 +72,7 @@ def explain(error: Exception) -> str:
         ("error code 401", "it does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"),
         ("error code 403", "it does not permit this to you"),
         ("error code 404", "it does not speak MLflow's API, or an older version of it"),
+        ("maintenance mode", "it is a folder, which MLflow keeps nothing in any more; give sqlite:///FILE or the URI of a server"),
         (NO_JSON, "something else than MLflow listens there"),
         ("ConnectTimeout", "it cannot be reached"),
         ("Connection refused", "nothing listens there"),

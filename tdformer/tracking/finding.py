@@ -13,7 +13,6 @@ from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
 from tdformer.tracking.run_ids import note_run_id, read_run_ids
 from tdformer.training.run_directory import CONFIG_FILE
 
-
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Of an experiment: MLflow's page shows training, not chats."""
 

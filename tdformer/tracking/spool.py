@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 NUMBERS = (int, float)
 """As JSON has them: true is none."""
+
+NAME = re.compile(r"[\w.\- :]+(/[\w.\- :]+)+")
+LARGEST = 2**53
+"""Whole numbers that JSON carries exactly."""
 
 
 class Point(NamedTuple):
@@ -52,10 +57,12 @@ class Spool:
 
 
 def _points(line: bytes) -> Iterator[Point]:
-    """A damaged row has none."""
+    """A damaged row has none, and what MLflow would refuse is left out: with it, it would refuse all that comes after."""
     try:
         row: dict[str, Any] = json.loads(line)
         step, time_ms = int(row["step"]), int(row.get("time", 0) * 1000)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        values = {name: float(value) for name, value in row.items() if NAME.fullmatch(name) and type(value) in NUMBERS}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return
-    yield from (Point(name, value, time_ms, step) for name, value in row.items() if "/" in name and type(value) in NUMBERS)
+    if 0 <= step < LARGEST and 0 <= time_ms < LARGEST:
+        yield from (Point(name, value, time_ms, step) for name, value in values.items())

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from tdformer import sessions
-from tdformer.config_io import load_config
+from tdformer.config import TrackingConfig
+from tdformer.config_io import checked, load_config
 from tdformer.tracking.client import explain
 from tdformer.tracking.mirror import Mirror
 from tdformer.training import lock_file, run_directory
@@ -34,7 +35,7 @@ def sync(run_dir: Path, uri: str | None = None, told: Callable[[int], object] = 
     Raises UserError if MLflow does not take it, or if a process that trains the run does so itself.
     """
     own = load_config(run_directory.config_of(run_dir)).tracking.uri
-    uri = uri or own
+    uri = own if uri is None else checked(TrackingConfig, {"uri": uri}, "--uri").uri
     if lock_file.is_held(run_dir):
         if uri == own:
             raise UserError(f"{run_dir} is being trained, and its process sends to {uri} by itself; sync it when it has ended.")
