@@ -51,8 +51,7 @@ class Sender:
             try:
                 sent = self._mirror.update()
             except Exception as error:  # MLflow passes on whatever its database or server raises
-                self._fail(error)
-                if is_last:
+                if self._fail(error) or is_last:
                     return
                 self._ending.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
@@ -63,12 +62,15 @@ class Sender:
                     self._ending.wait(SECONDS_BETWEEN)
                     self._news.wait()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> bool:
+        """Whether that was the first refusal, and is raised by who waits for it."""
         self._failure = error
-        is_first_try = not self._tried.is_set()
+        is_awaited = not self._tried.is_set() and not self._warned
         self._tried.set()
-        if not (is_first_try and is_permanent(error, self._mirror.uri)):  # that is raised by who waits for the first try
-            self._warn(explain(error))
+        if is_awaited and is_permanent(error, self._mirror.uri):
+            return True
+        self._warn(explain(error))
+        return False
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

@@ -39,7 +39,6 @@ class Tracker:
             raise UserError(f"{run_dir} cannot be written ({error.strerror or error}); make room, or see to its permissions.") from None
         self._sender = Sender(Mirror(run_dir, config.uri))
         if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server(config.uri)]):
-            self._sender.finish(0)
             self._session.discard()
             raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri or its server.")
         self._system = SystemMetrics(run_dir) if config.system_metrics else None

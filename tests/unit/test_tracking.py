@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from pydantic import ValidationError
 
 from data_pipelines.errors import UserError
 from tdformer import sessions
@@ -149,9 +150,10 @@ def test_an_unusable_store_is_refused_at_the_start_and_leaves_nothing(config: Ru
 
 
 @pytest.mark.parametrize("uri", ["ftp://nowhere/x", "file:///tmp/x", "postgresql://nowhere/x", "sqlite:////proc/x/y.db", "nonsense:"])
-def test_uris_that_cannot_be_meant(config: RunConfig, run_dir: Path, uri: str) -> None:
+def test_uris_that_cannot_be_meant(config: RunConfig, run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"cannot be used .*mend tracking\.uri"):
         tracker(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}), run_dir)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_database_of_another_version_is_refused(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
@@ -248,6 +250,43 @@ def test_a_run_that_the_server_does_not_know_is_sent_whole(config: RunConfig, ru
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
     assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0)]
+
+
+ODD_ROWS = [
+    '{"step": -5, "time": 1, "train/x": 1}',
+    '{"step": 1e400, "time": 1, "train/x": 1}',
+    '{"step": 99999999999999999999999, "time": 1, "train/x": 1}',
+    '{"step": 2, "time": NaN, "train/x": 1}',
+    '{"step": 2, "time": -1, "train/x": 1}',
+    '{"step": 2, "time": "now", "train/x": 1}',
+    '{"step": 2, "time": 1, "train/x": 1%s}' % ("0" * 400),
+    '{"step": 2, "time": 1, "train/x!": 1, "/x": 1, "train/": 1, "train//x": 1, "../x": true, "train/x": "1"}',
+    "[1]",
+    "null",
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("row", ODD_ROWS, ids=range(len(ODD_ROWS)))
+def test_what_mlflow_would_refuse_holds_up_nothing(config: RunConfig, run_dir: Path, row: str) -> None:
+    with tracker(config, run_dir):
+        (run_dir / METRICS_FILE).write_text(f'{row}\n{{"step": 3, "time": 1, "train/y": 1.5, "train/z": NaN, "train/inf": Infinity}}\n')
+    assert points(config.tracking.uri, run_dir, "y") == [(3, 1.5)]
+    assert run_at(config.tracking.uri, run_dir).data.metrics.keys() == {"train/y", "train/z", "train/inf"}
+
+
+@pytest.mark.parametrize("uri", ["http://ada:secret@host:5000", "https://ada@host/path", "", "  "])
+def test_uris_that_must_not_be_written_down(config: RunConfig, run_dir: Path, uri: str) -> None:
+    with pytest.raises(ValidationError, match=r"must hold no user and password|must name a tracking URI"):
+        RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}, "tracking": {"uri": uri}})
+    with pytest.raises(UserError, match="--uri"):
+        sync.sync(run_dir, uri)
+
+
+def test_a_live_run_is_left_to_its_own_process(config: RunConfig, run_dir: Path) -> None:
+    sends_itself = pytest.raises(UserError, match=r"is being trained, and its process sends .* by itself")
+    with run_directory.held(run_dir, config, lambda _: None), sends_itself:
+        sync.sync(run_dir)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
