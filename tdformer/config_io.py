@@ -119,7 +119,11 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{path}: this key is required"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to parse")[0]
-    message = message.replace("valid tuple", "list").replace("valid dictionary", "section (keys and values)")
+    message = (
+        message.replace("String should match pattern", "text of the form")
+        .replace("valid tuple", "list")
+        .replace("valid dictionary", "section (keys and values)")
+    )
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path + ': ' if path else ''}got {problem['input']!r}, allowed is {message.removeprefix('a ')}"

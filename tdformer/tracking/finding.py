@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str
         run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=run_dir.name, tags=tags)
         run_id = str(run.info.run_id)
     if read_run_ids(run_dir).get(uri) != run_id:
-        note_run_id(run_dir, uri, run_id)
+        with suppress(OSError):  # a full disk, or somebody else's folder: it is found again by its tag
+            note_run_id(run_dir, uri, run_id)
     return run_id
 
 

@@ -40,7 +40,7 @@ class Tracker:
         self._sender = Sender(Mirror(run_dir, config.uri))
         if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server(config.uri)]):
             self._session.discard()
-            raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri or its server.")
+            raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri, tracking.experiment or the server.")
         self._system = SystemMetrics(run_dir) if config.system_metrics else None
 
     def reached(self, step: int) -> None:

@@ -20,7 +20,7 @@ from tdformer import sessions
 from tdformer.config import RunConfig
 from tdformer.launchers import REQUEUES
 from tdformer.sessions import Session, SessionFile
-from tdformer.tracking import describing, sync
+from tdformer.tracking import describing, finding, sync
 from tdformer.tracking.run_ids import FILE, note_run_id, read_run_id
 from tdformer.tracking.spool import Spool
 from tdformer.tracking.tracker import Tracker
@@ -223,6 +223,20 @@ def test_another_server_gets_all_and_the_same_by_another_name_gets_nothing_twice
     assert points(other, run_dir, "loss") == [(1, 1.0)]
     synced = sync.sync(run_dir, same)
     assert (synced.points, synced.run_id) == (0, read_run_id(run_dir, config.tracking.uri))
+
+
+def test_a_folder_that_cannot_be_written_is_sent_once_all_the_same(
+    config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SessionFile(run_dir, SESSION).end("finished")
+    MetricsFile(run_dir / METRICS_FILE).append(1, 0.1, {"train/loss": 1.0})
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(finding, "note_run_id", refuse)
+    first, second = sync.sync(run_dir), sync.sync(run_dir)
+    assert (first.points, second.points, first.run_id) == (1, 0, second.run_id)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", '"x"'])
