@@ -42,7 +42,7 @@ MpiDefault=none
 SchedulerParameters=sched_interval=2,batch_sched_delay=1,defer_batch=0
 SlurmctldParameters=idle_on_node_suspend
 MinJobAge=300
-KillWait=20
+KillWait=10
 InactiveLimit=0
 SlurmdTimeout=15
 SlurmctldTimeout=30
