@@ -24,6 +24,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Kernels = Literal["auto", "fused", "plain"]
 Family = Literal["qkformer", "spikformer", "sdt"]
 Variant = Literal["imagenet", "cifar", "dvs"]
 
@@ -204,6 +205,10 @@ class TrainingConfig(Section):
     precision: Precision = "bf16"
     """bf16 and fp16 are autocast: parameters, BatchNorm statistics and membranes stay fp32. fp16 comes with a loss scale that is
     halved, and the global batch passed over, when a gradient overflows, and doubled after 2000 steps without."""
+    kernels: Kernels = "auto"
+    """fused: BatchNorm and LIF neurons of all time steps as one kernel, compiled by torch at the first step (half a minute, then cached
+    on the disk); the results are those of plain up to rounding. Where it cannot be compiled, the run says so and takes plain.
+    auto: fused on a GPU."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of an exponential moving average of weights and BatchNorm statistics, taken after every optimizer step and evaluated as
     val/top1_ema; `best` then goes by that. null: none."""

@@ -23,6 +23,7 @@ from tdformer.tracking.run_ids import read_run_id
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
 from tdformer.training.loop import Outcome, train
+from tdformer.training.kernels import choose_kernels
 from tdformer.training.objective import autocast
 from tdformer.watchdog.verdict import limits
 
@@ -121,6 +122,7 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool, ra
     position = ranks.from_first(ranks.together(lambda: checkpoints.check(checkpoint) if ranks.is_first else None))
     model = TDFormer(config.model).to(ranks.device).eval()
     ranks.together(lambda: checkpoints.load_model(checkpoint, model, averaged=averaged))
+    choose_kernels(model, config.training.kernels, ranks)
     return config, position, model
 
 

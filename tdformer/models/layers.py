@@ -46,13 +46,8 @@ class SpikingModule(nn.Module):
 
         [T, B, C, H, W] -> [T, B, C', H', W'], or [T, B, C', N] if the synapse works on tokens. plus_TBC is added before BatchNorm.
         """
-        synapse = getattr(self, group.format(self._synapse_kinds[group]))
-        if not isinstance(synapse, nn.Conv2d):
-            x_TBCHW = x_TBCHW.flatten(3)
-        y = synapse(x_TBCHW.flatten(0, 1))
-        if plus_TBC is not None:
-            y = y + plus_TBC.reshape(y.shape)
-        y = getattr(self, group.format("bn"))(y)
+        y_TBC = self._mapped(group, x_TBCHW, plus_TBC)
+        y = getattr(self, group.format("bn"))(y_TBC.flatten(0, 1))
         return (max_pool(y) if pool else y).unflatten(0, x_TBCHW.shape[:2])
 
     def spikes(self, group: str, current_TBC: torch.Tensor, membranes: Membranes) -> torch.Tensor:
@@ -62,7 +57,19 @@ class SpikingModule(nn.Module):
         self, group: str, x_TBCHW: torch.Tensor, membranes: Membranes, *, pool: bool = False, plus_TBC: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Synapse, BatchNorm and neurons."""
-        return self.spikes(group, self.current(group, x_TBCHW, pool=pool, plus_TBC=plus_TBC), membranes)
+        if pool:
+            return self.spikes(group, self.current(group, x_TBCHW, pool=True, plus_TBC=plus_TBC), membranes)
+        norm = getattr(self, group.format("bn"))
+        return getattr(self, group.format("lif"))(self._mapped(group, x_TBCHW, plus_TBC), membranes, norm)
+
+    def _mapped(self, group: str, x_TBCHW: torch.Tensor, plus_TBC: torch.Tensor | None) -> torch.Tensor:
+        synapse = getattr(self, group.format(self._synapse_kinds[group]))
+        if not isinstance(synapse, nn.Conv2d):
+            x_TBCHW = x_TBCHW.flatten(3)
+        y = synapse(x_TBCHW.flatten(0, 1))
+        if plus_TBC is not None:
+            y = y + plus_TBC.reshape(y.shape)
+        return y.unflatten(0, x_TBCHW.shape[:2])
 
 
 class PatchStem(SpikingModule):

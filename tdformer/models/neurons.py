@@ -6,14 +6,14 @@ from typing import Any
 
 import spikingjelly._ops.lif  # noqa: F401  # registers torch.ops.sj_lif
 import torch
-from spikingjelly.activation_based import functional, surrogate
+from spikingjelly.activation_based import functional
 from torch import nn
 
 from tdformer.membranes import Membranes
+from tdformer.models import fused
+from tdformer.models.fused import SURROGATE, TAU
 
-TAU = 2.0
 V_RESET = 0.0
-SURROGATE = surrogate.Sigmoid(alpha=4.0)
 
 
 class LIF(nn.Module):
@@ -26,9 +26,19 @@ class LIF(nn.Module):
     def __init__(self, v_threshold: float = 1.0) -> None:
         super().__init__()
         self.v_threshold = v_threshold
+        self.fused = False
+        """Whether they run as one kernel with the BatchNorm before them (fused.py), or step by step (the plain path)."""
 
-    def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        """x_TB: input currents [T, B, …]. Returns spikes (0 or 1) of the same shape and dtype."""
+    def forward(self, x_TB: torch.Tensor, membranes: Membranes, norm: nn.Module | None = None) -> torch.Tensor:
+        """x_TB: input currents [T, B, …]; with `norm` what that BatchNorm turns into them, [T, B, C, …].
+
+        Returns spikes (0 or 1) of the same shape and dtype.
+        """
+        if self.fused and len(x_TB) <= fused.MOST_STEPS:
+            spikes_TB, membranes.after[self] = fused.lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
+            return spikes_TB
+        if norm is not None:
+            x_TB = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2])
         steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
         spikes_TB, membranes.after[self] = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
         return spikes_TB

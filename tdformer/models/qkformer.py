@@ -77,8 +77,7 @@ class PatchEmbed(PatchStem):
         shortcut = x_TBCHW
         for index, (group, _, pool) in enumerate(self.entry.convolutions):
             is_current = index == 0 and self.entry.shortcut_after > 0
-            current = x_TBCHW if is_current else self.current(group, x_TBCHW, pool=pool)
-            x_TBCHW = self.spikes(group, current, membranes)
+            x_TBCHW = self.spikes(group, x_TBCHW, membranes) if is_current else self.fire(group, x_TBCHW, membranes, pool=pool)
             if index + 1 == self.entry.shortcut_after:
                 shortcut = x_TBCHW
         return x_TBCHW + self.fire("proj_res_{}", shortcut, membranes)

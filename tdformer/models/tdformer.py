@@ -21,6 +21,7 @@ from tdformer.membranes import Membranes
 from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.layers import one_input
+from tdformer.models.neurons import LIF
 from tdformer.models.qkformer import QKFormer
 from tdformer.models.sdt import SpikeDrivenTransformer
 from tdformer.models.spikformer import Spikformer
@@ -118,6 +119,12 @@ class TDFormer(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's name for recompute: block_segment, or none."""
         self.recompute = "block_segment" if enable else "none"
+
+    def use_fused_kernels(self, fused: bool = True) -> None:
+        """Whether LIF neurons run as one kernel with the BatchNorm before them, or step by step."""
+        for module in self.modules():
+            if isinstance(module, LIF):
+                module.fused = fused
 
     # --- how a pass goes --------------------------------------------------------------------------------------------
 

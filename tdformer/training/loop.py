@@ -217,7 +217,7 @@ class Trainer:
             return
         checkpoint, position, _ = newest_whole(self.run_dir, self.ranks)
         del self.engine
-        self.engine = load(self.config, checkpoint, position, self.ranks)
+        self.engine, _ = load(self.config, checkpoint, position, self.ranks)
         self.position = replace(self.position, updates=position.updates)
         report.say(f"rewound to the weights of {checkpoint.name}")
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from tdformer.config import RecomputePolicy, RunConfig
+from tdformer.training.kernels import are_wanted
 from tdformer.training.objective import Objective
 
 
@@ -29,13 +30,14 @@ class Activations:
     """The most that is alive at once: kept, plus the piece that is computed (again) and the gradients of its activations."""
 
 
-def activations_on_paper(config: RunConfig, recompute: RecomputePolicy | None = None, *, fused_lif: bool = True) -> Activations:
-    """Of a run, at its own recompute policy or another one. fused_lif: as on a GPU. On a CPU spikingjelly computes LIF neurons
-    step by step and stacks the steps, which are there twice for that moment.
+def activations_on_paper(config: RunConfig, recompute: RecomputePolicy | None = None, *, device_type: str = "cuda") -> Activations:
+    """Of a run, at its own recompute policy or another one. On a CPU spikingjelly computes LIF neurons step by step and stacks the
+    steps, which are there twice for that moment.
     """
     with torch.device("meta"), _autocast(config.training.precision):
         objective = _objective(config, recompute)
-        with LiveBytes(objective, fused_lif) as live:
+        objective.model.use_fused_kernels(are_wanted(config.training.kernels, device_type))
+        with LiveBytes(objective, stacks_steps=device_type == "cpu") as live:
             loss = _forward(objective, config)
             kept = live.now
             loss.backward()
@@ -66,10 +68,10 @@ def _forward(objective: Objective, config: RunConfig) -> torch.Tensor:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that are alive, those of a module's parameters, gradients and buffers left out."""
 
-    def __init__(self, module: nn.Module, fused_lif: bool = True) -> None:
+    def __init__(self, module: nn.Module, stacks_steps: bool = False) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._fused_lif = fused_lif
+        self._stacks_steps = stacks_steps
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         self._known = {tensor.untyped_storage()._cdata for tensor in (*module.parameters(), *module.buffers(), *gradients)}
 
@@ -77,7 +79,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak, before = max(self.peak, self.now), self.now
         result = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._see, result)
-        if not self._fused_lif and func.namespace == "sj_lif":
+        if self._stacks_steps and func.namespace == "sj_lif":
             self.peak = max(self.peak, self.now + self.now - before)
         # Where autograd adds up gradients it writes into the first of them, unless a mode such as this one is on.
         if torch.is_grad_enabled() or func is not torch.ops.aten.add.Tensor:

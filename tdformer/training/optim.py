@@ -62,7 +62,8 @@ def make_optimizer(model: TDFormer, config: OptimizerConfig) -> torch.optim.Opti
     groups = parameter_groups(model, config)
     if config.name == "lamb":
         return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=on_gpu)
 
 
 def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], steps: int) -> None:
@@ -71,8 +72,9 @@ def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tenso
         for group in optimizer.param_groups:
             group["step"] = torch.tensor(float(steps))
     else:
-        for parameter in parameters:
-            optimizer.state[parameter]["step"] = torch.tensor(float(steps))
+        for parameter in parameters:  # a fused AdamW reads the count where the parameter is
+            device = parameter.device if optimizer.defaults["fused"] else None
+            optimizer.state[parameter]["step"] = torch.tensor(float(steps), device=device)
 
 
 def learning_rate_at(step: int, *, peak: float, floor: float, warmup_steps: float, total_steps: int) -> float:

@@ -17,6 +17,7 @@ from tdformer.training.checkpoints import Position
 from tdformer.training.engine import Engine
 from tdformer.training.export import initial_state
 from tdformer.training.loss_scale import LossScale
+from tdformer.training.kernels import choose_kernels
 from tdformer.training.objective import Objective
 
 
@@ -29,7 +30,8 @@ def start_or_resume(config: RunConfig, run_dir: Path, train_set: DataSet, ranks:
     checkpoint, position, passed_over = newest_whole(run_dir, ranks)
     _check_data(config, position, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
-    return load(config, checkpoint, position, ranks), replace(position, world=ranks.world), notes
+    engine, of_kernels = load(config, checkpoint, position, ranks)
+    return engine, replace(position, world=ranks.world), notes + of_kernels
 
 
 def newest_whole(run_dir: Path, ranks: Ranks) -> tuple[Path, Position, list[str]]:
@@ -37,19 +39,19 @@ def newest_whole(run_dir: Path, ranks: Ranks) -> tuple[Path, Position, list[str]
     return ranks.from_first(ranks.together(lambda: checkpoints.newest_whole(run_dir) if ranks.is_first else None))
 
 
-def load(config: RunConfig, checkpoint: Path, position: Position, ranks: Ranks) -> Engine:
-    """An engine with the weights, statistics and moments of a checkpoint, whatever ranks and ZeRO stage it came from."""
-    objective = _objective(config, ranks)
+def load(config: RunConfig, checkpoint: Path, position: Position, ranks: Ranks) -> tuple[Engine, list[str]]:
+    """An engine with the weights, statistics and moments of a checkpoint, whatever ranks and ZeRO stage it came from; and notes."""
+    objective, notes = _objective(config, ranks)
     ranks.together(lambda: checkpoints.load_model(checkpoint, objective.model))
     engine = Engine(objective, config, ranks)
     engine.load_optimizer_state(ranks.together(lambda: checkpoints.load_optimizer(checkpoint)), position.updates)
     if engine.has_average:
         engine.load_average(ranks.together(lambda: checkpoints.load_average(checkpoint)))
-    return engine
+    return engine, notes
 
 
 def _start(config: RunConfig, ranks: Ranks) -> tuple[Engine, list[str]]:
-    objective, notes = _objective(config, ranks), []
+    objective, notes = _objective(config, ranks)
     if config.init is not None:
         state, fresh = ranks.together(lambda: initial_state(objective.model, config.init))  # type: ignore[arg-type]  # not None
         objective.model.load_state_dict(state, strict=False)
@@ -57,15 +59,16 @@ def _start(config: RunConfig, ranks: Ranks) -> tuple[Engine, list[str]]:
     return Engine(objective, config, ranks), notes
 
 
-def _objective(config: RunConfig, ranks: Ranks) -> Objective:
+def _objective(config: RunConfig, ranks: Ranks) -> tuple[Objective, list[str]]:
     torch.manual_seed(config.seed)
     training = config.training
     objective = Objective(config.model, training.label_smoothing, training.recompute, training.precision).to(ranks.device)
+    notes = choose_kernels(objective.model, training.kernels, ranks)
     if not training.sync_batch_norm or ranks.world == 1:
-        return objective
+        return objective, notes
     if ranks.device.type != "cuda":
         raise UserError("training.sync_batch_norm needs a CUDA device for each of several ranks; on a CPU set it to false.")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(objective), notes
 
 
 def _check_data(config: RunConfig, position: Position, train_set: DataSet) -> None:

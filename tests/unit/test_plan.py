@@ -50,7 +50,7 @@ def measured_peak(config: RunConfig, policy: RecomputePolicy) -> int:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_activations_on_paper_are_those_measured(policy: RecomputePolicy) -> None:
     config = run_of()
-    paper = activations_on_paper(config, policy, fused_lif=False)
+    paper = activations_on_paper(config, policy, device_type="cpu")
     assert paper.peak == pytest.approx(measured_peak(config, policy), rel=0.15)
     saved, flops = saved_and_flops(TDFormer(config.model, policy), torch.zeros(8, 3, 64, 64))
     assert paper.kept == pytest.approx(saved, rel=0.02)
@@ -63,6 +63,7 @@ def test_activations_on_paper_are_those_measured(policy: RecomputePolicy) -> Non
 def test_activations_on_paper_are_those_of_a_gpu(policy: RecomputePolicy, precision: str) -> None:
     config = run_of(precision=precision, micro_batch=32)
     model = objective_of(config, policy, "cuda")
+    model.model.use_fused_kernels()
     images, labels = torch.zeros(32, 3, 64, 64, device="cuda"), torch.zeros(32, dtype=torch.int64, device="cuda")
     model(images, labels).backward()  # workspaces are kept from here on
     before = torch.cuda.memory_allocated()

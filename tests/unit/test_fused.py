@@ -1,0 +1,181 @@
+"""Fused kernels beside the plain path: values, gradients and statistics, for every layout that the networks hand them.
+
+Compiled for real (the first run takes a minute, later ones read torch's cache). In float64 the two paths round in other places but
+take no other decision, so that all is equal to 1e-9; in float32 a potential may fall on the other side of its threshold.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tdformer.membranes import Membranes
+from tdformer.models import fused
+from tdformer.models.layers import SpikingModule, conv1x1
+from tdformer.models.neurons import LIF
+from tdformer.training.kernels import are_wanted
+from tdformer.training.objective import Objective
+from tdformer.training.on_paper import activations_on_paper
+from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
+
+SHAPES = ((2, 3, 4, 5, 5), (4, 2, 3, 7), (1, 2, 6, 4, 1), (2, 4, 5))
+CLOSE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
+
+
+@pytest.fixture(autouse=True)
+def _default_type():
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor | None) -> list[list[torch.Tensor]]:
+    """Of plain, then fused: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
+    results = []
+    for is_fused in (False, True):
+        own, lif.fused = copy.deepcopy(norm), is_fused
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, v) if tensor is not None]
+        membranes = Membranes({lif: inputs[1]} if v is not None else None)
+        spikes = lif(inputs[0], membranes, own)
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in (spikes, membranes.after[lif])]
+        (spikes * weights[0]).sum().backward(retain_graph=True)
+        (membranes.after[lif] * weights[1]).sum().backward()
+        gradients = [tensor.grad for tensor in (*inputs, *(own.parameters() if own else ()))]
+        results.append([spikes, membranes.after[lif], *gradients, *(own.buffers() if own else ())])
+    return results
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("carries", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_neurons_alone(shape: tuple[int, ...], carries: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, v = torch.randn(shape, dtype=dtype) * 2, torch.rand(shape[1:], dtype=dtype) if carries else None
+    plain, own = both_ways(LIF(0.5), x, None, v)
+    assert torch.equal(plain[0], own[0])
+    assert torch.equal(plain[1], own[1])
+    for one, other in zip(plain, own, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_batch_norm_and_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm2d if len(shape) == 5 else nn.BatchNorm1d)(shape[2]).to(dtype)
+    nn.init.uniform_(norm.weight, -2, 2)
+    nn.init.uniform_(norm.bias)
+    x, v = torch.randn(shape, dtype=dtype) * 3 + 1, torch.rand(shape[1:], dtype=dtype)
+    for one, other in zip(*both_ways(LIF(), x, norm, v), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[dtype])
+
+
+def test_memory_layouts() -> None:
+    """Images shown at every step (expanded), channels last, slices of a larger tensor; gradients in another layout than values."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 4) * 2
+    last = torch.randn(6, 3, 4, 4).to(memory_format=torch.channels_last).unflatten(0, (3, 2)) * 2
+    part = torch.randn(3, 2, 5, 4, 4)[:, :, 1:4] * 2
+    for x in (image.expand(3, *image.shape), last, part):
+        for norm in (None, nn.BatchNorm2d(3)):
+            for one, other in zip(*both_ways(LIF(), x, norm, None), strict=True):
+                torch.testing.assert_close(one, other, **CLOSE[torch.float32])
+
+
+def test_evaluation_and_statistics_left_alone() -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(2, 4, 3, 6) * 2, nn.BatchNorm1d(3)
+    norm(torch.randn(8, 3, 6) + 1)
+    for mode in ("eval", "untracked"):
+        norm.train(mode == "untracked")
+        norm.track_running_stats = mode != "untracked"
+        for one, other in zip(*both_ways(LIF(), x, norm, None), strict=True):
+            torch.testing.assert_close(one, other, **CLOSE[torch.float32])
+
+
+def test_bfloat16_currents_are_not_rounded_again() -> None:
+    """Under autocast BatchNorm's input is bfloat16: what is fused equals the float32 arithmetic on it, spike by spike."""
+    torch.manual_seed(0)
+    y, norm, lif = torch.randn(4, 2, 8, 9).bfloat16(), nn.BatchNorm1d(8), LIF()
+    lif.fused = True
+    spikes, expected = lif(y, Membranes(), copy.deepcopy(norm)), lif(y.float(), Membranes(), norm)
+    assert spikes.dtype == torch.bfloat16
+    assert torch.equal(spikes.float(), expected)
+
+
+def test_more_steps_than_a_kernel_takes_run_step_by_step() -> None:
+    x = torch.randn(fused.MOST_STEPS + 1, 2, 3)
+    plain, own = both_ways(LIF(), x, None, None)
+    assert all(torch.equal(one, other) for one, other in zip(plain, own, strict=True))
+
+
+def run(objective: Objective, backbone: str, is_fused: bool, dtype: torch.dtype) -> tuple[torch.Tensor, list, list]:
+    objective = copy.deepcopy(objective)
+    objective.model.use_fused_kernels(is_fused)
+    config = objective.model.config
+    frames = config.time_steps if config.backbone.in_channels == 2 else None
+    x = images(2, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone], frames=frames, channels=config.backbone.in_channels).to(dtype)
+    loss = objective(x, torch.arange(2))
+    loss.backward()
+    return loss, [p.grad for p in objective.parameters() if p.grad is not None], list(objective.buffers())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_networks_are_the_same_function(backbone: str) -> None:
+    torch.manual_seed(0)
+    objective = lively(Objective(small(BACKBONES[backbone].model_copy(update={"drop_path": 0.3})), 0.1).double())
+    results = []
+    for is_fused in (False, True):
+        torch.manual_seed(1)
+        results.append(run(objective, backbone, is_fused, torch.float64))
+    (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
+    torch.testing.assert_close(loss, other_loss, **CLOSE[torch.float64])
+    for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["segment", "block", "block_segment"])
+def test_recompute_gives_the_same_bits(policy: str) -> None:
+    results = []
+    for own in ("none", policy):
+        torch.manual_seed(0)
+        results.append(run(lively(Objective(small(), 0.1, own)), "qkformer-imagenet", True, torch.float32))  # type: ignore[arg-type]
+    (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
+    assert torch.equal(loss, other_loss)
+    assert all(torch.equal(one, other) for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True))
+
+
+def test_only_the_input_of_batch_norm_is_kept() -> None:
+    module = SpikingModule()
+    module.add("proj_{}", conv1x1(4, 8))
+    x, kept = torch.randn(2, 3, 4, 5, 5), {}
+    for is_fused in (False, True):
+        module.get_submodule("proj_lif").fused = is_fused  # type: ignore[assignment]
+        own: dict[int, int] = {}
+
+        def see(tensor: torch.Tensor, own: dict[int, int] = own) -> torch.Tensor:
+            own[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+            spikes = module.fire("proj_{}", x, Membranes())
+        kept[is_fused] = sum(size for size in own.values() if size >= spikes.nbytes)
+    assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
+
+
+def test_on_paper_fused_kernels_keep_less() -> None:
+    from tests.unit.test_plan import run_of
+
+    config = run_of()
+    on_gpu, on_cpu = (activations_on_paper(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
+    assert on_gpu < 0.75 * on_cpu
+
+
+def test_what_auto_means() -> None:
+    assert [are_wanted("auto", device) for device in ("cuda", "cpu")] == [True, False]
+    assert [are_wanted(kernels, "cpu") for kernels in ("fused", "plain")] == [True, False]
