@@ -22,8 +22,8 @@ from tdformer.tracking.client import is_server
 from tdformer.tracking.run_ids import read_run_id
 from tdformer.training import checkpoints, run_directory
 from tdformer.training.checkpoints import Position
-from tdformer.training.loop import Outcome, train
 from tdformer.training.kernels import choose_kernels
+from tdformer.training.loop import Outcome, train
 from tdformer.training.objective import autocast
 from tdformer.watchdog.verdict import limits
 

@@ -16,8 +16,8 @@ from tdformer.training import checkpoints
 from tdformer.training.checkpoints import Position
 from tdformer.training.engine import Engine
 from tdformer.training.export import initial_state
-from tdformer.training.loss_scale import LossScale
 from tdformer.training.kernels import choose_kernels
+from tdformer.training.loss_scale import LossScale
 from tdformer.training.objective import Objective
 
 
