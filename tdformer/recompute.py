@@ -170,6 +170,8 @@ class _Form:
     def __init__(self, compressor: Uint8SpikeCompressor | BitSpikeCompressor | None) -> None:
         self.compressor = compressor
         self.requires_grad = False
+        self.axes: list[int] = []
+        """From the widest stride to the narrowest: a tensor comes back in the memory layout that it had."""
         self.rest: tuple[Any, ...] = ()
 
     def compress(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -178,14 +180,18 @@ class _Form:
         self.requires_grad = tensor.requires_grad
         if self.compressor is None:
             return tensor.detach()
-        values, *rest = self.compressor.compress(tensor.detach())
+        self.axes = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+        values, *rest = self.compressor.compress(tensor.detach().permute(self.axes))
         self.rest = tuple(rest)
         return values
 
     def restore(self, values: torch.Tensor | None) -> Any:
         if values is None:
             return None
-        restored = self.compressor.decompress((values, *self.rest)) if self.compressor else values.detach()
+        restored = values.detach()
+        if self.compressor is not None:
+            in_order = self.compressor.decompress((values, *self.rest))
+            restored = in_order.permute([self.axes.index(axis) for axis in range(in_order.dim())])
         return restored.requires_grad_(self.requires_grad and torch.is_grad_enabled())
 
 

@@ -6,25 +6,24 @@ the segment before take part in it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from tdformer.membranes import Membranes
+from tdformer.models.channel_maps import ChannelConv1d, ChannelConv2d, Pointwise, channels_are_last
 from tdformer.models.feedback import ControlModule
-from tdformer.models.layers import Pointwise, SpikingModule, freeze_unused
+from tdformer.models.layers import SpikingModule, freeze_unused
 from tdformer.models.neurons import LIF
 
 ATTENTION_THRESHOLD = 0.5
 ATTENTION_SCALE = 0.125  # the public code's constant, whatever the head's width
 
 
-def conv1d_maps(channels_in: int, channels_out: int) -> nn.Conv1d:
-    """Maps to queries, keys and values have no bias; the one behind the attention has."""
-    return nn.Conv1d(channels_in, channels_out, 1, bias=False)
-
-
-def conv1d_projection(channels_in: int, channels_out: int) -> nn.Conv1d:
-    return nn.Conv1d(channels_in, channels_out, 1)
+conv1d_maps = partial(ChannelConv1d, bias=False)
+"""Maps to queries, keys and values have no bias; the one behind the attention has."""
+conv1d_projection = partial(ChannelConv1d, bias=True)
 
 
 class TokenQKAttention(SpikingModule):
@@ -65,6 +64,12 @@ class ControlledAttention(SpikingModule):
         """[T, B, C, N] or [T, B, C, H, W] -> [T, B, heads, N, D]"""
         return x_TBC.flatten(3).unflatten(2, (self.num_heads, -1)).transpose(-2, -1)
 
+    def joined(self, y_TBHND: torch.Tensor, like_TBCHW: torch.Tensor) -> torch.Tensor:
+        """Back from the heads to [T, B, C, N], in the memory layout of `like`."""
+        if channels_are_last(like_TBCHW.flatten(0, 1)):
+            return y_TBHND.transpose(2, 3).flatten(3).movedim(-1, 2)
+        return y_TBHND.transpose(-2, -1).flatten(2, 3)
+
 
 class SpikingSelfAttention(ControlledAttention):
     """Spiking self-attention without softmax: q (kᵀ v), so that its cost is linear in the tokens. QKFormer and Spikformer.
@@ -98,7 +103,7 @@ class SpikingSelfAttention(ControlledAttention):
         k_TBHND = self.heads(self.fire("k_{}", x_TBCHW, membranes, plus_TBC=plus.get("key")))
         v_TBHND = self.heads(self.fire("v_{}", x_TBCHW, membranes, plus_TBC=plus.get("value")))
         y_TBHND = (q_TBHND @ (k_TBHND.transpose(-2, -1) @ v_TBHND)) * ATTENTION_SCALE
-        y_TBCN = self.attn_lif(y_TBHND.transpose(-2, -1).flatten(2, 3), membranes)
+        y_TBCN = self.attn_lif(self.joined(y_TBHND, x_TBCHW), membranes)
         y_TBCN = self.current("proj_{}", y_TBCN)
         if self.samples_share_projection:
             y_TBCN = y_TBCN.flatten(0, 1)
@@ -117,11 +122,11 @@ class SpikeDrivenAttention(ControlledAttention):
         self.erode = erode
         self.shortcut_lif = LIF()
         for group in ("q_{}", "k_{}", "v_{}"):
-            self.add(group, nn.Conv2d(channels, channels, 1, bias=False))
+            self.add(group, ChannelConv2d(channels, channels, bias=False))
         self.talking_heads = nn.Conv1d(num_heads, num_heads, 1, bias=False)
         freeze_unused(self.talking_heads)
         self.talking_heads_lif = LIF(ATTENTION_THRESHOLD)
-        self.add("proj_{}", nn.Conv2d(channels, channels, 1), neurons=False)
+        self.add("proj_{}", ChannelConv2d(channels, channels), neurons=False)
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
         """Same shape out as in. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
@@ -134,7 +139,7 @@ class SpikeDrivenAttention(ControlledAttention):
         v_TBHND = self.heads(self._eroded(self.fire("v_{}", s_TBCHW, membranes, plus_TBC=plus.get("value"))))
         votes_TBH1D = self._eroded(k_TBHND * v_TBHND).sum(-2, keepdim=True)
         y_TBHND = self._eroded(q_TBHND * self.talking_heads_lif(votes_TBH1D, membranes))
-        return self.current("proj_{}", y_TBHND.transpose(-2, -1).reshape(shape))
+        return self.current("proj_{}", self.joined(y_TBHND, x_TBCHW).view(shape))
 
     def _eroded(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.max_pool3d(x, (1, 3, 3), stride=1, padding=(0, 1, 1)) if self.erode else x

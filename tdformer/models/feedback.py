@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tdformer.membranes import Membranes
+from tdformer.models.channel_maps import ChannelConv1d
 from tdformer.models.neurons import LIF, ParametricLIF
 
 CONTROL_TARGETS = {"cm1": "key", "cm2": "value", "cm3": "input"}
@@ -28,13 +29,13 @@ class ControlModule(nn.Module):
     def __init__(self, channels: int, variant: str, init_std: float) -> None:
         super().__init__()
         self.target = CONTROL_TARGETS[variant]
-        self.td_conv = nn.Conv1d(channels, channels, 1, bias=False)
+        self.td_conv = ChannelConv1d(channels, channels, bias=False)
         nn.init.normal_(self.td_conv.weight, std=init_std) if init_std else nn.init.zeros_(self.td_conv.weight)
 
     def forward(self, topdown_TBCHW: torch.Tensor) -> torch.Tensor:
         """Top-down spikes -> what they add to the target (before its BatchNorm, if it has one), [T, B, C, N]."""
         topdown_TBCN = topdown_TBCHW.flatten(3)
-        return self.td_conv(topdown_TBCN.flatten(0, 1)).view_as(topdown_TBCN)
+        return self.td_conv(topdown_TBCN.flatten(0, 1)).unflatten(0, topdown_TBCN.shape[:2])
 
 
 class ProcessingModule(nn.Module):

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from tdformer.membranes import Membranes
+from tdformer.models.channel_maps import Pointwise
 from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
-Pointwise = Callable[[int, int], Synapse]
-"""Makes a map over channels: (channels in, channels out) -> its layer."""
-
-
-class ChannelLinear(nn.Linear):
-    """nn.Linear over the channels of [B, C, N]. (Published CIFAR Spikformers name their maps so.)"""
-
-    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv1d(x_BCN, self.weight[..., None], self.bias)
-
-
 class SpikingModule(nn.Module):
     """A module of groups synapse -> BatchNorm -> neurons, under the names that published checkpoints give them.
 
@@ -188,10 +176,6 @@ def one_input(x: torch.Tensor) -> torch.Tensor:
     ZeRO stage.
     """
     return x.view_as(x)
-
-
-def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 1)
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:

@@ -6,14 +6,14 @@ from typing import Any
 
 import spikingjelly._ops.lif  # noqa: F401  # registers torch.ops.sj_lif
 import torch
-from spikingjelly.activation_based import functional
+from spikingjelly.activation_based import functional, surrogate
 from torch import nn
 
 from tdformer.membranes import Membranes
-from tdformer.models import fused
-from tdformer.models.fused import SURROGATE, TAU
+from tdformer.models.kernels import fused, operators
+from tdformer.models.kernels.constants import ALPHA, TAU, V_RESET
 
-V_RESET = 0.0
+SURROGATE = surrogate.Sigmoid(alpha=ALPHA)
 
 
 class LIF(nn.Module):
@@ -27,19 +27,20 @@ class LIF(nn.Module):
         super().__init__()
         self.v_threshold = v_threshold
         self.fused = False
-        """Whether they run as one kernel with the BatchNorm before them (fused.py), or step by step (the plain path)."""
+        """Whether they run as one kernel with the BatchNorm before them, or step by step (the plain path)."""
 
     def forward(self, x_TB: torch.Tensor, membranes: Membranes, norm: nn.Module | None = None) -> torch.Tensor:
         """x_TB: input currents [T, B, …]; with `norm` what that BatchNorm turns into them, [T, B, C, …].
 
         Returns spikes (0 or 1) of the same shape and dtype.
         """
-        if self.fused and len(x_TB) <= fused.MOST_STEPS:
-            spikes_TB, membranes.after[self] = fused.lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
+        is_fused = self.fused and len(x_TB) <= operators.MOST_STEPS
+        if is_fused and norm is not None and fused.takes(norm):
+            spikes_TB, membranes.after[self] = fused.norm_lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
             return spikes_TB
         if norm is not None:
             x_TB = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2])
-        steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
+        steps = fused.lif if is_fused else _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
         spikes_TB, membranes.after[self] = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
         return spikes_TB
 

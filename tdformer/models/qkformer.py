@@ -15,7 +15,8 @@ from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikingSelfAttention, TokenQKAttention
 from tdformer.models.backbone import Backbone, init_truncated_normal
-from tdformer.models.layers import PatchStem, SpikingMLP, conv1x1, conv3x3
+from tdformer.models.channel_maps import ChannelConv2d
+from tdformer.models.layers import PatchStem, SpikingMLP, conv3x3
 
 
 class Entry(NamedTuple):
@@ -97,7 +98,7 @@ class QKFormer(Backbone):
             last = stage == self.stages
 
             def make(channels: int = channels, last: bool = last) -> tuple[nn.Module, nn.Module]:
-                mlp = SpikingMLP(channels, config.mlp_ratio, conv1x1, variant.mlp)
+                mlp = SpikingMLP(channels, config.mlp_ratio, ChannelConv2d, variant.mlp)
                 if last:
                     return SpikingSelfAttention(channels, config.num_heads, config.samples_share_projection), mlp
                 return TokenQKAttention(channels, config.num_heads), mlp

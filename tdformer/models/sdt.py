@@ -13,7 +13,8 @@ from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikeDrivenAttention
 from tdformer.models.backbone import SingleStage, init_truncated_normal
-from tdformer.models.layers import MembraneMLP, PatchSplitting, conv1x1, max_pool_spikes
+from tdformer.models.channel_maps import ChannelConv2d
+from tdformer.models.layers import MembraneMLP, PatchSplitting, max_pool_spikes
 from tdformer.models.neurons import LIF
 
 
@@ -43,7 +44,7 @@ class SpikeDrivenTransformer(SingleStage):
 
         def make() -> tuple[nn.Module, nn.Module]:
             attention = SpikeDrivenAttention(channels, config.num_heads, erode=config.variant == "dvs")
-            return attention, MembraneMLP(channels, config.mlp_ratio, conv1x1)
+            return attention, MembraneMLP(channels, config.mlp_ratio, ChannelConv2d)
 
         self.block = self._blocks(config.depths[0], make)
         self.head_lif = LIF()

@@ -13,7 +13,8 @@ from tdformer.config import BackboneConfig
 from tdformer.membranes import Membranes
 from tdformer.models.attention import SpikingSelfAttention, conv1d_maps, conv1d_projection
 from tdformer.models.backbone import SingleStage, init_truncated_normal
-from tdformer.models.layers import ChannelLinear, PatchSplitting, SpikingMLP, conv1x1, freeze_unused, max_pool_spikes
+from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear
+from tdformer.models.layers import PatchSplitting, SpikingMLP, freeze_unused, max_pool_spikes
 
 
 class SpikingPatchSplitting(PatchSplitting):
@@ -36,7 +37,7 @@ class Spikformer(SingleStage):
         self.patch_embed = SpikingPatchSplitting(config.in_channels, channels, config.pools, position_neurons=True)
 
         def make() -> tuple[nn.Module, nn.Module]:
-            maps, projection, mlp = (ChannelLinear,) * 3 if cifar else (conv1d_maps, conv1d_projection, conv1x1)
+            maps, projection, mlp = (ChannelLinear,) * 3 if cifar else (conv1d_maps, conv1d_projection, ChannelConv2d)
             attention = SpikingSelfAttention(channels, config.num_heads, maps=maps, projection=projection)
             return attention, SpikingMLP(channels, config.mlp_ratio, mlp)
 

@@ -44,6 +44,7 @@ class TDFormer(nn.Module):
         self.config, self.recompute = config, recompute
         self.time_steps, self.segments = config.time_steps, config.segments
         self.num_classes = config.num_classes
+        self.fused_kernels = False
         self.backbone = BACKBONES[config.backbone.family](config.backbone, config.num_classes, config.time_steps)
         self.num_features = self.backbone.num_features
         self.processing: ProcessingModule | None = None
@@ -121,7 +122,8 @@ class TDFormer(nn.Module):
         self.recompute = "block_segment" if enable else "none"
 
     def use_fused_kernels(self, fused: bool = True) -> None:
-        """Whether LIF neurons run as one kernel with the BatchNorm before them, or step by step."""
+        """Whether LIF neurons run as one kernel with the BatchNorm before them, on channels_last tensors, or step by step."""
+        self.fused_kernels = fused
         for module in self.modules():
             if isinstance(module, LIF):
                 module.fused = fused
@@ -144,14 +146,17 @@ class TDFormer(nn.Module):
     def _frames(self, x: torch.Tensor, recompute: Recompute) -> list[torch.Tensor]:
         """For each segment what it starts from, [T/segments, B, …]: the stem's current of an image, computed once, or frames."""
         steps = self.time_steps // self.segments
+        x_BCHW = x.flatten(0, -4)
+        if self.fused_kernels:
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         if x.dim() == 5:
-            return list(x.unflatten(0, (self.segments, steps)))
+            return list(x_BCHW.unflatten(0, (self.segments, steps, -1)))
         stem = self.backbone.patch_stem
 
         def run(image_BCHW: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[torch.Tensor]:
             return (stem.stem(image_BCHW, steps, self.segments),)
 
-        (current_BCHW,) = recompute.run("stem", run, stem, x, None, Membranes())
+        (current_BCHW,) = recompute.run("stem", run, stem, x_BCHW, None, Membranes())
         return [current_BCHW.expand(steps, *current_BCHW.shape)] * self.segments
 
     def _segment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tdformer.config import Kernels
-from tdformer.models import fused
+from tdformer.models.kernels.operators import reason_against
 from tdformer.models.tdformer import TDFormer
 from tdformer.ranks import Ranks
 
@@ -17,7 +17,7 @@ def choose_kernels(model: TDFormer, kernels: Kernels, ranks: Ranks) -> list[str]
     """The same ones on all ranks; fused ones if they are wanted and can be compiled everywhere. Returns what a user should know."""
     if not are_wanted(kernels, ranks.device.type):
         return []
-    if reasons := [reason for reason in ranks.gather(fused.reason_against(ranks.device)) if reason]:
+    if reasons := [reason for reason in ranks.gather(reason_against(ranks.device)) if reason]:
         return [f"warning: fused kernels cannot be compiled here, going on with the plain ones, which are slower ({reasons[0]})"]
     model.use_fused_kernels()
     return []

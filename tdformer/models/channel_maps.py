@@ -1,0 +1,61 @@
+"""Maps over channels (1x1 convolutions, linear layers), in either memory layout. Shapes: B samples, C channels, N = H·W tokens.
+
+Their results lie in memory as their inputs do: pixel after pixel within a channel, or channel after channel within a pixel
+(torch's channels_last).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Pointwise = Callable[[int, int], nn.Conv2d | nn.Conv1d | nn.Linear]
+"""Makes a map over channels: (channels in, channels out) -> its layer."""
+
+
+class ChannelLinear(nn.Linear):
+    """nn.Linear over the channels of [B, C, N]. (Published CIFAR Spikformers name their maps so.)"""
+
+    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
+        return map_channels(x_BCN, self.weight[..., None], self.bias)
+
+
+class ChannelConv1d(nn.Conv1d):
+    """A map over the channels of [B, C, N]."""
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool) -> None:
+        super().__init__(channels_in, channels_out, 1, bias=bias)
+
+    def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
+        return map_channels(x_BCN, self.weight, self.bias)
+
+
+class ChannelConv2d(nn.Conv2d):
+    """A map over the channels of [B, C, H, W]."""
+
+    def __init__(self, channels_in: int, channels_out: int, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, 1, bias=bias)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        return map_channels(x_BCHW, self.weight, self.bias)
+
+
+def map_channels(x_BCN: torch.Tensor, weight_KC1: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
+    """A map over channels, whose result lies in memory as x does. [B, C, N] or [B, C, H, W]; the weight has an axis of 1 for each of N.
+
+    In channels_last it is one matrix product, for which cuBLAS is best on a GPU, and on a CPU oneDNN's two-dimensional convolution
+    (twice as fast as a matrix product or a one-dimensional convolution).
+    """
+    if channels_are_last(x_BCN):
+        if x_BCN.is_cuda:
+            return nn.functional.linear(x_BCN.movedim(1, -1), weight_KC1.flatten(1), bias_K).movedim(-1, 1)
+        if x_BCN.dim() == 3:
+            return nn.functional.conv2d(x_BCN[..., None], weight_KC1[..., None], bias_K)[..., 0]
+    return nn.functional.conv1d(x_BCN, weight_KC1, bias_K) if x_BCN.dim() == 3 else nn.functional.conv2d(x_BCN, weight_KC1, bias_K)
+
+
+def channels_are_last(x_BC: torch.Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side, and not the pixels of a channel."""
+    return x_BC.stride(1) == 1 and not x_BC.is_contiguous()

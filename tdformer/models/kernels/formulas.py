@@ -1,0 +1,96 @@
+"""The kernels as formulas. As they stand they are the definition that on_cuda.py is tested against; torch.compile makes C++ of them.
+
+Shapes: T time steps, M neurons (of no known channel) or rows, C channels; a row is one pixel or token of one sample. `current` is the
+affine map y * scale + shift of a channel.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tdformer.models.kernels.constants import ALPHA, TAU
+
+
+def neurons(x_TM: torch.Tensor, v_M: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Currents and first potentials -> spikes [T, M] in the currents' type, and the last potentials."""
+    return _fire(x_TM, v_M, None, v_threshold)
+
+
+def norm_neurons(
+    y_TMC: torch.Tensor, v_MC: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, v_threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for currents y * scale + shift."""
+    return _fire(y_TMC, v_MC, (scale_C, shift_C), v_threshold)
+
+
+def neurons_backward(
+    x_TM: torch.Tensor, v_M: torch.Tensor, of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of spikes and last potentials (None: 0) -> those of currents and first potentials."""
+    potentials, _ = _charge(x_TM, v_M, None, v_threshold)
+    of_x_TM, of_v_M = _current_gradients(potentials, of_spikes_TM, of_v_M, v_threshold)
+    return torch.stack(of_x_TM).to(x_TM.dtype), of_v_M
+
+
+def norm_neurons_backward(
+    y_TMC: torch.Tensor,
+    v_MC: torch.Tensor,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    mean_C: torch.Tensor,
+    invstd_C: torch.Tensor,
+    of_spikes_TMC: torch.Tensor,
+    of_v_MC: torch.Tensor | None,
+    v_threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of y, the first potentials, weight and bias. mean, invstd: the batch's own, through which gradients go too."""
+    scale_C = invstd_C * weight_C
+    potentials, _ = _charge(y_TMC, v_MC, (scale_C, bias_C - mean_C * scale_C), v_threshold)
+    of_x_TMC, of_v_MC = _current_gradients(potentials, of_spikes_TMC, of_v_MC, v_threshold)
+    sums_MC, moments_MC = torch.zeros_like(v_MC), torch.zeros_like(v_MC)
+    for y_MC, of_x_MC in zip(y_TMC, of_x_TMC, strict=True):
+        sums_MC = sums_MC + of_x_MC
+        moments_MC = moments_MC + of_x_MC * (y_MC.to(v_MC.dtype) - mean_C)
+    of_bias_C, of_weight_C = sums_MC.sum(0), moments_MC.sum(0) * invstd_C
+    values = y_TMC.shape[0] * y_TMC.shape[1]
+    slope_C = invstd_C * of_weight_C / values
+    offset_C = of_bias_C / values - mean_C * slope_C
+    of_y_TMC = [
+        ((of_x_MC - (y_MC.to(v_MC.dtype) * slope_C + offset_C)) * scale_C).to(y_TMC.dtype)
+        for y_MC, of_x_MC in zip(y_TMC, of_x_TMC, strict=True)
+    ]
+    return torch.stack(of_y_TMC), of_v_MC, of_weight_C, of_bias_C
+
+
+Affine = tuple[torch.Tensor, torch.Tensor] | None
+
+
+def _charge(y_TM: torch.Tensor, v_M: torch.Tensor, affine: Affine, v_threshold: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The potentials of each time step before their reset, and the last ones after it."""
+    potentials = []
+    for y_M in y_TM:
+        x_M = y_M.to(v_M.dtype)
+        if affine is not None:
+            x_M = x_M * affine[0] + affine[1]
+        potentials.append(v_M + (x_M - v_M) / TAU)
+        v_M = torch.where(potentials[-1] >= v_threshold, 0.0, potentials[-1])
+    return potentials, v_M
+
+
+def _fire(y_TM: torch.Tensor, v_M: torch.Tensor, affine: Affine, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    potentials, v_M = _charge(y_TM, v_M, affine, v_threshold)
+    return torch.stack([(charged_M >= v_threshold).to(y_TM.dtype) for charged_M in potentials]), v_M
+
+
+def _current_gradients(
+    potentials: list[torch.Tensor], of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Gradients of each time step's current, in the potentials' type, and of the first potentials. The reset is detached."""
+    of_v_M, gradients = torch.zeros_like(potentials[0]) if of_v_M is None else of_v_M, []
+    for charged_M, of_spikes_M in reversed(list(zip(potentials, of_spikes_TM, strict=True))):
+        sigmoid_M = torch.sigmoid(ALPHA * (charged_M - v_threshold))
+        slope_M = (1 - sigmoid_M) * sigmoid_M * ALPHA
+        of_charged_M = of_spikes_M.to(charged_M.dtype) * slope_M + torch.where(charged_M >= v_threshold, 0.0, of_v_M)
+        gradients.append(of_charged_M / TAU)
+        of_v_M = of_charged_M - of_charged_M / TAU
+    return gradients[::-1], of_v_M

@@ -1,0 +1,65 @@
+"""The kernels as torch's operators: C++ by torch.compile on a CPU, Triton on CUDA, shapes alone on the meta device.
+
+As operators, profilers and memory plans see what goes in and what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.fx.experimental._config
+
+from tdformer.models.kernels import formulas
+
+MOST_STEPS = 16
+"""A kernel has its time steps written out; with more of them neurons take the plain path."""
+VERSIONS = 64
+"""A formula is compiled for each number of time steps and type; torch gives up after 8 of them."""
+INLINED = {"realize_opcount_threshold": 100_000, "realize_reads_threshold": 1000}
+"""What torch's compiler would otherwise write to memory and read again, once a formula gets long."""
+
+
+def _operator(formula: Callable[..., Any]) -> Any:
+    def on_cpu(*inputs: Any) -> Any:
+        with torch.fx.experimental._config.patch(use_duck_shape=False):  # or sizes that happen to be equal would have to stay so
+            return _compiled(formula)(*inputs)
+
+    def on_cuda(*inputs: Any) -> Any:
+        from tdformer.models.kernels import on_cuda
+
+        return getattr(on_cuda, formula.__name__)(*inputs)
+
+    schema = torch.library.infer_schema(formula, mutates_args=())
+    operator = torch.library.custom_op(f"tdformer::{formula.__name__}", on_cpu, mutates_args=(), device_types="cpu", schema=schema)
+    operator.register_kernel("cuda", on_cuda)
+    operator.register_fake(formula)
+    return operator
+
+
+@cache
+def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+    torch._inductor.config.compile_threads = 1  # no helper processes, which signals to a job's processes would reach
+    return torch.compile(formula, fullgraph=True, dynamic=True, options=INLINED)  # one kernel for all sizes, but for those of 1
+
+
+neurons = _operator(formulas.neurons)
+norm_neurons = _operator(formulas.norm_neurons)
+neurons_backward = _operator(formulas.neurons_backward)
+norm_neurons_backward = _operator(formulas.norm_neurons_backward)
+
+
+def reason_against(device: torch.device) -> str | None:
+    """Why kernels cannot be compiled for this device on this machine (no compiler, say); None if they can."""
+    x_TM, v_M = torch.ones(2, 8, device=device), torch.zeros(8, device=device)
+    try:
+        neurons_backward(x_TM, v_M, neurons(x_TM, v_M, 1.0)[0], None, 1.0)
+    except Exception as error:  # whatever a compiler, or its absence, may raise
+        return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return None
