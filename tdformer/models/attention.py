@@ -43,7 +43,7 @@ class TokenQKAttention(SpikingModule):
         q_TBHDN = self.fire("q_{}", x_TBCHW, membranes).unflatten(2, heads)
         k_TBHDN = self.fire("k_{}", x_TBCHW, membranes).unflatten(2, heads)
         mask_TBH1N = self.attn_lif(q_TBHDN.sum(3, keepdim=True), membranes)
-        return self.fire("proj_{}", (mask_TBH1N * k_TBHDN).flatten(2, 3), membranes).view_as(x_TBCHW)
+        return self.fire("proj_{}", (k_TBHDN * mask_TBH1N).flatten(2, 3), membranes).view_as(x_TBCHW)
 
 
 class ControlledAttention(SpikingModule):
@@ -104,10 +104,9 @@ class SpikingSelfAttention(ControlledAttention):
         v_TBHND = self.heads(self.fire("v_{}", x_TBCHW, membranes, plus_TBC=plus.get("value")))
         y_TBHND = (q_TBHND @ (k_TBHND.transpose(-2, -1) @ v_TBHND)) * ATTENTION_SCALE
         y_TBCN = self.attn_lif(self.joined(y_TBHND, x_TBCHW), membranes)
-        y_TBCN = self.current("proj_{}", y_TBCN)
         if self.samples_share_projection:
-            y_TBCN = y_TBCN.flatten(0, 1)
-        return self.spikes("proj_{}", y_TBCN, membranes).view(shape)
+            return self.spikes("proj_{}", self.current("proj_{}", y_TBCN).flatten(0, 1), membranes).view(shape)
+        return self.fire("proj_{}", y_TBCN, membranes).view(shape)
 
 
 class SpikeDrivenAttention(ControlledAttention):
