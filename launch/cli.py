@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from data_pipelines.errors import UserError
+from launch.bench_commands import bench_app
 from launch.checkpoint_commands import checkpoint_app
 from launch.data_commands import data_app
-from launch.model_commands import bench_app, models
+from launch.model_commands import models
 from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
 from launch.plan_command import plan

@@ -1,18 +1,14 @@
-"""`tdformer models` and `tdformer bench`: networks by name, and what they cost."""
+"""`tdformer models`: networks by name."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Config, Json, Overrides, plain_typer
-from launch.output import progress, show_rows
-
-bench_app = plain_typer(help="Measure what networks and loaders cost, beside their peers.")
+from launch.options import Json
+from launch.output import show_rows
 
 
 def models(
@@ -43,102 +39,3 @@ def models(
     if not rows:
         raise UserError(f"no model's name is like {pattern!r}; `tdformer models` lists them all.")
     show_rows(rows, as_json, "models")
-
-
-@bench_app.command("memory")
-def bench_memory(
-    model: Annotated[str, typer.Option(help="A name from `tdformer models`.")] = "tdformer_hst10_768",
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels; default: what the model was published for.")] = None,
-    time_steps: Annotated[list[int], typer.Option(help="Can be given several times.")] = [4, 8],  # noqa: B006  # typer copies it
-    segments: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
-    peak: Annotated[bool, typer.Option("--peak", help="Also measure how much the step's peak memory grows per image.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Megabytes that one image keeps for the backward pass, and the FLOPs, for every recompute policy; beside spikingjelly's QKFormer.
-
-    Saved is what waits between forward and backward, the same on every machine; peak, measured on this one, is what must fit.
-    Real training steps in float32 on the CPU: for the largest network two minutes and 5 GB of memory, with --peak six and 10 GB.
-    """
-    from dataclasses import asdict
-
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler warns where there is no GPU
-    from tdformer.bench.memory import measure
-    from tdformer.models.registry import changed, find_model
-
-    config = changed(model, {} if segments is None else {"segments": segments})
-    size, stride = image_size or find_model(model).image_size, config.backbone.stride
-    if size % stride:
-        raise UserError(f"--image-size must be a multiple of {stride}, the network's stride, got {size}")
-    if any((size // stride) ** 2 * steps < 2 * config.segments for steps in time_steps):
-        raise UserError(f"--image-size {size} leaves one token and one time step: BatchNorm needs more than one value, give a larger one")
-    rows = []
-    with progress("measuring", None) as advance:
-        for row in measure(model, config, size, time_steps, peak=peak):
-            rows.append({key: value for key, value in asdict(row).items() if value is not None})
-            advance(1)
-    show_rows(rows, as_json, "rows")
-
-
-@bench_app.command("loader")
-def bench_loader(
-    images: Annotated[int, typer.Option(min=1, help="How many to generate; a round loads them once with each pipeline.")] = 2000,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where they are kept for the next time, about 1 MB each.", show_default="a temporary one")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Loader processes.", show_default="all cores")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Medians are taken over so many.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Images per second of WebDataset and FFCV, beside torchvision's ImageFolder and FFCV's own Loader, with the same transforms.
-
-    On photographs of ImageNet's usual sizes, from the page cache, in turns. Then: seconds to the first batch of a start and of
-    a resume in the middle of an epoch, also at ImageNet's number of samples. Needs the extras `bench` and `ffcv`.
-    """
-    import json
-    from contextlib import nullcontext
-    from dataclasses import asdict
-    from tempfile import TemporaryDirectory
-
-    from tdformer.bench.loader import PIPELINES, STORAGE, Load, measure, prepare_sets
-    from tdformer.bench.starts import STARTS, measure_starts
-
-    if images < batch:
-        raise UserError(f"--images {images} do not fill one batch of {batch}; generate more, or lower --batch")
-    cores = os.cpu_count() or 1
-    load = Load(batch, workers or cores, images // batch)
-    conditions: dict[str, object] = {"images": images, "workers": load.workers, "batch": batch, "rounds": rounds, "cores": cores}
-    conditions["load_average"] = os.getloadavg()[0]
-    with nullcontext(folder) if folder else TemporaryDirectory() as where, TemporaryDirectory() as large:
-        with progress("generating", images * (1 + len(STORAGE))) as advance:
-            sets = prepare_sets(Path(where), images, processes=cores, progress=advance)
-        with progress("measuring", rounds * len(PIPELINES)) as advance:
-            rows = [asdict(row) for row in measure(sets, load, rounds, PIPELINES, progress=advance)]
-        with progress("starting", rounds * STARTS) as advance:
-            starts = [asdict(start) for start in measure_starts(sets, load, rounds, Path(large), progress=advance)]
-    if as_json:
-        typer.echo(json.dumps({"conditions": conditions, "rows": rows, "starts": starts}))
-        return
-    for name, table in {"conditions": [conditions], "rows": rows, "starts": starts}.items():
-        show_rows(table, False, name)
-        typer.echo()
-
-
-@bench_app.command("watching")
-def bench_watching(
-    config: Config,
-    overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Each is training.log_every steps without and as many with telemetry.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """What the metrics of a run cost (times of a step's parts, firing rates, utilisation), as a share of the step; without data."""
-    from dataclasses import asdict
-
-    from tdformer.bench.watching import measure
-    from tdformer.config_io import load_config
-    from tdformer.ranks import joined
-
-    run = load_config(config, overrides or [])
-    with joined() as ranks, progress("measuring", rounds) as advance:
-        rows = [asdict(row) for row in measure(run, rounds, ranks, advance)]
-    show_rows(rows, as_json, "rows")

@@ -180,7 +180,7 @@ class _Form:
         self.requires_grad = tensor.requires_grad
         if self.compressor is None:
             return tensor.detach()
-        self.axes = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+        self.axes = sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)
         values, *rest = self.compressor.compress(tensor.detach().permute(self.axes))
         self.rest = tuple(rest)
         return values

@@ -11,6 +11,8 @@ from tdformer.models.channel_maps import Pointwise
 from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
+
+
 class SpikingModule(nn.Module):
     """A module of groups synapse -> BatchNorm -> neurons, under the names that published checkpoints give them.
 

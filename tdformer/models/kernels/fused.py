@@ -65,7 +65,7 @@ def _given(gradients: tuple[torch.Tensor | None, ...], x_TM: torch.Tensor) -> tu
 
 def lif(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Currents [T, B, …] and first potentials [B, …] -> spikes and last potentials, lying in memory as the currents do."""
-    order = sorted(range(1, x_TB.dim()), key=lambda axis: -x_TB.stride(axis))
+    order = sorted(range(1, x_TB.dim()), key=x_TB.stride().__getitem__, reverse=True)
     x_in_order = x_TB.permute(0, *order)
     v_in_order = v_B.permute([axis - 1 for axis in order])
     spikes_TM, v_M = _Neurons.apply(_dense_steps(x_in_order.flatten(1)), v_in_order.flatten(), v_threshold)
@@ -76,7 +76,7 @@ def lif(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torc
 def norm_lif(y_TBC: torch.Tensor, v_BC: torch.Tensor, v_threshold: float, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """What the synapse gave, [T, B, C, …], and first potentials [B, C, …] -> spikes and last potentials, in channels_last."""
     y_rows, v_rows = y_TBC.movedim(2, -1), v_BC.movedim(1, -1)
-    y_TMC, v_MC = _dense_steps(y_rows.flatten(1, -2)), v_rows.flatten(0, -2).contiguous()
+    y_TMC, v_MC = y_rows.flatten(1, -2).contiguous(), v_rows.flatten(0, -2).contiguous()
     spikes_TMC, v_MC = _NormNeurons.apply(y_TMC, v_MC, norm.weight, norm.bias, *_statistics(norm, y_TBC), v_threshold)
     return spikes_TMC.view(y_rows.shape).movedim(-1, 2), v_MC.view(v_rows.shape).movedim(-1, 1)
 
@@ -95,7 +95,7 @@ def _statistics(norm: Any, y_TBC: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         return torch.empty_like(norm.weight), torch.empty_like(norm.weight)
     y_BCHW = y_TBC.flatten(0, 1)[(...,) + (None,) * (5 - y_TBC.dim())]  # it knows channels_last by four axes
     with torch.no_grad():
-        mean_C, variance_C = torch.batch_norm_update_stats(y_BCHW, *running, norm.momentum)
+        mean_C, variance_C = torch.batch_norm_update_stats(y_BCHW, running[0], running[1], norm.momentum)
         return mean_C, (variance_C + norm.eps).rsqrt()
 
 

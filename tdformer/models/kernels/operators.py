@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.fx.experimental._config
+from torch.fx.experimental import _config as sizes
 
 from tdformer.models.kernels import formulas
 
@@ -18,13 +18,14 @@ MOST_STEPS = 16
 """A kernel has its time steps written out; with more of them neurons take the plain path."""
 VERSIONS = 64
 """A formula is compiled for each number of time steps and type; torch gives up after 8 of them."""
-INLINED = {"realize_opcount_threshold": 100_000, "realize_reads_threshold": 1000}
+INLINED: dict[str, Any] = {"realize_opcount_threshold": 100_000, "realize_reads_threshold": 1000}
 """What torch's compiler would otherwise write to memory and read again, once a formula gets long."""
 
 
 def _operator(formula: Callable[..., Any]) -> Any:
     def on_cpu(*inputs: Any) -> Any:
-        with torch.fx.experimental._config.patch(use_duck_shape=False):  # or sizes that happen to be equal would have to stay so
+        # Or sizes that happen to be equal would have to stay so.
+        with sizes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return _compiled(formula)(*inputs)
 
     def on_cuda(*inputs: Any) -> Any:

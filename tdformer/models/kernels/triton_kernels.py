@@ -1,0 +1,136 @@
+"""The kernels in Triton. Each value is read and written once; what is between stays in registers.
+
+T time steps, C channels. Neurons are numbered through all rows and channels; those of the next time step lie `neurons` further on,
+their currents x_step (0 if every time step is given the same ones). Without scale there is no BatchNorm before them.
+"""
+
+import triton
+import triton.language as tl
+
+from tdformer.models.kernels.constants import ALPHA, TAU
+
+_DECAY = tl.constexpr(1 / TAU)
+_ALPHA = tl.constexpr(ALPHA)
+
+
+@triton.jit
+def _charge(v, x, v_threshold):
+    """One time step: the potential before its reset, and after it."""
+    charged = v + (x - v) * _DECAY
+    return charged, tl.where(charged >= v_threshold, 0.0, charged)
+
+
+@triton.jit
+def _current_gradient(of_spikes, of_v, charged, v_threshold):
+    """One time step backwards: the gradients of its current, and of the potential before it. The reset is detached."""
+    sigmoid = 1 / (1 + tl.exp(-_ALPHA * (charged - v_threshold)))
+    of_charged = of_spikes * ((1 - sigmoid) * sigmoid * _ALPHA) + tl.where(charged >= v_threshold, 0.0, of_v)
+    return of_charged * _DECAY, of_charged - of_charged * _DECAY
+
+
+@triton.jit
+def fire_kernel(
+    x_ptr, v_ptr, scale_ptr, shift_ptr, spikes_ptr, last_ptr, neurons, x_step, v_threshold,
+    C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = neuron < neurons
+    v = tl.load(v_ptr + neuron, inside, other=0.0)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + neuron % C)
+        shift = tl.load(shift_ptr + neuron % C)
+    at = neuron
+    x_at = neuron
+    for _ in tl.static_range(T):
+        x = tl.load(x_ptr + x_at, inside, other=0.0).to(v.dtype)
+        if scale_ptr is not None:
+            x = x * scale + shift
+        charged, v = _charge(v, x, v_threshold)
+        tl.store(spikes_ptr + at, (charged >= v_threshold).to(spikes_ptr.dtype.element_ty), inside)
+        at += neurons
+        x_at += x_step
+    tl.store(last_ptr + neuron, v, inside)
+
+
+@triton.jit
+def backward_kernel(
+    x_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, slope_ptr, offset_ptr, of_x_ptr, of_first_ptr, neurons, x_step, v_threshold,
+    C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """slope, offset: what BatchNorm's backward pass takes off the gradient of a current, slope * y + offset."""
+    neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = neuron < neurons
+    v = tl.load(v_ptr + neuron, inside, other=0.0)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + neuron % C)
+        shift = tl.load(shift_ptr + neuron % C)
+        slope = tl.load(slope_ptr + neuron % C)
+        offset = tl.load(offset_ptr + neuron % C)
+    xs = ()
+    potentials = ()
+    at = neuron
+    x_at = neuron
+    for _ in tl.static_range(T):
+        x = tl.load(x_ptr + x_at, inside, other=0.0).to(v.dtype)
+        xs = xs + (x,)
+        if scale_ptr is not None:
+            x = x * scale + shift
+        charged, v = _charge(v, x, v_threshold)
+        potentials = potentials + (charged,)
+        at += neurons
+        x_at += x_step
+    if of_v_ptr is not None:
+        of_v = tl.load(of_v_ptr + neuron, inside, other=0.0)
+    else:
+        of_v = tl.zeros_like(v)
+    for t in tl.static_range(T - 1, -1, -1):
+        at -= neurons
+        of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(v.dtype)
+        of_x, of_v = _current_gradient(of_spikes, of_v, potentials[t], v_threshold)
+        if scale_ptr is not None:
+            of_x = (of_x - (xs[t] * slope + offset)) * scale
+        tl.store(of_x_ptr + at, of_x.to(of_x_ptr.dtype.element_ty), inside)
+    tl.store(of_first_ptr + neuron, of_v, inside)
+
+
+@triton.jit
+def sums_kernel(
+    y_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, mean_ptr, parts_ptr, neurons, rows, per_program, v_threshold,
+    C: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of per_program rows the sums of the currents' gradients, and of these times (y - mean), by channel."""
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    exists = channel < C
+    scale = tl.load(scale_ptr + channel, exists, other=0.0)[None, :]
+    shift = tl.load(shift_ptr + channel, exists, other=0.0)[None, :]
+    mean = tl.load(mean_ptr + channel, exists, other=0.0)[None, :]
+    sums = tl.zeros((ROWS, COLUMNS), v_ptr.dtype.element_ty)
+    moments = tl.zeros((ROWS, COLUMNS), v_ptr.dtype.element_ty)
+    first = tl.program_id(0) * per_program
+    for start in range(first, first + per_program, ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & exists[None, :]
+        neuron = row[:, None].to(tl.int64) * C + channel[None, :]
+        v = tl.load(v_ptr + neuron, inside, other=0.0)
+        ys = ()
+        potentials = ()
+        at = neuron
+        for _ in tl.static_range(T):
+            y = tl.load(y_ptr + at, inside, other=0.0).to(v.dtype)
+            ys = ys + (y,)
+            charged, v = _charge(v, y * scale + shift, v_threshold)
+            potentials = potentials + (charged,)
+            at += neurons
+        if of_v_ptr is not None:
+            of_v = tl.load(of_v_ptr + neuron, inside, other=0.0)
+        else:
+            of_v = tl.zeros_like(v)
+        for t in tl.static_range(T - 1, -1, -1):
+            at -= neurons
+            of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(v.dtype)
+            of_x, of_v = _current_gradient(of_spikes, of_v, potentials[t], v_threshold)
+            sums += of_x
+            moments += of_x * (ys[t] - mean)
+    part = tl.program_id(0) * C + channel
+    tl.store(parts_ptr + part, tl.sum(sums, 0), exists)
+    tl.store(parts_ptr + tl.num_programs(0) * C + part, tl.sum(moments, 0), exists)
