@@ -54,8 +54,8 @@ def fire_kernel(
 
 @triton.jit
 def backward_kernel(
-    x_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, slope_ptr, offset_ptr, of_x_ptr, of_first_ptr, neurons, x_step, v_threshold,
-    C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, slope_ptr, offset_ptr, of_x_ptr, of_first_ptr,
+    neurons, x_step, v_threshold, C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """slope, offset: what BatchNorm's backward pass takes off the gradient of a current, slope * y + offset."""
     neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
