@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from data_pipelines.errors import UserError
 from launch.options import Config, Json, Overrides, plain_typer
 from launch.output import progress, show_rows
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Kernels = Literal["auto", "fused", "plain"]
 
 bench_app = plain_typer(help="Measure what networks, loaders and runs cost, beside their peers.")
 
@@ -47,6 +51,63 @@ def bench_memory(
             rows.append({key: value for key, value in asdict(row).items() if value is not None})
             advance(1)
     show_rows(rows, as_json, "rows")
+
+
+@bench_app.command("step")
+def bench_step(
+    embed_dims: Annotated[int | None, typer.Option(min=64, help="Channels of the last stage.", show_default="768; CPU 384")] = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Pixels.", show_default="224; CPU 96")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images.", show_default="each network's fastest; CPU 4")] = None,
+    time_steps: Annotated[int, typer.Option(min=1, help="T.")] = 4,
+    segments: Annotated[int, typer.Option(min=1, help="Of the networks with feedback.")] = 2,
+    precision: Annotated[Precision | None, typer.Option(help="bf16 and fp16 are autocast.", show_default="bf16; CPU fp32")] = None,
+    kernels: Annotated[Kernels, typer.Option(help="As training.kernels.")] = "fused",
+    device: Annotated[Device | None, typer.Option(help="What to measure.", show_default="the GPU, if there is one")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="One contender, can be given several times.", show_default="all", metavar="NAME")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each contender takes one turn in each; medians are given.")] = 15,
+    as_json: Json = False,
+) -> None:
+    """Training steps of QKFormer and TDFormer, of spikingjelly's QKFormer, and what the device can do at most; in turns, in one process.
+
+    Contenders: backbone, tdformer (feedback in all blocks of the last stage), spikingjelly-qkformer, tdformer-recompute (block_segment),
+    tdformer-engine (as `tdformer train` runs it: DeepSpeed, exact sums). Random images, no data. On two CPU cores two minutes, and one
+    more the first time, in which kernels are compiled; on a GPU about five.
+    """
+    import json
+    from dataclasses import asdict
+
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler warns where there is no GPU
+    import torch
+
+    from tdformer.bench.conditions import conditions
+    from tdformer.bench.step import CONTENDERS, Setting, measure, network
+    from tdformer.ranks import joined
+
+    on_gpu = torch.cuda.is_available()
+    if device == "cuda" and not on_gpu:
+        raise UserError("--device cuda: torch finds no CUDA device here; leave it out to measure the CPU")
+    if unknown := set(model or ()) - set(CONTENDERS):
+        raise UserError(f"--model {sorted(unknown)[0]}: the contenders are {', '.join(CONTENDERS)}")
+    size = image_size or (224 if on_gpu else 96)
+    config = network(embed_dims or (768 if on_gpu else 384), size, time_steps, segments)
+    names = [name for name in CONTENDERS if not model or name in model]
+    with joined() as ranks, progress("measuring", len(names) * (rounds + 2)) as advance:
+        setting = Setting(config, size, precision or ("bf16" if on_gpu else "fp32"), kernels, ranks)
+        found = conditions(ranks.device) | {"rounds": rounds, "image_size": size, "precision": setting.precision, "kernels": kernels}
+        found |= {"embed_dims": config.backbone.embed_dims, "time_steps": time_steps, "segments": segments}
+        ceilings, measured = measure(setting, names, batch or (None if on_gpu else 4), rounds, advance)
+    rows = [asdict(row) for row in measured]
+    if as_json:
+        typer.echo(json.dumps({"conditions": found, "ceilings": asdict(ceilings), "rows": rows}))
+        return
+    shares = [{"share_of_time": row["model"], **row.pop("shares")} for row in rows]
+    for name, table in {"conditions": [found], "ceilings": [asdict(ceilings)], "rows": rows, "shares": shares}.items():
+        show_rows(table, False, name)
+        typer.echo()
 
 
 @bench_app.command("loader")

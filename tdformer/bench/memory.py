@@ -9,22 +9,20 @@ and workspaces of kernels; weights and their gradients, which do not grow with t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from tdformer.bench.peak import peak_bytes
+from tdformer.bench.peer import PEER, is_like, make_peer
 from tdformer.config import ModelConfig, RecomputePolicy
 from tdformer.config_io import checked
 from tdformer.models.tdformer import TDFormer
-
-PEER = "spikingjelly-qkformer"
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,9 @@ def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequenc
             measured, flops = row(name, policy, steps, unrolled.segments, partial(TDFormer, unrolled, policy), flops_of_none)
             flops_of_none = flops_of_none or flops
             yield measured
-    if (config.backbone.family, config.backbone.variant) == ("qkformer", "imagenet"):
+    if is_like(config):
         for steps in unrolled_over:
-            yield row(PEER, "none", steps, 1, partial(_peer, config, steps), None)[0]
-
-
-def _peer(config: ModelConfig, steps: int) -> nn.Module:
-    from spikingjelly.activation_based.model.qkformer import QKFormer
-
-    backbone, (first, second, last) = config.backbone, config.backbone.depths
-    heads = (backbone.num_heads,) * 3
-    return QKFormer(steps, backbone.in_channels, config.num_classes, backbone.embed_dims, heads, (first, second, last), backbone.mlp_ratio)
+            yield row(PEER, "none", steps, 1, partial(make_peer, config, steps), None)[0]
 
 
 def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -102,9 +92,4 @@ def saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
 def _peak(model: nn.Module, images: torch.Tensor) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _forward(model, images).sum().backward()
-    kineto: Any = profiler.profiler
-    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
-    allocations = sorted((event.start_ns(), event.nbytes()) for event in events)
-    return max(itertools.accumulate(size for _, size in allocations))
+    return peak_bytes(lambda: _forward(model, images).sum().backward(), images.device)
