@@ -71,7 +71,7 @@ class Recompute:
         """
         if part not in UNITS[self.policy] or not torch.is_grad_enabled():
             return run(x, topdown, membranes)
-        unit = _Unit(run, module, integers, keeps_membranes=self.policy != "block", previous=self._last_runs.get(module))
+        unit = _Unit(run, module, integers, membranes.handed_on, self.policy != "block", self._last_runs.get(module))
         results, node = _run_as_unit(unit, x, topdown, membranes)
         if self.policy == "block":  # else nobody asks, and `run` may hold this object: a circle that would keep all inputs
             self._last_runs[module] = node
@@ -81,8 +81,11 @@ class Recompute:
 class _Unit:
     """One run of a piece of the network, and how to repeat it."""
 
-    def __init__(self, run: Run, module: nn.Module, integers: bool, keeps_membranes: bool, previous: _Node | None) -> None:
-        self.run, self.keeps_membranes, self.previous = run, keeps_membranes, previous
+    def __init__(
+        self, run: Run, module: nn.Module, integers: bool, hands_on_membranes: bool, keeps_membranes: bool, previous: _Node | None
+    ) -> None:
+        self.run, self.previous = run, previous
+        self.hands_on_membranes, self.keeps_membranes = hands_on_membranes, keeps_membranes
         self.x_form = _Form(Uint8SpikeCompressor() if integers else None)
         self.topdown_form = _Form(BitSpikeCompressor())
         self.membrane_forms: dict[nn.Module, _Form] = {}
@@ -115,7 +118,7 @@ class _Unit:
         self.inner, forms = {}, self.forms
         self.forms = []
         with torch.enable_grad():
-            inputs = self._inputs(kept)
+            inputs = self._inputs(kept, self.hands_on_membranes)
             with self.circumstances.again(), torch.autograd.graph.saved_tensors_hooks(self._fill, self._no_second):
                 self.run(*inputs)
         if self.forms != forms:
@@ -123,12 +126,12 @@ class _Unit:
 
     def _membranes_after(self, kept: tuple[torch.Tensor | None, ...]) -> Mapping[nn.Module, torch.Tensor | None]:
         with torch.no_grad():
-            x, topdown, membranes = self._inputs(kept)
+            x, topdown, membranes = self._inputs(kept, hands_on_membranes=True)
             with self.circumstances.again():
                 self.run(x, topdown, membranes)
         return membranes.after
 
-    def _inputs(self, kept: tuple[torch.Tensor | None, ...]) -> tuple[Any, torch.Tensor | None, Membranes]:
+    def _inputs(self, kept: tuple[torch.Tensor | None, ...], hands_on_membranes: bool) -> tuple[Any, torch.Tensor | None, Membranes]:
         x, topdown, *membranes = kept
         if self.keeps_membranes or not self.membrane_forms:
             before: Mapping[nn.Module, torch.Tensor | None] = dict(zip(self.membrane_forms, membranes, strict=True))
@@ -136,7 +139,7 @@ class _Unit:
             assert self.previous is not None
             before = self.previous.unit._membranes_after(self.previous.saved_tensors)
         restored = {neurons: form.restore(before[neurons]) for neurons, form in self.membrane_forms.items()}
-        return self.x_form.restore(x), self.topdown_form.restore(topdown), Membranes(restored)
+        return self.x_form.restore(x), self.topdown_form.restore(topdown), Membranes(restored, handed_on=hands_on_membranes)
 
     # --- hooks of autograd ------------------------------------------------------------------------------------------
 
@@ -218,12 +221,13 @@ class _Node(torch.autograd.Function):
 
 @torch.compiler.disable  # hooks on saved tensors work in eager mode; what a unit runs may still be compiled
 def _run_as_unit(unit: _Unit, x: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[tuple, _Node]:
-    own = Membranes(membranes.before)
+    own = Membranes(membranes.before, handed_on=membranes.handed_on)
     results = unit.first_run(x, topdown, own)
-    before = {neurons: membranes.before[neurons] for neurons in own.after if neurons in membranes.before}
+    before = {neurons: membranes.before[neurons] for neurons in own.started if neurons in membranes.before}
     nodes: list[_Node] = []
     tensors = [result for result in results if result is not None]
     passed = iter(_Node.apply(unit, nodes, unit.keep(x, topdown, before), *tensors, *own.after.values()))
     results = tuple(None if result is None else next(passed) for result in results)
     membranes.after.update(zip(own.after, passed, strict=True))
+    membranes.started += own.started
     return results, nodes[0]

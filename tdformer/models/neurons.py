@@ -36,12 +36,14 @@ class LIF(nn.Module):
         """
         is_fused = self.fused and len(x_TB) <= operators.MOST_STEPS
         if is_fused and norm is not None and fused.takes(norm):
-            spikes_TB, membranes.after[self] = fused.norm_lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
+            spikes_TB, v_B = fused.norm_lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
+            membranes.leave(self, v_B)
             return spikes_TB
         if norm is not None:
             x_TB = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2])
         steps = fused.lif if is_fused else _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
-        spikes_TB, membranes.after[self] = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
+        spikes_TB, v_B = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
+        membranes.leave(self, v_B)
         return spikes_TB
 
     def extra_repr(self) -> str:
@@ -57,7 +59,7 @@ class ParametricLIF(nn.Module):
 
     def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """As LIF."""
-        spikes_TB, membranes.after[self], _ = functional.plif_multi_step(
+        spikes_TB, v_B, _ = functional.plif_multi_step(
             x_TB,
             membranes.start(self, x_TB),
             self.w,
@@ -66,6 +68,7 @@ class ParametricLIF(nn.Module):
             surrogate_function=SURROGATE,
             detach_reset=True,
         )
+        membranes.leave(self, v_B)
         return spikes_TB
 
 

@@ -8,7 +8,7 @@ O(n)    = head (H(n))                                         (paper section 4, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -66,12 +66,11 @@ class TDFormer(nn.Module):
         Raises ValueError for sizes that the network does not take.
         """
         self._check(x)
-        recompute, membranes, topdown_TBCHW, features = Recompute(self.recompute), Membranes(), None, []
-        for number, frames_TBCHW in enumerate(self._frames(x, recompute), start=1):
+        recompute, topdown_TBCHW, features = Recompute(self.recompute), None, []
+        for number, (frames_TBCHW, membranes) in enumerate(zip(self._frames(x, recompute), self._membranes(), strict=True), start=1):
             run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
             h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, membranes)
             features.append(h_TBCHW)
-            membranes = Membranes(membranes.after if self.config.carry_membrane else None)
         return torch.cat(features)
 
     def forward_head(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -187,8 +186,15 @@ class TDFormer(nn.Module):
         return h_TBCHW, self.processing(one_input(h_TBCHW), membranes)
 
     def _segment_outputs(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> list[torch.Tensor]:
-        outputs, membranes = [], Membranes()
-        for h_segment_TBCHW in h_TBCHW.unflatten(0, (self.segments, -1)):
-            outputs.append(self.backbone.forward_head(h_segment_TBCHW, membranes, pre_logits))
-            membranes = Membranes(membranes.after if self.config.carry_membrane else None)
-        return outputs
+        segments_TBCHW = h_TBCHW.unflatten(0, (self.segments, -1))
+        return [
+            self.backbone.forward_head(h, membranes, pre_logits) for h, membranes in zip(segments_TBCHW, self._membranes(), strict=True)
+        ]
+
+    def _membranes(self) -> Iterator[Membranes]:
+        """Those of each segment; if they are carried they go on from the segment before."""
+        before: dict[nn.Module, torch.Tensor] = {}
+        for number in range(1, self.segments + 1):
+            membranes = Membranes(before, handed_on=self.config.carry_membrane and number < self.segments)
+            yield membranes
+            before = membranes.after

@@ -286,7 +286,7 @@ def test_autocast_leaves_membranes_thresholds_and_statistics_in_fp32(backbone: s
     dtypes = set()
     for module in model.modules():
         if isinstance(module, LIF | ParametricLIF):
-            module.register_forward_hook(lambda module, inputs, spikes: dtypes.add(inputs[1].after[module].dtype))
+            module.register_forward_hook(lambda module, inputs, spikes: dtypes.update(v.dtype for v in inputs[1].after.values()))
     with torch.autocast("cpu", torch.bfloat16):
         model(images(2)).float().sum().backward()
     assert dtypes == {torch.float32}
