@@ -7,14 +7,17 @@ take no other decision, so that all is equal to 1e-9; in float32 a potential may
 from __future__ import annotations
 
 import copy
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
+from tdformer.config import RecomputePolicy
 from tdformer.membranes import Membranes
-from tdformer.models import fused
-from tdformer.models.layers import SpikingModule, conv1x1
+from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
+from tdformer.models.kernels.operators import MOST_STEPS
+from tdformer.models.layers import SpikingModule
 from tdformer.models.neurons import LIF
 from tdformer.training.kernels import are_wanted
 from tdformer.training.objective import Objective
@@ -25,25 +28,19 @@ SHAPES = ((2, 3, 4, 5, 5), (4, 2, 3, 7), (1, 2, 6, 4, 1), (2, 4, 5))
 CLOSE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
 
 
-@pytest.fixture(autouse=True)
-def _default_type():
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor | None) -> list[list[torch.Tensor]]:
     """Of plain, then fused: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
     results = []
     for is_fused in (False, True):
         own, lif.fused = copy.deepcopy(norm), is_fused
-        inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, v) if tensor is not None]
+        inputs = [tensor.detach().requires_grad_() for tensor in (x, v) if tensor is not None]  # no clones: those have layouts of their own
         membranes = Membranes({lif: inputs[1]} if v is not None else None)
         spikes = lif(inputs[0], membranes, own)
         generator = torch.Generator().manual_seed(1)
         weights = [torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in (spikes, membranes.after[lif])]
         (spikes * weights[0]).sum().backward(retain_graph=True)
         (membranes.after[lif] * weights[1]).sum().backward()
-        gradients = [tensor.grad for tensor in (*inputs, *(own.parameters() if own else ()))]
+        gradients = [tensor.grad for tensor in (*inputs, *(own.parameters() if own else ())) if tensor.grad is not None]
         results.append([spikes, membranes.after[lif], *gradients, *(own.buffers() if own else ())])
     return results
 
@@ -73,16 +70,41 @@ def test_batch_norm_and_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> N
         torch.testing.assert_close(one, other, **CLOSE[dtype])
 
 
-def test_memory_layouts() -> None:
-    """Images shown at every step (expanded), channels last, slices of a larger tensor; gradients in another layout than values."""
+def layouts() -> dict[str, torch.Tensor]:
+    """The same shape in each memory layout that the networks hand on, and in some that they do not."""
     torch.manual_seed(0)
-    image = torch.randn(2, 3, 4, 4) * 2
-    last = torch.randn(6, 3, 4, 4).to(memory_format=torch.channels_last).unflatten(0, (3, 2)) * 2
-    part = torch.randn(3, 2, 5, 4, 4)[:, :, 1:4] * 2
-    for x in (image.expand(3, *image.shape), last, part):
-        for norm in (None, nn.BatchNorm2d(3)):
-            for one, other in zip(*both_ways(LIF(), x, norm, None), strict=True):
-                torch.testing.assert_close(one, other, **CLOSE[torch.float32])
+    images = torch.randn(6, 3, 4, 5) * 2
+    last = images.contiguous(memory_format=torch.channels_last)
+    return {
+        "contiguous": images.unflatten(0, (3, 2)),
+        "channels_last": last.unflatten(0, (3, 2)),
+        "image at every step": images[:2].expand(3, 2, 3, 4, 5),
+        "image at every step, channels_last": last[:2].expand(3, 2, 3, 4, 5),
+        "some channels": torch.randn(3, 2, 5, 4, 5)[:, :, 1:4] * 2,
+        "some columns": torch.randn(3, 2, 3, 4, 9)[..., 2:7] * 2,
+        "every other step": torch.randn(6, 2, 3, 4, 5)[::2] * 2,
+    }
+
+
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("carries", [False, True])
+def test_memory_layouts(layout: str, carries: bool) -> None:
+    """Gradients come in another layout than values: contiguous."""
+    x, v = layouts()[layout], torch.rand(2, 3, 4, 5) if carries else None
+    for norm in (None, nn.BatchNorm2d(3)):
+        for one, other in zip(*both_ways(LIF(), x, norm, v), strict=True):
+            torch.testing.assert_close(one, other, **CLOSE[torch.float32])
+
+
+def test_spikes_lie_in_memory_as_currents_do_and_after_batch_norm_in_channels_last() -> None:
+    lif = LIF()
+    lif.fused = True
+    for name in ("contiguous", "channels_last"):
+        x = layouts()[name]
+        assert lif(x, Membranes()).stride() == x.stride()
+        assert channels_are_last(lif(x, Membranes(), nn.BatchNorm2d(3)).flatten(0, 1))
+    assert channels_are_last(lif(layouts()["image at every step, channels_last"], Membranes()).flatten(0, 1))
+    assert channels_are_last(lif(torch.randn(3, 2, 4, 7), Membranes(), nn.BatchNorm1d(4)).flatten(0, 1))
 
 
 def test_evaluation_and_statistics_left_alone() -> None:
@@ -107,9 +129,10 @@ def test_bfloat16_currents_are_not_rounded_again() -> None:
 
 
 def test_more_steps_than_a_kernel_takes_run_step_by_step() -> None:
-    x = torch.randn(fused.MOST_STEPS + 1, 2, 3)
-    plain, own = both_ways(LIF(), x, None, None)
-    assert all(torch.equal(one, other) for one, other in zip(plain, own, strict=True))
+    x = torch.randn(MOST_STEPS + 1, 2, 3, 4)
+    for norm in (None, nn.BatchNorm1d(3)):
+        plain, own = both_ways(LIF(), x, norm, None)
+        assert all(torch.equal(one, other) for one, other in zip(plain, own, strict=True))
 
 
 def run(objective: Objective, backbone: str, is_fused: bool, dtype: torch.dtype) -> tuple[torch.Tensor, list, list]:
@@ -139,12 +162,13 @@ def test_networks_are_the_same_function(backbone: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["segment", "block", "block_segment"])
-def test_recompute_gives_the_same_bits(policy: str) -> None:
+@pytest.mark.parametrize("policy", [policy for policy in get_args(RecomputePolicy) if policy != "none"])
+def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
     results = []
-    for own in ("none", policy):
+    policies: tuple[RecomputePolicy, ...] = ("none", policy)
+    for own in policies:
         torch.manual_seed(0)
-        results.append(run(lively(Objective(small(), 0.1, own)), "qkformer-imagenet", True, torch.float32))  # type: ignore[arg-type]
+        results.append(run(lively(Objective(small(), 0.1, own)), "qkformer-imagenet", True, torch.float32))
     (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
     assert torch.equal(loss, other_loss)
     assert all(torch.equal(one, other) for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True))
@@ -152,8 +176,8 @@ def test_recompute_gives_the_same_bits(policy: str) -> None:
 
 def test_only_the_input_of_batch_norm_is_kept() -> None:
     module = SpikingModule()
-    module.add("proj_{}", conv1x1(4, 8))
-    x, kept = torch.randn(2, 3, 4, 5, 5), {}
+    module.add("proj_{}", ChannelConv2d(4, 8, bias=False))
+    x, kept = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)), {}
     for is_fused in (False, True):
         module.get_submodule("proj_lif").fused = is_fused  # type: ignore[assignment]
         own: dict[int, int] = {}
@@ -179,3 +203,51 @@ def test_on_paper_fused_kernels_keep_less() -> None:
 def test_what_auto_means() -> None:
     assert [are_wanted("auto", device) for device in ("cuda", "cpu")] == [True, False]
     assert [are_wanted(kernels, "cpu") for kernels in ("fused", "plain")] == [True, False]
+
+
+def pixels_below_each_other(x: torch.Tensor) -> torch.Tensor:
+    """The same values in channels_last, of three axes as of four."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def mapped(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, of_y: torch.Tensor) -> list[torch.Tensor]:
+    """The result of a map, and the gradients of input, weight and bias as they come out of it (.grad would give them a layout)."""
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
+    y = map_channels(*inputs, *([None] if bias is None else []))
+    return [y, *torch.autograd.grad(y, inputs, of_y)]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 6, 4), (3, 5, 4, 6), (1, 8, 3, 3)])
+def test_maps_over_channels_are_the_same_in_both_layouts_and_keep_them(shape: tuple[int, ...], dtype: torch.dtype, biased: bool) -> None:
+    torch.manual_seed(0)
+    x, of_y = torch.randn(shape, dtype=dtype), torch.randn(shape[0], 4, *shape[2:], dtype=dtype)
+    weight = torch.randn(4, shape[1], *[1] * (len(shape) - 2), dtype=dtype)
+    bias = torch.randn(4, dtype=dtype) if biased else None
+    last = mapped(pixels_below_each_other(x), weight, bias, pixels_below_each_other(of_y))
+    first = mapped(x, weight, bias, of_y)
+    for one, other in zip(first, last, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[dtype])
+    assert [channels_are_last(tensor) for tensor in last[:2]] == [True, True]
+    assert [tensor.is_contiguous() for tensor in first[:2]] == [True, True]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) -> None:
+    """Or each of them would make a copy of its own."""
+    objective = lively(Objective(small(BACKBONES[backbone]), 0.1))
+    wrong: list[str] = []
+
+    def see(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if min(inputs[0].shape[1], inputs[0].shape[2:].numel()) > 1 and not channels_are_last(inputs[0]):
+                wrong.append(f"{name} {list(inputs[0].shape)} {inputs[0].stride()}")
+
+        return hook
+
+    for name, module in objective.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | ChannelLinear):
+            module.register_forward_pre_hook(see(name))
+    run(objective, backbone, True, torch.float32)
+    assert wrong == []

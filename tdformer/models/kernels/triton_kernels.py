@@ -23,7 +23,7 @@ def _charge(v, x, v_threshold):
 @triton.jit
 def _current_gradient(of_spikes, of_v, charged, v_threshold):
     """One time step backwards: the gradients of its current, and of the potential before it. The reset is detached."""
-    sigmoid = 1 / (1 + tl.exp(-_ALPHA * (charged - v_threshold)))
+    sigmoid = 1 / (1 + tl.exp((charged - v_threshold) * -_ALPHA))
     of_charged = of_spikes * ((1 - sigmoid) * sigmoid * _ALPHA) + tl.where(charged >= v_threshold, 0.0, of_v)
     return of_charged * _DECAY, of_charged - of_charged * _DECAY
 
@@ -46,7 +46,7 @@ def fire_kernel(
         if scale_ptr is not None:
             x = x * scale + shift
         charged, v = _charge(v, x, v_threshold)
-        tl.store(spikes_ptr + at, (charged >= v_threshold).to(spikes_ptr.dtype.element_ty), inside)
+        tl.store(spikes_ptr + at, tl.where(charged >= v_threshold, 1.0, 0.0).to(spikes_ptr.dtype.element_ty), inside)
         at += neurons
         x_at += x_step
     tl.store(last_ptr + neuron, v, inside)

@@ -1,0 +1,83 @@
+"""The functions of on_cuda.py beside those of formulas.py on a CPU: `TRITON_INTERPRET=1 python -m tests.unit.interpreted_kernels`.
+
+A process of its own, as Triton asks for its interpreter once, at import. It fails with the first result that differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tdformer.models.kernels import formulas, on_cuda
+
+SHAPES = (
+    (1, 7, 3),
+    (2, 40, 48),
+    (4, 16, 64),  # a block, filled
+    (4, 100, 130),
+    (5, 21, 96),
+    (16, 30, 130),
+)
+"""Time steps, rows, channels."""
+SUM_PROGRAMS = 3
+"""Few, so that few rows make each program take several turns."""
+CLOSE = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-5, "atol": 2e-5},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 2e-5},  # the interpreter cuts off what CUDA rounds
+}
+THRESHOLD = 0.5
+
+
+def compare(name: str, shape: tuple[int, ...], *inputs: Any) -> None:
+    """Spikes are equal, all else is close; types and memory layouts are those that the formula promises to torch."""
+    given = [None if tensor is None else tensor.clone() for tensor in inputs]
+    results, expected = (getattr(module, name)(*inputs, THRESHOLD) for module in (on_cuda, formulas))
+    for number, (one, other) in enumerate(zip(results, expected, strict=True)):
+        where = f"result {number} of {name}, {shape}, {inputs[0].dtype}, strides {inputs[0].stride()}"
+        is_spikes = number == 0 and "backward" not in name
+        tolerance = {"rtol": 0, "atol": 0} if is_spikes else CLOSE[one.dtype]
+        torch.testing.assert_close(one, other, **tolerance, check_stride=True, msg=lambda text, where=where: f"{where}: {text}")
+        assert not is_spikes or 0 < one.double().mean() < 1, where
+    for tensor, before in zip(inputs, given, strict=True):
+        assert tensor is None or torch.equal(tensor, before), f"{name} wrote to an input"
+
+
+def currents(steps: int, neurons: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Each step's own ones, the same ones at every step, and part of a longer row."""
+    x_TM = (torch.randn(steps, 2 * neurons) * 2).to(dtype)
+    yield x_TM[:, :neurons].contiguous()
+    yield x_TM[0, :neurons].expand(steps, neurons)
+    yield x_TM[:, :neurons]
+
+
+def check(shape: tuple[int, int, int], dtype: torch.dtype, of_last: bool) -> None:
+    steps, rows, channels = shape
+    own = torch.promote_types(dtype, torch.float32)
+    v_MC, of_v_MC = torch.rand(rows, channels, dtype=own), torch.randn(rows, channels, dtype=own) if of_last else None
+    of_spikes_TMC = torch.randn(shape, dtype=own).to(dtype)
+    flat = v_MC.flatten(), of_spikes_TMC.flatten(1), None if of_v_MC is None else of_v_MC.flatten()
+    for x_TM in currents(steps, rows * channels, dtype):
+        compare("neurons", shape, x_TM, flat[0])
+        compare("neurons_backward", shape, x_TM, *flat)
+    y_TMC = (torch.randn(shape, dtype=own) * 2 + 1).to(dtype)
+    weight_C, bias_C = torch.empty(channels, dtype=own).uniform_(-2, 2), torch.randn(channels, dtype=own)
+    variance_C, mean_C = torch.var_mean(y_TMC.to(own), (0, 1), correction=0)
+    invstd_C = (variance_C + 1e-5).rsqrt()
+    scale_C = weight_C * invstd_C
+    compare("norm_neurons", shape, y_TMC, v_MC, scale_C, bias_C - mean_C * scale_C)
+    compare("norm_neurons_backward", shape, y_TMC, v_MC, weight_C, bias_C, mean_C, invstd_C, of_spikes_TMC, of_v_MC)
+
+
+def main() -> None:
+    on_cuda.SUM_PROGRAMS = SUM_PROGRAMS
+    torch.manual_seed(0)
+    for shape, dtype, of_last in itertools.product(SHAPES, CLOSE, (False, True)):
+        check(shape, dtype, of_last)
+
+
+if __name__ == "__main__":
+    main()

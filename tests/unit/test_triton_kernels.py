@@ -1,0 +1,71 @@
+"""The Triton kernels without a GPU: interpreted, they compute the formulas; and Triton makes code of them for GPUs that are not here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tdformer.models.kernels import on_cuda
+from tdformer.models.kernels.triton_kernels import backward_kernel, fire_kernel, sums_kernel
+from tests.conftest import REPOSITORY
+
+SCALE = ("scale_ptr", "shift_ptr", "slope_ptr", "offset_ptr")
+VARIANTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (fire_kernel, ()),
+    (fire_kernel, SCALE),
+    (backward_kernel, ()),
+    (backward_kernel, SCALE),
+    (backward_kernel, ("of_v_ptr",)),
+    (backward_kernel, (*SCALE, "of_v_ptr")),
+    (sums_kernel, ()),
+    (sums_kernel, ("of_v_ptr",)),
+)
+"""Kernels, and what each is not given."""
+VALUES = ("x_ptr", "y_ptr", "spikes_ptr", "of_spikes_ptr", "of_x_ptr")
+"""In the type of the network's values; the others are float32."""
+
+
+def test_interpreted_kernels_compute_the_formulas() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.interpreted_kernels"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=REPOSITORY,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def source(kernel: Any, absent: tuple[str, ...], steps: int, value: str) -> ASTSource:
+    """As on_cuda.py calls it, with 768 channels."""
+    block = on_cuda._block(steps)
+    rows = max(block // on_cuda.SUM_COLUMNS, 1)
+    sizes = {"C": 768, "T": steps, "BLOCK": block, "ROWS": rows, "COLUMNS": on_cuda.SUM_COLUMNS}
+    constants = {name: sizes.get(name) for name in kernel.arg_names if name in sizes or name in absent}
+    signature, aligned = {}, {}
+    for position, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + (value if name in VALUES else "fp32")
+            aligned[(position,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "v_threshold" else "i32"
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+
+
+@pytest.mark.parametrize("value", ["bf16", "fp32"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 16])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_kernels_compile_for_gpus(architecture: int, steps: int, value: str) -> None:
+    for kernel, absent in VARIANTS:
+        compiled = triton.compile(source(kernel, absent, steps, value), GPUTarget("cuda", architecture, 32), on_cuda.OPTIONS)
+        assert compiled.asm["cubin"]
