@@ -21,15 +21,18 @@ class Membranes:
         self.started: list[nn.Module] = []
         """The layers that ran, in their order."""
 
-    def start(self, neurons: nn.Module, x_TB: torch.Tensor) -> torch.Tensor:
-        """The potential with which a layer starts: fp32 (fp64 for fp64 currents) at any precision of its currents."""
+    def start(self, neurons: nn.Module) -> torch.Tensor | None:
+        """The potential with which a layer starts; None: at rest."""
         self.started.append(neurons)
-        v_B = self.before.get(neurons)
-        if v_B is None:
-            v_B = torch.zeros_like(x_TB[0], dtype=torch.promote_types(x_TB.dtype, torch.float32))
-        return v_B
+        return self.before.get(neurons)
 
-    def leave(self, neurons: nn.Module, v_B: torch.Tensor) -> None:
-        """The potential with which a layer ends."""
+    def leave(self, neurons: nn.Module, v_B: torch.Tensor | None) -> None:
+        """The potential with which a layer ends; None is taken if nobody goes on from it."""
         if self.handed_on:
+            assert v_B is not None
             self.after[neurons] = v_B
+
+
+def at_rest(x_TB: torch.Tensor) -> torch.Tensor:
+    """The potentials of neurons with these currents before any: 0, fp32 (fp64 for fp64 currents) at any precision of the currents."""
+    return torch.zeros_like(x_TB[0], dtype=torch.promote_types(x_TB.dtype, torch.float32))

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import functional, surrogate
 from torch import nn
 
-from tdformer.membranes import Membranes
+from tdformer.membranes import Membranes, at_rest
 from tdformer.models.kernels import fused, operators
 from tdformer.models.kernels.constants import ALPHA, TAU, V_RESET
 
@@ -34,15 +34,15 @@ class LIF(nn.Module):
 
         Returns spikes (0 or 1) of the same shape and dtype.
         """
+        v_B = membranes.start(self)
         is_fused = self.fused and len(x_TB) <= operators.MOST_STEPS
-        if is_fused and norm is not None and fused.takes(norm):
-            spikes_TB, v_B = fused.norm_lif(x_TB, membranes.start(self, x_TB), self.v_threshold, norm)
-            membranes.leave(self, v_B)
-            return spikes_TB
-        if norm is not None:
-            x_TB = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2])
-        steps = fused.lif if is_fused else _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
-        spikes_TB, v_B = steps(x_TB, membranes.start(self, x_TB), self.v_threshold)
+        if norm is not None and not (is_fused and fused.takes(norm)):
+            x_TB, norm = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2]), None
+        if is_fused:
+            spikes_TB, v_B = fused.lif(x_TB, v_B, self.v_threshold, membranes.handed_on, norm)
+        else:
+            steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
+            spikes_TB, v_B = steps(x_TB, at_rest(x_TB) if v_B is None else v_B, self.v_threshold)
         membranes.leave(self, v_B)
         return spikes_TB
 
@@ -59,9 +59,10 @@ class ParametricLIF(nn.Module):
 
     def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
         """As LIF."""
+        v_B = membranes.start(self)
         spikes_TB, v_B, _ = functional.plif_multi_step(
             x_TB,
-            membranes.start(self, x_TB),
+            at_rest(x_TB) if v_B is None else v_B,
             self.w,
             decay_input=True,
             v_reset=V_RESET,

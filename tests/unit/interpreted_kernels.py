@@ -34,8 +34,8 @@ THRESHOLD = 0.5
 
 def compare(name: str, shape: tuple[int, ...], *inputs: Any) -> None:
     """Spikes are equal, all else is close; types and memory layouts are those that the formula promises to torch."""
-    given = [None if tensor is None else tensor.clone() for tensor in inputs]
-    results, expected = (getattr(module, name)(*inputs, THRESHOLD) for module in (on_cuda, formulas))
+    given = [tensor.clone() if isinstance(tensor, torch.Tensor) else tensor for tensor in inputs]
+    results, expected = (getattr(module, name)(*inputs) for module in (on_cuda, formulas))
     for number, (one, other) in enumerate(zip(results, expected, strict=True)):
         where = f"result {number} of {name}, {shape}, {inputs[0].dtype}, strides {inputs[0].stride()}"
         is_spikes = number == 0 and "backward" not in name
@@ -43,7 +43,7 @@ def compare(name: str, shape: tuple[int, ...], *inputs: Any) -> None:
         torch.testing.assert_close(one, other, **tolerance, check_stride=True, msg=lambda text, where=where: f"{where}: {text}")
         assert not is_spikes or 0 < one.double().mean() < 1, where
     for tensor, before in zip(inputs, given, strict=True):
-        assert tensor is None or torch.equal(tensor, before), f"{name} wrote to an input"
+        assert not isinstance(tensor, torch.Tensor) or torch.equal(tensor, before), f"{name} wrote to an input"
 
 
 def currents(steps: int, neurons: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -54,29 +54,32 @@ def currents(steps: int, neurons: int, dtype: torch.dtype) -> Iterator[torch.Ten
     yield x_TM[:, :neurons]
 
 
-def check(shape: tuple[int, int, int], dtype: torch.dtype, of_last: bool) -> None:
+def check(shape: tuple[int, int, int], dtype: torch.dtype, carries: bool) -> None:
+    """carries: there are first potentials, and gradients of the last ones."""
     steps, rows, channels = shape
     own = torch.promote_types(dtype, torch.float32)
-    v_MC, of_v_MC = torch.rand(rows, channels, dtype=own), torch.randn(rows, channels, dtype=own) if of_last else None
+    v_MC = torch.rand(rows, channels, dtype=own) if carries else None
+    of_v_MC = torch.randn(rows, channels, dtype=own) if carries else None
     of_spikes_TMC = torch.randn(shape, dtype=own).to(dtype)
-    flat = v_MC.flatten(), of_spikes_TMC.flatten(1), None if of_v_MC is None else of_v_MC.flatten()
+    v_M, of_v_M = (None if tensor is None else tensor.flatten() for tensor in (v_MC, of_v_MC))
     for x_TM in currents(steps, rows * channels, dtype):
-        compare("neurons", shape, x_TM, flat[0])
-        compare("neurons_backward", shape, x_TM, *flat)
+        for keeps_last in (False, True):
+            compare("neurons", shape, x_TM, v_M, THRESHOLD, keeps_last)
+        compare("neurons_backward", shape, x_TM, v_M, of_spikes_TMC.flatten(1), of_v_M, THRESHOLD)
     y_TMC = (torch.randn(shape, dtype=own) * 2 + 1).to(dtype)
     weight_C, bias_C = torch.empty(channels, dtype=own).uniform_(-2, 2), torch.randn(channels, dtype=own)
     variance_C, mean_C = torch.var_mean(y_TMC.to(own), (0, 1), correction=0)
     invstd_C = (variance_C + 1e-5).rsqrt()
     scale_C = weight_C * invstd_C
-    compare("norm_neurons", shape, y_TMC, v_MC, scale_C, bias_C - mean_C * scale_C)
-    compare("norm_neurons_backward", shape, y_TMC, v_MC, weight_C, bias_C, mean_C, invstd_C, of_spikes_TMC, of_v_MC)
+    compare("norm_neurons", shape, y_TMC, v_MC, scale_C, bias_C - mean_C * scale_C, THRESHOLD, carries)
+    compare("norm_neurons_backward", shape, y_TMC, v_MC, weight_C, bias_C, mean_C, invstd_C, of_spikes_TMC, of_v_MC, THRESHOLD)
 
 
 def main() -> None:
     on_cuda.SUM_PROGRAMS = SUM_PROGRAMS
     torch.manual_seed(0)
-    for shape, dtype, of_last in itertools.product(SHAPES, CLOSE, (False, True)):
-        check(shape, dtype, of_last)
+    for shape, dtype, carries in itertools.product(SHAPES, CLOSE, (False, True)):
+        check(shape, dtype, carries)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_on_paper_fused_kernels_keep_less() -> None:
 
     config = run_of()
     on_gpu, on_cpu = (activations_on_paper(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
-    assert on_gpu < 0.75 * on_cpu
+    assert on_gpu < 0.85 * on_cpu
 
 
 def test_what_auto_means() -> None:

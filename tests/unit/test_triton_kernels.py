@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -17,14 +18,13 @@ from tdformer.models.kernels.triton_kernels import backward_kernel, fire_kernel,
 from tests.conftest import REPOSITORY
 
 SCALE = ("scale_ptr", "shift_ptr", "slope_ptr", "offset_ptr")
+FIRST = ("v_ptr", "of_first_ptr")
 VARIANTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (fire_kernel, ()),
-    (fire_kernel, SCALE),
-    (backward_kernel, ()),
-    (backward_kernel, SCALE),
-    (backward_kernel, ("of_v_ptr",)),
+    (fire_kernel, (*SCALE, "v_ptr", "last_ptr")),
+    (backward_kernel, FIRST),
     (backward_kernel, (*SCALE, "of_v_ptr")),
-    (sums_kernel, ()),
+    (sums_kernel, FIRST),
     (sums_kernel, ("of_v_ptr",)),
 )
 """Kernels, and what each is not given."""
@@ -46,9 +46,8 @@ def test_interpreted_kernels_compute_the_formulas() -> None:
 
 def source(kernel: Any, absent: tuple[str, ...], steps: int, value: str) -> ASTSource:
     """As on_cuda.py calls it, with 768 channels."""
-    block = on_cuda._block(steps)
-    rows = max(block // on_cuda.SUM_COLUMNS, 1)
-    sizes = {"C": 768, "T": steps, "BLOCK": block, "ROWS": rows, "COLUMNS": on_cuda.SUM_COLUMNS}
+    sizes = on_cuda._sizes(torch.empty(steps, 1), torch.empty(768))
+    sizes |= {"ROWS": sizes["BLOCK"] // on_cuda.SUM_COLUMNS, "COLUMNS": on_cuda.SUM_COLUMNS}
     constants = {name: sizes.get(name) for name in kernel.arg_names if name in sizes or name in absent}
     signature, aligned = {}, {}
     for position, name in enumerate(kernel.arg_names):

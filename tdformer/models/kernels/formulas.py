@@ -11,30 +11,34 @@ import torch
 from tdformer.models.kernels.constants import ALPHA, TAU
 
 
-def neurons(x_TM: torch.Tensor, v_M: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Currents and first potentials -> spikes [T, M] in the currents' type, and the last potentials."""
-    return _fire(x_TM, v_M, None, v_threshold)
+def neurons(x_TM: torch.Tensor, v_M: torch.Tensor | None, v_threshold: float, keeps_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Currents and first potentials (None: 0) -> spikes [T, M] in the currents' type, and the last potentials (or an empty tensor)."""
+    return _fire(x_TM, v_M, None, v_threshold, keeps_last)
 
 
 def norm_neurons(
-    y_TMC: torch.Tensor, v_MC: torch.Tensor, scale_C: torch.Tensor, shift_C: torch.Tensor, v_threshold: float
+    y_TMC: torch.Tensor,
+    v_MC: torch.Tensor | None,
+    scale_C: torch.Tensor,
+    shift_C: torch.Tensor,
+    v_threshold: float,
+    keeps_last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for currents y * scale + shift."""
-    return _fire(y_TMC, v_MC, (scale_C, shift_C), v_threshold)
+    return _fire(y_TMC, v_MC, (scale_C, shift_C), v_threshold, keeps_last)
 
 
 def neurons_backward(
-    x_TM: torch.Tensor, v_M: torch.Tensor, of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
+    x_TM: torch.Tensor, v_M: torch.Tensor | None, of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of spikes and last potentials (None: 0) -> those of currents and first potentials."""
-    potentials, _ = _charge(x_TM, v_M, None, v_threshold)
-    of_x_TM, of_v_M = _current_gradients(potentials, of_spikes_TM, of_v_M, v_threshold)
-    return torch.stack(of_x_TM).to(x_TM.dtype), of_v_M
+    """Gradients of spikes and last potentials (None: 0) -> those of currents and first potentials, if there are any."""
+    of_x_TM, of_first_M = _current_gradients(_charge(x_TM, v_M, None, v_threshold)[0], of_spikes_TM, of_v_M, v_threshold)
+    return torch.stack(of_x_TM).to(x_TM.dtype), _if(v_M is not None, of_first_M)
 
 
 def norm_neurons_backward(
     y_TMC: torch.Tensor,
-    v_MC: torch.Tensor,
+    v_MC: torch.Tensor | None,
     weight_C: torch.Tensor,
     bias_C: torch.Tensor,
     mean_C: torch.Tensor,
@@ -46,27 +50,32 @@ def norm_neurons_backward(
     """Of y, the first potentials, weight and bias. mean, invstd: the batch's own, through which gradients go too."""
     scale_C = invstd_C * weight_C
     potentials, _ = _charge(y_TMC, v_MC, (scale_C, bias_C - mean_C * scale_C), v_threshold)
-    of_x_TMC, of_v_MC = _current_gradients(potentials, of_spikes_TMC, of_v_MC, v_threshold)
-    sums_MC, moments_MC = torch.zeros_like(v_MC), torch.zeros_like(v_MC)
+    of_x_TMC, of_first_MC = _current_gradients(potentials, of_spikes_TMC, of_v_MC, v_threshold)
+    sums_MC, moments_MC = torch.zeros_like(of_first_MC), torch.zeros_like(of_first_MC)
     for y_MC, of_x_MC in zip(y_TMC, of_x_TMC, strict=True):
         sums_MC = sums_MC + of_x_MC
-        moments_MC = moments_MC + of_x_MC * (y_MC.to(v_MC.dtype) - mean_C)
+        moments_MC = moments_MC + of_x_MC * (y_MC.to(of_x_MC.dtype) - mean_C)
     of_bias_C, of_weight_C = sums_MC.sum(0), moments_MC.sum(0) * invstd_C
     values = y_TMC.shape[0] * y_TMC.shape[1]
     slope_C = invstd_C * of_weight_C / values
     offset_C = of_bias_C / values - mean_C * slope_C
     of_y_TMC = [
-        ((of_x_MC - (y_MC.to(v_MC.dtype) * slope_C + offset_C)) * scale_C).to(y_TMC.dtype)
+        ((of_x_MC - (y_MC.to(of_x_MC.dtype) * slope_C + offset_C)) * scale_C).to(y_TMC.dtype)
         for y_MC, of_x_MC in zip(y_TMC, of_x_TMC, strict=True)
     ]
-    return torch.stack(of_y_TMC), of_v_MC, of_weight_C, of_bias_C
+    return torch.stack(of_y_TMC), _if(v_MC is not None, of_first_MC), of_weight_C, of_bias_C
+
+
+def potential_type(current: torch.dtype) -> torch.dtype:
+    return torch.promote_types(current, torch.float32)
 
 
 Affine = tuple[torch.Tensor, torch.Tensor] | None
 
 
-def _charge(y_TM: torch.Tensor, v_M: torch.Tensor, affine: Affine, v_threshold: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _charge(y_TM: torch.Tensor, v_M: torch.Tensor | None, affine: Affine, v_threshold: float) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The potentials of each time step before their reset, and the last ones after it."""
+    v_M = torch.zeros_like(y_TM[0], dtype=potential_type(y_TM.dtype)) if v_M is None else v_M
     potentials = []
     for y_M in y_TM:
         x_M = y_M.to(v_M.dtype)
@@ -77,9 +86,11 @@ def _charge(y_TM: torch.Tensor, v_M: torch.Tensor, affine: Affine, v_threshold: 
     return potentials, v_M
 
 
-def _fire(y_TM: torch.Tensor, v_M: torch.Tensor, affine: Affine, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    potentials, v_M = _charge(y_TM, v_M, affine, v_threshold)
-    return torch.stack([(charged_M >= v_threshold).to(y_TM.dtype) for charged_M in potentials]), v_M
+def _fire(
+    y_TM: torch.Tensor, v_M: torch.Tensor | None, affine: Affine, v_threshold: float, keeps_last: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    potentials, last_M = _charge(y_TM, v_M, affine, v_threshold)
+    return torch.stack([(charged_M >= v_threshold).to(y_TM.dtype) for charged_M in potentials]), _if(keeps_last, last_M)
 
 
 def _current_gradients(
@@ -94,3 +105,8 @@ def _current_gradients(
         gradients.append(of_charged_M / TAU)
         of_v_M = of_charged_M - of_charged_M / TAU
     return gradients[::-1], of_v_M
+
+
+def _if(is_wanted: bool, tensor: torch.Tensor) -> torch.Tensor:
+    """An operator gives a tensor always: an empty one where nothing is asked for."""
+    return tensor if is_wanted else tensor.new_empty(0)

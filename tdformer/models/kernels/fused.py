@@ -18,16 +18,20 @@ class _Neurons(torch.autograd.Function):
     """Saves the currents."""
 
     @staticmethod
-    def forward(ctx: Any, x_TM: torch.Tensor, v_M: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, x_TM: torch.Tensor, v_M: torch.Tensor | None, v_threshold: float, keeps_last: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.v_threshold = v_threshold
         ctx.save_for_backward(x_TM, v_M)
         ctx.set_materialize_grads(False)
-        return operators.neurons(x_TM, v_M, v_threshold)
+        spikes_TM, last_M = operators.neurons(x_TM, v_M, v_threshold, keeps_last)
+        return spikes_TM, last_M if keeps_last else None
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x_TM, v_M = ctx.saved_tensors
-        return *operators.neurons_backward(x_TM, v_M, *_given(gradients, x_TM), ctx.v_threshold), None
+        of_x_TM, of_v_M = operators.neurons_backward(x_TM, v_M, *_given(gradients, x_TM), ctx.v_threshold)
+        return of_x_TM, None if v_M is None else of_v_M, None, None
 
 
 class _NormNeurons(torch.autograd.Function):
@@ -37,48 +41,57 @@ class _NormNeurons(torch.autograd.Function):
     def forward(
         ctx: Any,
         y_TMC: torch.Tensor,
-        v_MC: torch.Tensor,
+        v_MC: torch.Tensor | None,
         weight_C: torch.Tensor,
         bias_C: torch.Tensor,
         mean_C: torch.Tensor,
         invstd_C: torch.Tensor,
         v_threshold: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keeps_last: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.v_threshold = v_threshold
         ctx.save_for_backward(y_TMC, v_MC, weight_C, bias_C, mean_C, invstd_C)
         ctx.set_materialize_grads(False)
         scale_C = invstd_C * weight_C
-        return operators.norm_neurons(y_TMC, v_MC, scale_C, bias_C - mean_C * scale_C, v_threshold)
+        spikes_TMC, last_MC = operators.norm_neurons(y_TMC, v_MC, scale_C, bias_C - mean_C * scale_C, v_threshold, keeps_last)
+        return spikes_TMC, last_MC if keeps_last else None
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         y_TMC, v_MC, *norm = ctx.saved_tensors
-        return *operators.norm_neurons_backward(y_TMC, v_MC, *norm, *_given(gradients, y_TMC), ctx.v_threshold), None, None, None
+        given = _given(gradients, y_TMC)
+        of_y_TMC, of_v_MC, of_weight_C, of_bias_C = operators.norm_neurons_backward(y_TMC, v_MC, *norm, *given, ctx.v_threshold)
+        return of_y_TMC, None if v_MC is None else of_v_MC, of_weight_C, of_bias_C, None, None, None, None
 
 
 def _given(gradients: tuple[torch.Tensor | None, ...], x_TM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients of spikes and last potentials, as the kernels take them."""
     of_spikes_TM, of_v_M = gradients
-    of_spikes_TM = torch.zeros_like(x_TM) if of_spikes_TM is None else of_spikes_TM
+    of_spikes_TM = x_TM.new_zeros(x_TM.shape) if of_spikes_TM is None else of_spikes_TM
     return of_spikes_TM.contiguous(), None if of_v_M is None else of_v_M.contiguous()
 
 
-def lif(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Currents [T, B, …] and first potentials [B, …] -> spikes and last potentials, lying in memory as the currents do."""
-    order = sorted(range(1, x_TB.dim()), key=x_TB.stride().__getitem__, reverse=True)
+def lif(
+    x_TB: torch.Tensor, v_B: torch.Tensor | None, v_threshold: float, keeps_last: bool, norm: nn.Module | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Currents [T, B, …], or with norm what BatchNorm turns into them, and first potentials (None: at rest) -> spikes, last potentials.
+
+    norm: one that `takes` is true of. Results lie in memory as the currents do; behind BatchNorm in channels_last.
+    """
+    is_normed = norm is not None
+    order = [1, *range(3, x_TB.dim()), 2] if is_normed else sorted(range(1, x_TB.dim()), key=x_TB.stride().__getitem__, reverse=True)
     x_in_order = x_TB.permute(0, *order)
-    v_in_order = v_B.permute([axis - 1 for axis in order])
-    spikes_TM, v_M = _Neurons.apply(_dense_steps(x_in_order.flatten(1)), v_in_order.flatten(), v_threshold)
-    back = [0, *(1 + order.index(axis) for axis in range(1, x_TB.dim()))]
-    return spikes_TM.view(x_in_order.shape).permute(back), v_M.view(v_in_order.shape).permute([axis - 1 for axis in back[1:]])
-
-
-def norm_lif(y_TBC: torch.Tensor, v_BC: torch.Tensor, v_threshold: float, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the synapse gave, [T, B, C, …], and first potentials [B, C, …] -> spikes and last potentials, in channels_last."""
-    y_rows, v_rows = y_TBC.movedim(2, -1), v_BC.movedim(1, -1)
-    y_TMC, v_MC = y_rows.flatten(1, -2).contiguous(), v_rows.flatten(0, -2).contiguous()
-    spikes_TMC, v_MC = _NormNeurons.apply(y_TMC, v_MC, norm.weight, norm.bias, *_statistics(norm, y_TBC), v_threshold)
-    return spikes_TMC.view(y_rows.shape).movedim(-1, 2), v_MC.view(v_rows.shape).movedim(-1, 1)
+    v_in_order = None if v_B is None else v_B.permute([axis - 1 for axis in order])
+    if norm is None:
+        v_M = None if v_in_order is None else v_in_order.flatten()
+        spikes, last = _Neurons.apply(_dense_steps(x_in_order.flatten(1)), v_M, v_threshold, keeps_last)
+    else:
+        y_TMC, v_MC = x_in_order.flatten(1, -2).contiguous(), None if v_in_order is None else v_in_order.flatten(0, -2).contiguous()
+        affine = norm.weight, norm.bias, *_statistics(norm, x_TB)
+        spikes, last = _NormNeurons.apply(y_TMC, v_MC, *affine, v_threshold, keeps_last)
+    back = [order.index(axis) for axis in range(1, x_TB.dim())]
+    spikes_TB = spikes.view(x_in_order.shape).permute(0, *(1 + axis for axis in back))
+    return spikes_TB, last.view(x_in_order.shape[1:]).permute(back) if keeps_last else None
 
 
 def takes(norm: nn.Module) -> bool:

@@ -24,6 +24,8 @@ INLINED: dict[str, Any] = {"realize_opcount_threshold": 100_000, "realize_reads_
 
 def _operator(formula: Callable[..., Any]) -> Any:
     def on_cpu(*inputs: Any) -> Any:
+        # Compiled code is kept for each tensor that is a view of another, or wants a gradient: these do neither.
+        inputs = tuple(each.data if isinstance(each, torch.Tensor) else each for each in inputs)
         # Or sizes that happen to be equal would have to stay so.
         with sizes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return _compiled(formula)(*inputs)
@@ -60,7 +62,7 @@ def reason_against(device: torch.device) -> str | None:
     """Why kernels cannot be compiled for this device on this machine (no compiler, say); None if they can."""
     x_TM, v_M = torch.ones(2, 8, device=device), torch.zeros(8, device=device)
     try:
-        neurons_backward(x_TM, v_M, neurons(x_TM, v_M, 1.0)[0], None, 1.0)
+        neurons_backward(x_TM, v_M, neurons(x_TM, v_M, 1.0, True)[0], None, 1.0)
     except Exception as error:  # whatever a compiler, or its absence, may raise
         return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return None

@@ -1,7 +1,9 @@
 """The kernels in Triton. Each value is read and written once; what is between stays in registers.
 
 T time steps, C channels. Neurons are numbered through all rows and channels; those of the next time step lie `neurons` further on,
-their currents x_step (0 if every time step is given the same ones). Without scale there is no BatchNorm before them.
+their currents x_step (0 if every time step is given the same ones). DTYPE is the potentials'. What is not given (None): scale and all
+that belongs to it, if no BatchNorm is before the neurons; v, the first potentials, if they are 0; of_v, the gradients of the last ones,
+if they are; last and of_first, where to put the last potentials and the gradients of the first ones, if nobody asks.
 """
 
 import triton
@@ -11,6 +13,15 @@ from tdformer.models.kernels.constants import ALPHA, TAU
 
 _DECAY = tl.constexpr(1 / TAU)
 _ALPHA = tl.constexpr(ALPHA)
+
+
+@triton.jit
+def _given_or_0(ptr, neuron, inside, DTYPE: tl.constexpr):
+    if ptr is not None:
+        values = tl.load(ptr + neuron, inside, other=0.0)
+    else:
+        values = tl.zeros(neuron.shape, DTYPE)
+    return values
 
 
 @triton.jit
@@ -31,36 +42,37 @@ def _current_gradient(of_spikes, of_v, charged, v_threshold):
 @triton.jit
 def fire_kernel(
     x_ptr, v_ptr, scale_ptr, shift_ptr, spikes_ptr, last_ptr, neurons, x_step, v_threshold,
-    C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = neuron < neurons
-    v = tl.load(v_ptr + neuron, inside, other=0.0)
+    v = _given_or_0(v_ptr, neuron, inside, DTYPE)
     if scale_ptr is not None:
         scale = tl.load(scale_ptr + neuron % C)
         shift = tl.load(shift_ptr + neuron % C)
     at = neuron
     x_at = neuron
     for _ in tl.static_range(T):
-        x = tl.load(x_ptr + x_at, inside, other=0.0).to(v.dtype)
+        x = tl.load(x_ptr + x_at, inside, other=0.0).to(DTYPE)
         if scale_ptr is not None:
             x = x * scale + shift
         charged, v = _charge(v, x, v_threshold)
         tl.store(spikes_ptr + at, tl.where(charged >= v_threshold, 1.0, 0.0).to(spikes_ptr.dtype.element_ty), inside)
         at += neurons
         x_at += x_step
-    tl.store(last_ptr + neuron, v, inside)
+    if last_ptr is not None:
+        tl.store(last_ptr + neuron, v, inside)
 
 
 @triton.jit
 def backward_kernel(
     x_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, slope_ptr, offset_ptr, of_x_ptr, of_first_ptr,
-    neurons, x_step, v_threshold, C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    neurons, x_step, v_threshold, C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """slope, offset: what BatchNorm's backward pass takes off the gradient of a current, slope * y + offset."""
     neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = neuron < neurons
-    v = tl.load(v_ptr + neuron, inside, other=0.0)
+    v = _given_or_0(v_ptr, neuron, inside, DTYPE)
     if scale_ptr is not None:
         scale = tl.load(scale_ptr + neuron % C)
         shift = tl.load(shift_ptr + neuron % C)
@@ -71,7 +83,7 @@ def backward_kernel(
     at = neuron
     x_at = neuron
     for _ in tl.static_range(T):
-        x = tl.load(x_ptr + x_at, inside, other=0.0).to(v.dtype)
+        x = tl.load(x_ptr + x_at, inside, other=0.0).to(DTYPE)
         xs = xs + (x,)
         if scale_ptr is not None:
             x = x * scale + shift
@@ -79,24 +91,22 @@ def backward_kernel(
         potentials = potentials + (charged,)
         at += neurons
         x_at += x_step
-    if of_v_ptr is not None:
-        of_v = tl.load(of_v_ptr + neuron, inside, other=0.0)
-    else:
-        of_v = tl.zeros_like(v)
+    of_v = _given_or_0(of_v_ptr, neuron, inside, DTYPE)
     for t in tl.static_range(T - 1, -1, -1):
         at -= neurons
-        of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(v.dtype)
+        of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(DTYPE)
         of_x, of_v = _current_gradient(of_spikes, of_v, potentials[t], v_threshold)
         if scale_ptr is not None:
             of_x = (of_x - (xs[t] * slope + offset)) * scale
         tl.store(of_x_ptr + at, of_x.to(of_x_ptr.dtype.element_ty), inside)
-    tl.store(of_first_ptr + neuron, of_v, inside)
+    if of_first_ptr is not None:
+        tl.store(of_first_ptr + neuron, of_v, inside)
 
 
 @triton.jit
 def sums_kernel(
     y_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, mean_ptr, parts_ptr, neurons, rows, per_program, v_threshold,
-    C: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Of per_program rows the sums of the currents' gradients, and of these times (y - mean), by channel."""
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -104,30 +114,27 @@ def sums_kernel(
     scale = tl.load(scale_ptr + channel, exists, other=0.0)[None, :]
     shift = tl.load(shift_ptr + channel, exists, other=0.0)[None, :]
     mean = tl.load(mean_ptr + channel, exists, other=0.0)[None, :]
-    sums = tl.zeros((ROWS, COLUMNS), v_ptr.dtype.element_ty)
-    moments = tl.zeros((ROWS, COLUMNS), v_ptr.dtype.element_ty)
+    sums = tl.zeros((ROWS, COLUMNS), DTYPE)
+    moments = tl.zeros((ROWS, COLUMNS), DTYPE)
     first = tl.program_id(0) * per_program
     for start in range(first, first + per_program, ROWS):
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & exists[None, :]
         neuron = row[:, None].to(tl.int64) * C + channel[None, :]
-        v = tl.load(v_ptr + neuron, inside, other=0.0)
+        v = _given_or_0(v_ptr, neuron, inside, DTYPE)
         ys = ()
         potentials = ()
         at = neuron
         for _ in tl.static_range(T):
-            y = tl.load(y_ptr + at, inside, other=0.0).to(v.dtype)
+            y = tl.load(y_ptr + at, inside, other=0.0).to(DTYPE)
             ys = ys + (y,)
             charged, v = _charge(v, y * scale + shift, v_threshold)
             potentials = potentials + (charged,)
             at += neurons
-        if of_v_ptr is not None:
-            of_v = tl.load(of_v_ptr + neuron, inside, other=0.0)
-        else:
-            of_v = tl.zeros_like(v)
+        of_v = _given_or_0(of_v_ptr, neuron, inside, DTYPE)
         for t in tl.static_range(T - 1, -1, -1):
             at -= neurons
-            of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(v.dtype)
+            of_spikes = tl.load(of_spikes_ptr + at, inside, other=0.0).to(DTYPE)
             of_x, of_v = _current_gradient(of_spikes, of_v, potentials[t], v_threshold)
             sums += of_x
             moments += of_x * (ys[t] - mean)
