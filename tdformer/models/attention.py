@@ -14,6 +14,7 @@ from torch import nn
 from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import ChannelConv1d, ChannelConv2d, Pointwise, channels_are_last
 from tdformer.models.feedback import ControlModule
+from tdformer.models.kernels import attention as kernels
 from tdformer.models.layers import SpikingModule, freeze_unused
 from tdformer.models.neurons import LIF
 
@@ -99,14 +100,19 @@ class SpikingSelfAttention(ControlledAttention):
         plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
         if "input" in plus:
             x_TBCHW = x_TBCHW + plus["input"].view(shape)
-        q_TBHND = self.heads(self.fire("q_{}", x_TBCHW, membranes))
-        k_TBHND = self.heads(self.fire("k_{}", x_TBCHW, membranes, plus_TBC=plus.get("key")))
-        v_TBHND = self.heads(self.fire("v_{}", x_TBCHW, membranes, plus_TBC=plus.get("value")))
-        y_TBHND = (q_TBHND @ (k_TBHND.transpose(-2, -1) @ v_TBHND)) * ATTENTION_SCALE
-        y_TBCN = self.attn_lif(self.joined(y_TBHND, x_TBCHW), membranes)
+        q_TBC = self.fire("q_{}", x_TBCHW, membranes)
+        k_TBC = self.fire("k_{}", x_TBCHW, membranes, plus_TBC=plus.get("key"))
+        v_TBC = self.fire("v_{}", x_TBCHW, membranes, plus_TBC=plus.get("value"))
+        y_TBCN = self.attn_lif(self._attended(q_TBC, k_TBC, v_TBC, x_TBCHW), membranes)
         if self.samples_share_projection:
             return self.spikes("proj_{}", self.current("proj_{}", y_TBCN).flatten(0, 1), membranes).view(shape)
         return self.fire("proj_{}", y_TBCN, membranes).view(shape)
+
+    def _attended(self, q_TBC: torch.Tensor, k_TBC: torch.Tensor, v_TBC: torch.Tensor, like_TBCHW: torch.Tensor) -> torch.Tensor:
+        if self.attn_lif.fused and kernels.takes(q_TBC, self.num_heads):
+            return kernels.attention(q_TBC, k_TBC, v_TBC, self.num_heads, ATTENTION_SCALE)
+        q_TBHND, k_TBHND, v_TBHND = map(self.heads, (q_TBC, k_TBC, v_TBC))
+        return self.joined((q_TBHND @ (k_TBHND.transpose(-2, -1) @ v_TBHND)) * ATTENTION_SCALE, like_TBCHW)
 
 
 class SpikeDrivenAttention(ControlledAttention):

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from tdformer.models.kernels import on_cuda
+from tdformer.config import BackboneConfig
+from tdformer.models.kernels import attention, on_cuda
 from tdformer.models.kernels.operators import reason_against
-from tdformer.training.objective import Objective
-from tests.unit.interpreted_kernels import CLOSE, SHAPES, check
+from tdformer.models.tdformer import TDFormer
+from tests.unit.interpreted_kernels import CLOSE, SHAPES, check, check_attention
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 pytestmark = pytest.mark.gpu
@@ -43,28 +44,50 @@ def test_the_same_input_gives_the_same_bits() -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def trained(objective: Objective, backbone: str, device: torch.device, *, fused: bool) -> list[torch.Tensor]:
-    """Loss, gradients and statistics of one pass."""
-    objective = copy.deepcopy(objective).to(device)
-    objective.model.use_fused_kernels(fused)
-    config = objective.model.config
-    frames = config.time_steps if config.backbone.in_channels == 2 else None
-    x = images(2, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone], frames=frames, channels=config.backbone.in_channels).double()
-    loss = objective(x.to(device), torch.arange(2, device=device))
-    loss.backward()
-    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-    return [tensor.detach().cpu() for tensor in (loss, *gradients, *objective.buffers())]
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_computes_the_formulas(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    with CUDA:
+        for shape, heads in (((64, 196, 768), 12), ((3, 576, 128), 1), ((2, 33, 32), 2)):
+            check_attention(shape, heads, dtype)
+
+
+def test_attention_under_autocast_gives_the_bits_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sums are whole numbers, which half precision holds."""
+    torch.manual_seed(0)
+    model = lively(TDFormer(small(BackboneConfig(embed_dims=64, num_heads=1, depths=(1, 1, 2))))).to(CUDA)
+    model.use_fused_kernels()
+    x, logits = images(4, 64, 64).to(CUDA), []
+    for taken in (True, False):
+        if not taken:
+            monkeypatch.setattr(attention, "takes", lambda q_TBCN, heads: False)
+        with torch.autocast("cuda", torch.bfloat16):
+            logits.append(copy.deepcopy(model).forward_segments(x))
+    assert torch.equal(*logits)
+
+
+def trained(model: TDFormer, x: torch.Tensor, *, fused: bool) -> list[torch.Tensor]:
+    """Logits, gradients and statistics of one pass, on the device of x. Not with the loss of Objective, which is float32."""
+    model = copy.deepcopy(model).to(x.device)
+    model.use_fused_kernels(fused)
+    logits = model.forward_segments(x)
+    (logits * torch.linspace(-1, 1, logits.numel(), dtype=torch.float64, device=x.device).view_as(logits)).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [tensor.detach().cpu() for tensor in (logits, *gradients, *model.buffers())]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_networks_are_the_same_function(backbone: str) -> None:
     """In float64 the ways round in other places but take no other decision: fused and plain, on the GPU and on the CPU."""
     torch.manual_seed(0)
-    objective = lively(Objective(small(BACKBONES[backbone]), 0.1).double())
-    assert isinstance(objective, Objective)
-    fused = trained(objective, backbone, CUDA, fused=True)
-    for device in (CUDA, torch.device("cpu")):
-        for one, other in zip(fused, trained(objective, backbone, device, fused=False), strict=True):
+    config, size = small(BACKBONES[backbone]), IMAGE_SIZE[backbone]
+    model = TDFormer(config).double()
+    lively(model)
+    frames = config.time_steps if config.backbone.in_channels == 2 else None
+    x = images(2, size, size, frames=frames, channels=config.backbone.in_channels).double()
+    results = [trained(model, x.to(CUDA), fused=True), trained(model, x.to(CUDA), fused=False), trained(model, x, fused=False)]
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
@@ -75,5 +98,5 @@ def test_kernels_that_cannot_be_compiled_are_found_out(monkeypatch: pytest.Monke
     def fails(*inputs: object) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
 
-    monkeypatch.setattr(on_cuda, "neurons_backward", fails)
+    monkeypatch.setattr(on_cuda, "norm_neurons_backward", fails)
     assert reason_against(CUDA) == "RuntimeError: Failed to find C compiler."

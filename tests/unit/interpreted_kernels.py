@@ -75,11 +75,26 @@ def check(shape: tuple[int, int, int], dtype: torch.dtype, carries: bool) -> Non
     compare("norm_neurons_backward", shape, y_TMC, v_MC, weight_C, bias_C, mean_C, invstd_C, of_spikes_TMC, of_v_MC, THRESHOLD)
 
 
+def check_attention(shape: tuple[int, int, int], heads: int, dtype: torch.dtype) -> None:
+    """Products of spikes are whole numbers, so that the results are those of the formula, but for the gradients' rounding."""
+    q_RNC, k_RNC, v_RNC = ((torch.rand(shape) < 0.2).to(dtype) for _ in range(3))
+    y_RNC = on_cuda.attention(q_RNC, k_RNC, v_RNC, heads, 0.125)
+    assert torch.equal(y_RNC, formulas.attention(q_RNC, k_RNC, v_RNC, heads, 0.125))
+    inputs = q_RNC, k_RNC, v_RNC, torch.randn(shape).to(dtype), heads, 0.125
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for one, other in zip(on_cuda.attention_backward(*inputs), formulas.attention_backward(*inputs), strict=True):
+        largest = other.abs().max()
+        torch.testing.assert_close(one / largest, other / largest, rtol=0, atol=tolerance, check_stride=True)
+
+
 def main() -> None:
     on_cuda.SUM_PROGRAMS = SUM_PROGRAMS
     torch.manual_seed(0)
     for shape, dtype, carries in itertools.product(SHAPES, CLOSE, (False, True)):
         check(shape, dtype, carries)
+    for dtype in (torch.float32, torch.float16):  # in bfloat16 the interpreter has no products
+        check_attention((2, 196, 192), 3, dtype)
+        check_attention((3, 33, 16), 1, dtype)
 
 
 if __name__ == "__main__":

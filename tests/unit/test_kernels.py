@@ -16,6 +16,7 @@ from torch import nn
 from tdformer.config import RecomputePolicy
 from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
+from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
 from tdformer.models.layers import SpikingModule
 from tdformer.models.neurons import LIF
@@ -251,3 +252,18 @@ def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) 
             module.register_forward_pre_hook(see(name))
     run(objective, backbone, True, torch.float32)
     assert wrong == []
+
+
+def test_attention_in_channels_last_is_attention() -> None:
+    """The function around the kernel, on the formulas that the kernel is tested against: values and gradients, no copies."""
+    torch.manual_seed(0)
+    x = [(torch.rand(2, 3, 10, 64) < 0.3).double().transpose(2, 3).requires_grad_() for _ in range(3)]
+    attended = attention(*x, 4, 0.125)
+    q, k, v = (each.unflatten(2, (4, 16)).transpose(-2, -1) for each in x)
+    expected = (q @ (k.transpose(-2, -1) @ v) * 0.125).transpose(-2, -1).flatten(2, 3)
+    assert channels_are_last(attended.flatten(0, 1))
+    torch.testing.assert_close(attended, expected, **CLOSE[torch.float64])
+    of_y = torch.randn(2, 3, 10, 64, dtype=torch.float64).transpose(2, 3)
+    for one, other in zip(torch.autograd.grad(attended, x, of_y), torch.autograd.grad(expected, x, of_y), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE[torch.float64])
+        assert channels_are_last(one.flatten(0, 1))

@@ -14,7 +14,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tdformer.models.kernels import on_cuda
-from tdformer.models.kernels.triton_kernels import backward_kernel, fire_kernel, sums_kernel
+from tdformer.models.kernels.triton_kernels import (
+    attention_backward_kernel,
+    attention_kernel,
+    backward_kernel,
+    fire_kernel,
+    sums_kernel,
+)
 from tests.conftest import REPOSITORY
 
 SCALE = ("scale_ptr", "shift_ptr", "slope_ptr", "offset_ptr")
@@ -68,3 +74,14 @@ def test_kernels_compile_for_gpus(architecture: int, steps: int, value: str) -> 
     for kernel, absent in VARIANTS:
         compiled = triton.compile(source(kernel, absent, steps, value), GPUTarget("cuda", architecture, 32), on_cuda.OPTIONS)
         assert compiled.asm["cubin"]
+
+
+@pytest.mark.parametrize("value", ["bf16", "fp16"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_attention_compiles_for_gpus(architecture: int, value: str) -> None:
+    for kernel in (attention_kernel, attention_backward_kernel):
+        kinds = {"N": "i32", "scale": "fp32"}
+        signature = {name: "*" + value if name.endswith("_ptr") else kinds.get(name, "constexpr") for name in kernel.arg_names}
+        constants = {"C": 768, "D": 64, "TOKENS": on_cuda.TOKENS}
+        made = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        assert triton.compile(made, GPUTarget("cuda", architecture, 32), on_cuda.OPTIONS).asm["cubin"]

@@ -66,6 +66,29 @@ def norm_neurons_backward(
     return torch.stack(of_y_TMC), _if(v_MC is not None, of_first_MC), of_weight_C, of_bias_C
 
 
+def attention(q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    """q (kᵀ v) scale within each head, which is C / heads channels wide; R: time steps and samples, N: tokens."""
+    q, k, v = (_heads(x_RNC, heads) for x_RNC in (q_RNC, k_RNC, v_RNC))
+    return _joined(q @ (k.mT @ v) * scale)
+
+
+def attention_backward(
+    q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, of_y_RNC: torch.Tensor, heads: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v."""
+    q, k, v, of_y = (_heads(x_RNC, heads) for x_RNC in (q_RNC, k_RNC, v_RNC, of_y_RNC))
+    kv, of_kv = k.mT @ v, q.mT @ (of_y * scale)
+    return _joined((of_y * scale) @ kv.mT), _joined(v @ of_kv.mT), _joined(k @ of_kv)
+
+
+def _heads(x_RNC: torch.Tensor, heads: int) -> torch.Tensor:
+    return x_RNC.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _joined(x_RHND: torch.Tensor) -> torch.Tensor:
+    return x_RHND.transpose(1, 2).flatten(2).contiguous()
+
+
 def potential_type(current: torch.dtype) -> torch.dtype:
     return torch.promote_types(current, torch.float32)
 

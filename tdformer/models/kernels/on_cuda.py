@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 
 from tdformer.models.kernels.formulas import potential_type
-from tdformer.models.kernels.triton_kernels import backward_kernel, fire_kernel, sums_kernel
+from tdformer.models.kernels.triton_kernels import attention_backward_kernel, attention_kernel, backward_kernel, fire_kernel, sums_kernel
 
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 """No multiply-add in one: as torch rounds, whatever Triton's version."""
+TOKENS = 32
+"""That attention takes at a time: with 64 channels of a head, as many as registers hold."""
 SUM_COLUMNS = 64
 SUM_PROGRAMS = 512
 """At most so many parts of the rows are summed apart, and their sums then by torch."""
@@ -63,6 +65,24 @@ def norm_neurons_backward(
     norm = (scale_C, shift_C, slope_C, of_bias_C / values - mean_C * slope_C)
     of_y_TMC, of_first_MC = _backward(y_TMC, v_MC, of_spikes_TMC, of_v_MC, norm, v_threshold)
     return of_y_TMC, of_first_MC, of_weight_C, of_bias_C
+
+
+def attention(q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    y_RNC = torch.empty_like(q_RNC)
+    _, tokens, channels = q_RNC.shape
+    attention_kernel[(len(q_RNC), heads)](q_RNC, k_RNC, v_RNC, y_RNC, tokens, scale, channels, channels // heads, TOKENS, **OPTIONS)
+    return y_RNC
+
+
+def attention_backward(
+    q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, of_y_RNC: torch.Tensor, heads: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    of_q_RNC, of_k_RNC, of_v_RNC = (torch.empty_like(x_RNC) for x_RNC in (q_RNC, k_RNC, v_RNC))
+    _, tokens, channels = q_RNC.shape
+    attention_backward_kernel[(len(q_RNC), heads)](
+        q_RNC, k_RNC, v_RNC, of_y_RNC, of_q_RNC, of_k_RNC, of_v_RNC, tokens, scale, channels, channels // heads, TOKENS, **OPTIONS
+    )
+    return of_q_RNC, of_k_RNC, of_v_RNC
 
 
 Given = torch.Tensor | None

@@ -56,13 +56,19 @@ neurons = _operator(formulas.neurons)
 norm_neurons = _operator(formulas.norm_neurons)
 neurons_backward = _operator(formulas.neurons_backward)
 norm_neurons_backward = _operator(formulas.norm_neurons_backward)
+attention = _operator(formulas.attention)
+attention_backward = _operator(formulas.attention_backward)
 
 
 def reason_against(device: torch.device) -> str | None:
     """Why kernels cannot be compiled for this device on this machine (no compiler, say); None if they can."""
-    x_TM, v_M = torch.ones(2, 8, device=device), torch.zeros(8, device=device)
+    y_TMC, one_C = torch.ones(2, 32, 16, device=device), torch.ones(16, device=device)
     try:
-        neurons_backward(x_TM, v_M, neurons(x_TM, v_M, 1.0, True)[0], None, 1.0)
+        spikes_TMC, _ = norm_neurons(y_TMC, None, one_C, one_C, 1.0, True)
+        norm_neurons_backward(y_TMC, None, one_C, one_C, one_C, one_C, spikes_TMC, None, 1.0)
+        if device.type == "cuda":
+            q_RNC = spikes_TMC.half()
+            attention_backward(q_RNC, q_RNC, q_RNC, attention(q_RNC, q_RNC, q_RNC, 1, 1.0), 1, 1.0)
     except Exception as error:  # whatever a compiler, or its absence, may raise
         return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return None

@@ -141,3 +141,49 @@ def sums_kernel(
     part = tl.program_id(0) * C + channel
     tl.store(parts_ptr + part, tl.sum(sums, 0), exists)
     tl.store(parts_ptr + tl.num_programs(0) * C + part, tl.sum(moments, 0), exists)
+
+
+@triton.jit
+def _of_head(ptr, tokens, N, C: tl.constexpr, D: tl.constexpr):
+    """Of some tokens the channels of this program's head, [tokens, D]."""
+    place = (tl.program_id(0).to(tl.int64) * N + tokens[:, None]) * C + tl.program_id(1) * D + tl.arange(0, D)[None, :]
+    return tl.load(ptr + place, (tokens < N)[:, None], other=0.0)
+
+
+@triton.jit
+def _to_head(ptr, values, tokens, N, C: tl.constexpr, D: tl.constexpr):
+    place = (tl.program_id(0).to(tl.int64) * N + tokens[:, None]) * C + tl.program_id(1) * D + tl.arange(0, D)[None, :]
+    tl.store(ptr + place, values.to(ptr.dtype.element_ty), (tokens < N)[:, None])
+
+
+@triton.jit
+def attention_kernel(q_ptr, k_ptr, v_ptr, y_ptr, N, scale, C: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr):
+    """A program for each time step, sample and head. D channels of a head."""
+    kv = tl.zeros((D, D), tl.float32)
+    for start in range(0, N, TOKENS):
+        tokens = start + tl.arange(0, TOKENS)
+        kv += tl.dot(tl.trans(_of_head(k_ptr, tokens, N, C, D)), _of_head(v_ptr, tokens, N, C, D))
+    kv = kv.to(q_ptr.dtype.element_ty)
+    for start in range(0, N, TOKENS):
+        tokens = start + tl.arange(0, TOKENS)
+        _to_head(y_ptr, tl.dot(_of_head(q_ptr, tokens, N, C, D), kv) * scale, tokens, N, C, D)
+
+
+@triton.jit
+def attention_backward_kernel(
+    q_ptr, k_ptr, v_ptr, of_y_ptr, of_q_ptr, of_k_ptr, of_v_ptr, N, scale, C: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr
+):
+    value = q_ptr.dtype.element_ty
+    kv = tl.zeros((D, D), tl.float32)
+    of_kv = tl.zeros((D, D), tl.float32)
+    for start in range(0, N, TOKENS):
+        tokens = start + tl.arange(0, TOKENS)
+        kv += tl.dot(tl.trans(_of_head(k_ptr, tokens, N, C, D)), _of_head(v_ptr, tokens, N, C, D))
+        of_kv += tl.dot(tl.trans(_of_head(q_ptr, tokens, N, C, D)), _of_head(of_y_ptr, tokens, N, C, D))
+    kv = (kv * scale).to(value)
+    of_kv = (of_kv * scale).to(value)
+    for start in range(0, N, TOKENS):
+        tokens = start + tl.arange(0, TOKENS)
+        _to_head(of_q_ptr, tl.dot(_of_head(of_y_ptr, tokens, N, C, D), tl.trans(kv)), tokens, N, C, D)
+        _to_head(of_k_ptr, tl.dot(_of_head(v_ptr, tokens, N, C, D), tl.trans(of_kv)), tokens, N, C, D)
+        _to_head(of_v_ptr, tl.dot(_of_head(k_ptr, tokens, N, C, D), of_kv), tokens, N, C, D)
