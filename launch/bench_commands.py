@@ -173,3 +173,58 @@ def bench_watching(
     with joined() as ranks, progress("measuring", rounds) as advance:
         rows = [asdict(row) for row in measure(run, rounds, ranks, advance)]
     show_rows(rows, as_json, "rows")
+
+
+@bench_app.command("together")
+def bench_together(
+    config: Config,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps, with the first few, which are not measured.")] = 60,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many generated images of ImageNet's sizes.", show_default="the run's own data")
+    ] = None,
+    stored: Annotated[Literal["wds", "ffcv"] | None, typer.Option("--format", help="Of the generated set.", show_default="wds")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where it is kept for the next time, about 0.3 MB an image.", show_default="a temporary one")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Training steps of a run with its loader processes, and the share of the step for which they wait for data. Keeps nothing of the run.
+
+    The weights are random; nothing is evaluated or saved. For several processes start it under torchrun. --images needs the extra `bench`.
+    """
+    import json
+    import multiprocessing
+    from contextlib import nullcontext
+    from dataclasses import asdict
+    from functools import partial
+    from tempfile import TemporaryDirectory
+
+    from tdformer.bench.conditions import conditions
+    from tdformer.bench.together import check_steps, measure, warm_up, with_photographs
+    from tdformer.config_io import load_config
+    from tdformer.ranks import joined
+
+    if images is None and (stored or folder):
+        raise UserError("--format and --folder are those of a generated set: give --images too, or leave them out")
+    cores = os.cpu_count() or 1
+    with joined() as ranks, nullcontext(folder) if folder else TemporaryDirectory() as where:
+        run = ranks.from_first(ranks.together(lambda: load_config(config, overrides or [])))
+        ranks.together(lambda: check_steps(run, steps, ranks.world))
+        if images is not None:
+            multiprocessing.set_forkserver_preload(["data_pipelines.micro_batches"])  # `prepare` starts the helper that is the loaders' too
+            with progress("generating", 2 * images) as advance:
+                generate = partial(with_photographs, run, Path(where), images, stored or "wds", processes=cores, progress=advance)
+                run = ranks.from_first(ranks.together(lambda: generate() if ranks.is_first else None))
+        found = conditions(ranks.device) | {"processes": ranks.world, "images": images, "image_size": run.data.image_size}
+        found |= {key: getattr(run.training, key) for key in ("global_batch", "micro_batch", "precision", "kernels", "recompute")}
+        found |= {"steps": steps, "steps_left_out": warm_up(run, ranks.world)}
+        row = measure(run, steps, ranks)
+    if row is None:
+        return
+    if as_json:
+        typer.echo(json.dumps({"conditions": found, "rows": [asdict(row)]}))
+        return
+    for name, table in {"conditions": [found], "rows": [asdict(row)]}.items():
+        show_rows(table, False, name)
+        typer.echo()
