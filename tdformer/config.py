@@ -206,9 +206,9 @@ class TrainingConfig(Section):
     """bf16 and fp16 are autocast: parameters, BatchNorm statistics and membranes stay fp32. fp16 comes with a loss scale that is
     halved, and the global batch passed over, when a gradient overflows, and doubled after 2000 steps without."""
     kernels: Kernels = "auto"
-    """fused: BatchNorm and LIF neurons of all time steps as one kernel, compiled by torch at the first step (half a minute, then cached
-    on the disk); the results are those of plain up to rounding. Where it cannot be compiled, the run says so and takes plain.
-    auto: fused on a GPU."""
+    """fused: BatchNorm and LIF neurons of all time steps as one kernel, and tensors in channels_last; compiled at the first step (half a
+    minute, then cached on the disk). The results are those of plain up to rounding. Where it cannot be compiled, the run says so and
+    takes plain. auto: fused on a GPU."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of an exponential moving average of weights and BatchNorm statistics, taken after every optimizer step and evaluated as
     val/top1_ema; `best` then goes by that. null: none."""
