@@ -78,3 +78,13 @@ def test_ranks_zero_stage_and_recompute_change_no_bit_of_a_run(config: dict, tmp
         assert f"resumed at step {cut} of {STEPS}" in result.stdout
         assert bits(moved, until) == bits(reference, until)
     assert curve(moved) == curve(reference)
+
+
+@pytest.mark.slow
+def test_fused_kernels_keep_that_promise(config: dict, tmp_path: Path) -> None:
+    reference = train(config, tmp_path / "reference", ranks=1, zero_stage=0, kernels="fused")
+    other = train(config, tmp_path / "other", ranks=3, zero_stage=3, kernels="fused", recompute="block_segment")
+    plain = train(config, tmp_path / "plain", ranks=1, zero_stage=0)
+    assert bits(other) == bits(reference)
+    assert curve(other) == curve(reference)
+    assert bits(plain) != bits(reference)  # they were in use
