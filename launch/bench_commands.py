@@ -84,7 +84,8 @@ def bench_step(
     import torch
 
     from tdformer.bench.conditions import conditions
-    from tdformer.bench.step import CONTENDERS, Setting, measure, network
+    from tdformer.bench.contenders import CONTENDERS, Setting, network
+    from tdformer.bench.step import measure
     from tdformer.ranks import joined
 
     on_gpu = torch.cuda.is_available()

@@ -50,7 +50,11 @@ def map_channels(x_BCN: torch.Tensor, weight_KC1: torch.Tensor, bias_K: torch.Te
     """
     if channels_are_last(x_BCN):
         if x_BCN.is_cuda:
-            return nn.functional.linear(x_BCN.movedim(1, -1), weight_KC1.flatten(1), bias_K).movedim(-1, 1)
+            x_BNC = x_BCN.movedim(1, -1)
+            y_MK = nn.functional.linear(
+                x_BNC.flatten(0, -2), weight_KC1.flatten(1), bias_K
+            )  # of two axes the bias is added within the product
+            return y_MK.unflatten(0, x_BNC.shape[:-1]).movedim(-1, 1)
         if x_BCN.dim() == 3:
             return nn.functional.conv2d(x_BCN.unsqueeze(2), weight_KC1.unsqueeze(2), bias_K).squeeze(2)
     return nn.functional.conv1d(x_BCN, weight_KC1, bias_K) if x_BCN.dim() == 3 else nn.functional.conv2d(x_BCN, weight_KC1, bias_K)

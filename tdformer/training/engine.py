@@ -223,6 +223,11 @@ class Engine:
         if self.zero_stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
+    def kept_between_steps(self) -> list[torch.Tensor]:
+        """What this rank's memory holds between two optimizer steps besides the network: moments, and sums of the global batch."""
+        moments = [self._stepping.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
+        return [*moments, self.global_batch.sums]
+
     def _moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
         if self.zero_stage == 0:
             return self._optimizer.state[parameter][moment]

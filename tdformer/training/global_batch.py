@@ -36,11 +36,11 @@ class GlobalBatch:
         self._start = [buffer.clone() for buffer in self._buffers]
         shapes = [full_shape(parameter) for parameter in parameters] + [buffer.shape for buffer in self._buffers]
         ends = [0, *torch.tensor([shape.numel() for shape in shapes]).cumsum(0).tolist()]
-        self._sums = torch.zeros(ends[-1] + 1, dtype=torch.float64, device=ranks.device)  # the last one is of the losses
-        views = [self._sums[start:end].view(shape) for (start, end), shape in zip(pairwise(ends), shapes, strict=True)]
+        self.sums = torch.zeros(ends[-1] + 1, dtype=torch.float64, device=ranks.device)  # the last one is of the losses
+        views = [self.sums[start:end].view(shape) for (start, end), shape in zip(pairwise(ends), shapes, strict=True)]
         self.gradients, self._statistics = views[: len(parameters)], views[len(parameters) :]
         """float64, in the order and the full shapes of the parameters."""
-        self._of_gradients = self._sums[: ends[len(parameters)]]
+        self._of_gradients = self.sums[: ends[len(parameters)]]
         for parameter, view in zip(parameters, self.gradients, strict=True):
             parameter.register_hook(partial(_take, view))
 
@@ -55,20 +55,20 @@ class GlobalBatch:
             buffer.copy_(start)
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        self._sums[-1] += loss.detach()
+        self.sums[-1] += loss.detach()
 
     def reduce(self, micro_batches: int, loss_scale: float = 1.0) -> None:
         """Turn the sums into means over all ranks' micro-batches, of which there are so many. One collective.
 
         `loss_scale`: what the losses were multiplied with before the backward pass; a power of two, so that no bit is lost.
         """
-        self.ranks.sum(self._sums).div_(micro_batches)
+        self.ranks.sum(self.sums).div_(micro_batches)
         if loss_scale != 1:
             self._of_gradients.div_(loss_scale)
 
     @property
     def loss(self) -> float:
-        return float(self._sums[-1])
+        return float(self.sums[-1])
 
     def gradient_norm(self) -> float:
         """L2, over all parameters; not finite if any gradient is not."""
@@ -83,7 +83,7 @@ class GlobalBatch:
             buffer.copy_(view)
 
     def clear(self) -> None:
-        self._sums.zero_()
+        self.sums.zero_()
 
 
 def _take(into: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

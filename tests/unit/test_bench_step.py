@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from tdformer.bench.ceilings import measure_ceilings
+from tdformer.bench.contenders import CONTENDERS, network
 from tdformer.bench.kinds import optimizing, shares_by_kind
 from tdformer.bench.peak import peak_bytes
 from tdformer.bench.peer import make_peer
-from tdformer.bench.step import CONTENDERS, measure_ceilings, network
 from tests.conftest import tdformer
 
 CPU = torch.device("cpu")

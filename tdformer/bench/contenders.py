@@ -1,0 +1,145 @@
+"""The networks that are measured side by side, and a training step of each: forward pass, loss, backward pass, AdamW.
+
+All are given the same images, precision and optimizer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+
+from data_pipelines.config import DataConfig
+from data_pipelines.errors import UserError
+from tdformer.bench.kinds import optimizing
+from tdformer.bench.peer import PEER, make_peer
+from tdformer.config import FeedbackConfig, Kernels, ModelConfig, Precision, RecomputePolicy, RunConfig, TrainingConfig
+from tdformer.config_io import checked
+from tdformer.ranks import Ranks
+from tdformer.training.engine import Engine
+from tdformer.training.kernels import choose_kernels
+from tdformer.training.objective import Objective, autocast
+
+CONTENDERS = ("backbone", "tdformer", PEER, "tdformer-recompute", "tdformer-engine")
+"""tdformer-recompute: under the recompute policy block_segment. tdformer-engine: as `tdformer train` runs it, under DeepSpeed and with
+gradients and statistics added exactly; the others are trained by a plain loop."""
+
+
+def network(embed_dims: int, image_size: int, time_steps: int, segments: int) -> ModelConfig:
+    """HST-10 with so many channels, feedback in all blocks of its last stage. Raises UserError for sizes that do not fit."""
+    if embed_dims % 64:
+        raise UserError(f"--embed-dims must be a multiple of 64, as heads have 64 channels, got {embed_dims}")
+    if image_size % 16:
+        raise UserError(f"--image-size must be a multiple of 16, the network's stride, got {image_size}")
+    backbone = {"embed_dims": embed_dims, "num_heads": embed_dims // 64, "depths": (1, 2, 7)}
+    return checked(ModelConfig, {"backbone": backbone, "time_steps": time_steps, "segments": segments}, "no such network")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders have in common. model: that of tdformer, whose backbone is the others'."""
+
+    model: ModelConfig
+    image_size: int
+    precision: Precision
+    kernels: Kernels
+    ranks: Ranks
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
+
+
+@dataclass
+class Contender:
+    """One network, and a training step of it on a number of images."""
+
+    name: str
+    network: nn.Module
+    step: Callable[[int], object]
+    state: Callable[[], list[torch.Tensor]]
+    """What stays in memory between two steps."""
+    batch: int = 0
+    seconds: list[float] = field(default_factory=list)
+    """Per step, of each round."""
+
+
+def make(name: str, setting: Setting) -> Contender:
+    torch.manual_seed(0)
+    if name == PEER:
+        network = make_peer(setting.model, setting.model.time_steps).to(setting.device)
+        return _plain_loop(name, network, partial(_peers_loss, network, setting), setting)
+    feedback, segments = (None, 1) if name == "backbone" else (setting.model.feedback or FeedbackConfig(), setting.model.segments)
+    model = setting.model.model_copy(update={"feedback": feedback, "segments": segments, "loss_weights": None})
+    policy: RecomputePolicy = "block_segment" if name == "tdformer-recompute" else "none"
+    objective = Objective(model, label_smoothing=0.0, recompute=policy, precision=setting.precision).to(setting.device)
+    for note in choose_kernels(objective.model, setting.kernels, setting.ranks):
+        print(f"{name}: {note}", file=sys.stderr)
+    if name == "tdformer-engine":
+        return _under_engine(name, objective, model, setting)
+    return _plain_loop(name, objective, objective, setting)
+
+
+def _plain_loop(name: str, network: nn.Module, loss: Callable[..., torch.Tensor], setting: Setting) -> Contender:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
+    batches = _Batches(setting)
+
+    def step(batch: int) -> None:
+        loss(*batches.of(batch)).backward()
+        with optimizing():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def state() -> list[torch.Tensor]:
+        moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        return [*network.parameters(), *network.buffers(), *moments]
+
+    return Contender(name, network, step, state)
+
+
+def _peers_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    from spikingjelly.activation_based.functional import reset_net
+
+    reset_net(network)
+    with autocast(setting.device, setting.precision):
+        logits_BK = network(images_BCHW)
+    return nn.functional.cross_entropy(logits_BK.float(), labels_B)
+
+
+def _under_engine(name: str, objective: Objective, model: ModelConfig, setting: Setting) -> Contender:
+    training = TrainingConfig(global_batch=2, micro_batch=2, precision=setting.precision, kernels=setting.kernels, label_smoothing=0.0)
+    config = RunConfig(name=name, data=DataConfig(train="none", val="none", image_size=setting.image_size), model=model, training=training)
+    engine, batches = Engine(objective, config, setting.ranks), _Batches(setting)
+
+    def step(batch: int) -> None:
+        engine.micro_step(*batches.of(batch))
+        _, norm = engine.reduce()
+        with optimizing():
+            engine.apply(1e-6, norm)
+
+    def state() -> list[torch.Tensor]:
+        return [*objective.parameters(), *objective.buffers(), *engine.kept_between_steps()]
+
+    return Contender(name, objective, step, state)
+
+
+class _Batches:
+    """The same random images for all contenders, on the device."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if batch not in self._made:
+            self._made.clear()
+            setting, generator = self.setting, torch.Generator().manual_seed(batch)
+            shape = (batch, setting.model.backbone.in_channels, setting.image_size, setting.image_size)
+            images_BCHW = torch.randn(shape, generator=generator)
+            labels_B = torch.randint(setting.model.num_classes, (batch,), generator=generator)
+            self._made[batch] = images_BCHW.to(setting.device), labels_B.to(setting.device)
+        return self._made[batch]
