@@ -62,7 +62,7 @@ def marked(model: nn.Module) -> Iterator[None]:
 
     def enter(kind: Kind) -> Callable[..., None]:
         def mark(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            norm_is_within = isinstance(module, LIF) and module.fused and len(inputs) > 2
+            norm_is_within = isinstance(module, LIF) and len(inputs) > 2 and module.takes_in(inputs[2], inputs[0])
             open_marks.append(record_function(MARK + ("batch_norm_and_lif" if norm_is_within else kind)))
             open_marks[-1].__enter__()
 

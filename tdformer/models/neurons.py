@@ -35,16 +35,22 @@ class LIF(nn.Module):
         Returns spikes (0 or 1) of the same shape and dtype.
         """
         v_B = membranes.start(self)
-        is_fused = self.fused and len(x_TB) <= operators.MOST_STEPS
-        if norm is not None and not (is_fused and fused.takes(norm)):
+        if norm is not None and not self.takes_in(norm, x_TB):
             x_TB, norm = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2]), None
-        if is_fused:
+        if self._is_one_kernel(x_TB):
             spikes_TB, v_B = fused.lif(x_TB, v_B, self.v_threshold, membranes.handed_on, norm)
         else:
             steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
             spikes_TB, v_B = steps(x_TB, at_rest(x_TB) if v_B is None else v_B, self.v_threshold)
         membranes.leave(self, v_B)
         return spikes_TB
+
+    def takes_in(self, norm: nn.Module, x_TB: torch.Tensor) -> bool:
+        """Whether the neurons' kernel does the work of that BatchNorm too."""
+        return self._is_one_kernel(x_TB) and fused.takes(norm)
+
+    def _is_one_kernel(self, x_TB: torch.Tensor) -> bool:
+        return self.fused and len(x_TB) <= operators.MOST_STEPS
 
     def extra_repr(self) -> str:
         return f"tau={TAU}, v_threshold={self.v_threshold}"

@@ -106,7 +106,7 @@ def _statistics(norm: Any, y_TBC: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         norm.num_batches_tracked.add_(1)
     if y_TBC.is_meta:  # torch has no such operator there
         return torch.empty_like(norm.weight), torch.empty_like(norm.weight)
-    y_BCHW = y_TBC.flatten(0, 1)[(...,) + (None,) * (5 - y_TBC.dim())]  # it knows channels_last by four axes
+    y_BCHW = y_TBC.flatten(0, 1)[:, :, *[None] * (5 - y_TBC.dim())]  # it knows channels_last by four axes
     with torch.no_grad():
         mean_C, variance_C = torch.batch_norm_update_stats(y_BCHW, running[0], running[1], norm.momentum)
         return mean_C, (variance_C + norm.eps).rsqrt()
