@@ -117,8 +117,8 @@ def sums_kernel(
     sums = tl.zeros((ROWS, COLUMNS), DTYPE)
     moments = tl.zeros((ROWS, COLUMNS), DTYPE)
     first = tl.program_id(0) * per_program
-    for start in range(first, first + per_program, ROWS):
-        row = start + tl.arange(0, ROWS)
+    for start in range(0, per_program, ROWS):
+        row = first + start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & exists[None, :]
         neuron = row[:, None].to(tl.int64) * C + channel[None, :]
         v = _given_or_0(v_ptr, neuron, inside, DTYPE)
