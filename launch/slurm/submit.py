@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from data_pipelines.files import replace_file
+from data_pipelines.storage.files import replace_file
 from launch.slurm import attempts, scheduler
-from launch.slurm.config import ClusterConfig
+from launch.slurm.cluster_config import ClusterConfig
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
 from tdformer.config import RunConfig
-from tdformer.config_io import ConfigError, load_config, parse_override
+from tdformer.config.yaml_io import ConfigError, load_config, parse_override
+from tdformer.rundir import run_directory, run_lock
 from tdformer.tracking.probe import probe
-from tdformer.training import run_directory, run_lock
 
 CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL", None)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from tdformer import sessions
+from tdformer.rundir import sessions
+from tdformer.rundir.run_directory import CONFIG_FILE, METRICS_FILE
+from tdformer.rundir.sessions import Session
 from tdformer.runs import configs, metric_rows
 from tdformer.runs.metric_rows import MetricRows, Point
 from tdformer.runs.states import State, state_of
-from tdformer.sessions import Session
 from tdformer.tracking.run_ids import read_run_id
-from tdformer.training.run_directory import CONFIG_FILE, METRICS_FILE
 
 TRAIN_LOSS, IMAGES_PER_S = "train/loss", "train/images_per_s"
 FOR_A_LIST, FOR_A_CURVE, FOR_ONE_OF_MANY = 20, 200, 50

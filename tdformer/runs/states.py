@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tdformer.sessions import Session
-from tdformer.training import lock_file
+from tdformer.rundir import lock_file
+from tdformer.rundir.sessions import Session
 
 State = Literal["running", "finished", "stopped", "failed", "lost", "queued", "new", "damaged"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed")

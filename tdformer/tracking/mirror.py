@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tdformer.config import RunConfig
-from tdformer.config_io import load_config
-from tdformer.sessions import Session
-from tdformer.tracking import describing, models
+from tdformer.config.yaml_io import load_config
+from tdformer.rundir.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
+from tdformer.rundir.sessions import Session
+from tdformer.tracking import description, models
 from tdformer.tracking.client import open_client
-from tdformer.tracking.finding import find_or_make, last_session
+from tdformer.tracking.mlflow_run import find_or_make, last_session
 from tdformer.tracking.spool import Point, Spool
-from tdformer.training.run_directory import CONFIG_FILE, CURVE_FILE, METRICS_FILE
 
 SYSTEM_METRICS_FILE = "system_metrics.jsonl"
 METRICS_PER_BATCH, TEXTS_PER_BATCH = 1000, 100
@@ -70,11 +70,11 @@ class Mirror:
         """Parameters and tags, which stay as they are while a process trains."""
         from mlflow.entities import Param, RunTag
 
-        params, tags = describing.params(config), describing.tags(config, self.run_dir, session)
-        tags |= describing.changed(config, run.data.params)
+        params, tags = description.params(config), description.tags(config, self.run_dir, session)
+        tags |= description.changed(config, run.data.params)
         for batch in _batches(_lacking(params, run.data.params, Param), TEXTS_PER_BATCH):
             self._client.log_batch(self.run_id, params=batch)
-        stale = [name for name in run.data.tags if name.startswith(describing.CHANGED) and name not in tags]
+        stale = [name for name in run.data.tags if name.startswith(description.CHANGED) and name not in tags]
         for batch in _batches(_lacking(tags, run.data.tags, RunTag, change=True), TEXTS_PER_BATCH):
             self._client.log_batch(self.run_id, tags=batch)
         for name in stale:

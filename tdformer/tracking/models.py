@@ -18,12 +18,12 @@ def send(client: Any, run_id: str, run_dir: Path, config: RunConfig) -> None:
     tracking = config.tracking
     if tracking.log_model == "none":
         return
-    from tdformer.training import checkpoints
+    from tdformer.checkpoint import store
 
-    checkpoint = checkpoints.find(run_dir, tracking.log_model)
+    checkpoint = store.find(run_dir, tracking.log_model)
     if client.get_run(run_id).data.tags.get(CHECKPOINT_TAG) != checkpoint.name:
         with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir) as folder:
-            from tdformer.training.export import export
+            from tdformer.checkpoint.export import export
 
             exported = Path(folder) / FOLDER
             export(checkpoint, exported, averaged=config.training.ema_decay is not None)
@@ -37,7 +37,7 @@ def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
     """A version of the registered model, with this run's validation metrics as tags."""
     from mlflow.exceptions import MlflowException
 
-    from tdformer.training import checkpoints
+    from tdformer.checkpoint import store
 
     try:
         client.create_registered_model(name)
@@ -46,7 +46,7 @@ def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
             raise
     if any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
         return
-    position = checkpoints.check(checkpoint)
-    tags = {f"val/{metric}": f"{value:.6g}" for metric, value in position.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
+    train_state = store.check(checkpoint)
+    tags = {f"val/{metric}": f"{value:.6g}" for metric, value in train_state.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
     client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)

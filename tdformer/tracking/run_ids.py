@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_pipelines.files import replace_file
+from data_pipelines.storage.files import replace_file
 
 FILE = "mlflow.json"
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from tdformer import sessions
 from tdformer.config import TrackingConfig
-from tdformer.config_io import checked, load_config
+from tdformer.config.yaml_io import checked, load_config
+from tdformer.rundir import lock_file, run_directory, sessions
 from tdformer.tracking.client import explain
 from tdformer.tracking.mirror import Mirror
-from tdformer.training import lock_file, run_directory
 
 SECONDS_TO_CLOSE = 15.0
 

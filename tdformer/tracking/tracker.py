@@ -10,8 +10,8 @@ from typing import Self
 
 from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
-from tdformer.launchers import REQUEUES
-from tdformer.sessions import Session, SessionFile, Status
+from tdformer.distributed.launch_environment import REQUEUES
+from tdformer.rundir.sessions import Session, SessionFile, Status
 from tdformer.tracking.client import import_mlflow, is_server
 from tdformer.tracking.mirror import Mirror
 from tdformer.tracking.sender import Sender

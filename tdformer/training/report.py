@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_pipelines.errors import UserError
+from tdformer.checkpoint.store import TrainState
 from tdformer.config import RunConfig
+from tdformer.distributed.context import DistContext
+from tdformer.distributed.watchdog.progress import TRAINING
 from tdformer.evaluation import Evaluation
-from tdformer.ranks import Ranks
+from tdformer.rundir.metrics_file import MetricsFile, draw_learning_curve
+from tdformer.rundir.run_directory import CURVE_FILE, METRICS_FILE
 from tdformer.tracking.tracker import Tracker
-from tdformer.training.checkpoints import Position
-from tdformer.training.metrics import MetricsFile, draw_learning_curve
-from tdformer.training.run_directory import CURVE_FILE, METRICS_FILE
-from tdformer.training.this_session import this_session
-from tdformer.training.time_left import TimeLeft
-from tdformer.watchdog.progress import TRAINING
+from tdformer.training.new_session import this_session
+from tdformer.training.telemetry.time_left import TimeLeft
 
 
 class Report:
@@ -41,14 +41,14 @@ class Report:
 
 
 class FirstRankReport(Report):
-    def __init__(self, run_dir: Path, progress: Progress, tracker: Tracker, position: Position, total_steps: int) -> None:
+    def __init__(self, run_dir: Path, progress: Progress, tracker: Tracker, train_state: TrainState, total_steps: int) -> None:
         self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
         self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
         self.title = run_dir.name
         self.total_steps = total_steps
         self._warned = False
         self.time_left = TimeLeft(total_steps)
-        self.task = progress.add_task("", total=total_steps, completed=position.step, left="")
+        self.task = progress.add_task("", total=total_steps, completed=train_state.step, left="")
 
     def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
         left = self.time_left.after(step)
@@ -93,40 +93,40 @@ class FirstRankReport(Report):
 
 
 @contextmanager
-def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
+def reporting(config: RunConfig, run_dir: Path, train_state: TrainState, total_steps: int, context: DistContext) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
-    tracker = ranks.together(lambda: _record_of(config, run_dir, position, ranks) if ranks.is_first else None)
-    ranks.watchdog.progress.enter(TRAINING)
+    tracker = context.on_all_ranks(lambda: _record_of(config, run_dir, train_state, context) if context.is_rank0 else None)
+    context.watchdog.progress.enter(TRAINING)
     if tracker is None:
         yield Report()
         return
     with ExitStack() as stack:
-        stack.enter_context(_leaving(tracker, ranks))
+        stack.enter_context(_leaving(tracker, context))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps  {task.fields[left]}"))
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)
-        yield FirstRankReport(run_dir, progress, tracker, position, total_steps)
+        yield FirstRankReport(run_dir, progress, tracker, train_state, total_steps)
 
 
 @contextmanager
-def _leaving(tracker: Tracker, ranks: Ranks) -> Iterator[None]:
+def _leaving(tracker: Tracker, context: DistContext) -> Iterator[None]:
     """Inside the tracker; what it waits for at its end counts as saving."""
     with ExitStack() as slow, tracker:
         try:
             yield
         finally:
-            slow.enter_context(ranks.watchdog.progress.during("saving"))
+            slow.enter_context(context.watchdog.progress.during("saving"))
 
 
-def _record_of(config: RunConfig, run_dir: Path, position: Position, ranks: Ranks) -> Tracker:
+def _record_of(config: RunConfig, run_dir: Path, train_state: TrainState, context: DistContext) -> Tracker:
     """The run's MLflow run; with its metrics file, both go on from `position`."""
     path = run_dir / METRICS_FILE
     try:
-        MetricsFile(path).cut_after(position.step, position.evaluated_epochs)
+        MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
     except OSError as error:
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
-    return Tracker(config.tracking, run_dir, this_session(ranks, position.step))
+    return Tracker(config.tracking, run_dir, this_session(context, train_state.step))
 
 
 class Throughput:

@@ -8,9 +8,9 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.config_io import load_config
-from tdformer.training import run_directory
-from tdformer.training.metrics import MetricsFile, draw_learning_curve
+from tdformer.config.yaml_io import load_config
+from tdformer.rundir import run_directory
+from tdformer.rundir.metrics_file import MetricsFile, draw_learning_curve
 
 
 def config(output: Path, **changes: object) -> RunConfig:

@@ -1,0 +1,77 @@
+"""What is measured of training steps while they run: times, firing rates, utilisation, traces. It changes no bit of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from tdformer.config import RunConfig
+from tdformer.distributed.context import DistContext
+from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.telemetry.firing_rates import FiringRates
+from tdformer.training.telemetry.stopwatch import Part, Stopwatch
+from tdformer.training.telemetry.traces import Traces
+from tdformer.training.telemetry.utilisation import Utilisation, peak_memory_mb
+
+
+class Telemetry:
+    """Silent as it stands; FirstRankTelemetry measures."""
+
+    @contextmanager
+    def step(self, step: int, model_with_loss: ModelWithLoss) -> Iterator[None]:
+        """Around one optimizer step, its wait for data included."""
+        yield
+
+    def enter(self, part: Part) -> None:
+        """The next part of the step begins. (Its backward passes begin by themselves.)"""
+
+    def take(self, images_per_s: float) -> dict[str, float]:
+        """The metrics since the last call, at every log_every-th step."""
+        return {}
+
+    def close(self) -> None:
+        """After the last step."""
+
+
+class FirstRankTelemetry(Telemetry):
+    def __init__(self, config: RunConfig, run_dir: Path, context: DistContext) -> None:
+        self._log_every, self._device = config.training.log_every, context.device
+        self._stopwatch, self._firing = Stopwatch(context.device), FiringRates()
+        self._traces = Traces(config.profiling.trace_steps, run_dir)
+        self._utilisation = Utilisation(config, context.device, context.world_size)
+
+    @contextmanager
+    def step(self, step: int, model_with_loss: ModelWithLoss) -> Iterator[None]:
+        self._traces.begin_step(step)
+        self._stopwatch.enter("data_wait")
+        if step % self._log_every == 0:
+            self._firing.watch(model_with_loss.model)
+        hook = model_with_loss.register_forward_hook(self._forward_is_done)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._firing.leave()
+            self._stopwatch.end_step()
+        self._traces.end_step(step)
+
+    def enter(self, part: Part) -> None:
+        self._stopwatch.enter(part)
+
+    def take(self, images_per_s: float) -> dict[str, float]:
+        memory = {"train/peak_memory_mb": peak_memory_mb(self._device)}
+        return self._stopwatch.take() | self._utilisation.at(images_per_s) | memory | self._firing.take()
+
+    def close(self) -> None:
+        self._traces.close()
+
+    def _forward_is_done(self, *_: nn.Module | object) -> None:
+        self._stopwatch.enter("backward")
+        self._firing.leave()  # of the first micro-batch alone, and before recompute runs neurons again
+
+
+def make_telemetry(config: RunConfig, run_dir: Path, context: DistContext) -> Telemetry:
+    return FirstRankTelemetry(config, run_dir, context) if context.is_rank0 else Telemetry()
