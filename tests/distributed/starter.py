@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -20,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, Never
 
@@ -60,12 +60,24 @@ class Started:
         return Path(f"{self.out}.{stream}").read_text()
 
 
-def tdformer(*arguments: object, timeout: float = 240) -> CompletedProcess[str]:
-    """Run the command in a process of its own. A hang fails the test."""
-    with TemporaryDirectory() as folder:
-        command = Started("launch", arguments, {}, Path(folder, "command"))
+def tdformer(*arguments: object, timeout: float = 240, environment: Mapping[str, str] | None = None) -> CompletedProcess[str]:
+    """Run the command in a forked process. A hang fails the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = Started("launch", arguments, environment or {}, Path(folder, "command"))
         code = command.wait(timeout)
         return CompletedProcess([*arguments], code, command.output(), command.output("stderr"))
+
+
+def tdformer_from_scratch(*arguments: object, timeout: float = 240, environment: Mapping[str, str] | None = None) -> CompletedProcess[str]:
+    """Run the command as a user does, in a new interpreter that imports what it needs. A hang fails the test."""
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
 
 
 def start_ranks(world_size: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
@@ -135,6 +147,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
     try:
         os.environ.clear()
         os.environ.update(environment)
+        tempfile.tempdir = None  # TMPDIR may be another one here
         sys.argv = [module, *arguments]
         importlib.import_module("launch.cli" if module == "launch" else module).main()
         code = 0

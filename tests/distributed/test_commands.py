@@ -14,8 +14,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import REPOSITORY, run_id_of, tdformer, write_config
-from tests.distributed import starter
+from tests.conftest import REPOSITORY, run_id_of, write_config
+from tests.distributed.starter import tdformer, tdformer_from_scratch
 
 pytestmark = pytest.mark.slow
 
@@ -25,23 +25,23 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
     run_config["training"] |= {"epochs": 1, "global_batch": 12, "micro_batch": 6}
     run_config["output"] = str(tmp_path / "runs")
     config = write_config(run_config, tmp_path)
-    result = tdformer("train", config, "--processes", 2)
+    result = tdformer_from_scratch("train", config, "--processes", 2)
     assert result.returncode == 0, result.stderr
     assert "2 steps per epoch, 2 images (others in each epoch) are left out" in result.stdout
     run = tmp_path / "runs" / "tiny-001"
     assert all(name in result.stdout for name in ("validation top-1", "images/s", "parameters", str(run), "learning curve", "MLflow"))
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert tdformer("train", config).returncode == 0
+    assert tdformer_from_scratch("train", config).returncode == 0
     assert (tmp_path / "runs" / "tiny-002" / "checkpoints" / "latest").exists(), "a second run is a new one"
 
     evaluate = ("evaluate", run, "--json", "--processes")
-    results = [json.loads(start(*evaluate, n).stdout) for n, start in ((1, starter.tdformer), (2, tdformer), (3, starter.tdformer))]
+    results = [json.loads(start(*evaluate, n).stdout) for n, start in ((1, tdformer), (2, tdformer_from_scratch), (3, tdformer))]
     assert {result["samples"] for result in results} == {11}
     assert len({result["top1"] for result in results}) == 1
     best = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert results[0]["top1"] == best["metrics"]["top1"] == best["best_top1"]
 
-    inspected = json.loads(starter.tdformer("checkpoint", "inspect", run, "--json").stdout)
+    inspected = json.loads(tdformer("checkpoint", "inspect", run, "--json").stdout)
     assert (inspected["step"], inspected["world_size"], inspected["evaluated_epochs"]) == (2, 2, 1)
 
     client = MlflowClient(run_config["tracking"]["uri"])
@@ -74,7 +74,7 @@ def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypat
     run_config["tracking"]["system_metrics"] = True
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-    result = starter.tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")
+    result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     logged = MlflowClient(run_config["tracking"]["uri"]).get_run(run_id_of(tmp_path / "run"))
     assert "system/cpu_utilization_percentage" in logged.data.metrics

@@ -13,7 +13,8 @@ import pytest
 
 from data_pipelines.sources import RawSample
 from data_pipelines.sources.mnist import MnistSource
-from tests.conftest import REPOSITORY, stored, tdformer
+from tests.conftest import REPOSITORY, stored
+from tests.distributed.starter import tdformer_from_scratch
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
 
@@ -46,7 +47,7 @@ def curve(folder: Path, processes: int) -> list[dict[str, float]]:
     settings = [f"data.train={data['train']}", f"data.val={data['val']}", "data.train_samples=null", "training.epochs=2"]
     settings += ["training.log_every=1", f"tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.system_metrics=false"]
     command = ["train", REPOSITORY / "configs/demo.yaml", *settings, "--run-dir", folder / "run", "--processes", processes]
-    result = tdformer(*command, environment=SAME_ARITHMETIC)
+    result = tdformer_from_scratch(*command, environment=SAME_ARITHMETIC)
     assert result.returncode == 0, result.stderr
     told = ("step", "train/loss", "train/gradient_norm", "val/loss", "val/top1")
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]

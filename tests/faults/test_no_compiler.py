@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tdformer, write_config
+from tests.conftest import write_config
+from tests.distributed.starter import tdformer_from_scratch
 
 
 @pytest.mark.slow
@@ -16,7 +17,7 @@ def test_without_a_compiler_a_run_takes_the_plain_path(run_config: dict, tmp_pat
     for kernels in ("fused", "plain"):
         run = tmp_path / kernels
         command = ("train", write_config(run_config, tmp_path), f"training.kernels={kernels}", "training.epochs=1", "--run-dir", run)
-        result = tdformer(*command, environment=environment)
+        result = tdformer_from_scratch(*command, environment=environment)
         assert result.returncode == 0, result.stderr
         told = "warning: fused kernels cannot be compiled here, going on with the plain ones, which are slower ("
         assert (result.stdout + result.stderr).count(told) == (kernels == "fused")

@@ -13,17 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.loading.dataset import DataSet, open_set
 from data_pipelines.sources import RawSample
 from tests.conftest import stored
-
-# A busy machine is no failure.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
 
 SAMPLES, PER_SHARD = 23, 5
 CLASSES = ("ant", "bee", "cat")
