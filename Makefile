@@ -2,6 +2,7 @@
 #   make demo        data, training in two processes, evaluation
 #   make test        the whole suite, system packages included
 #   make test-fast   the developer's loop
+#   make test-oldest the developer's loop on the oldest torch that is supported, in an environment of its own
 #   make test-slurm  jobs on a real Slurm of two nodes, which the tests start
 #   make test-faults runs that are killed, sixty times, and the tests of all other faults
 #   make lint        ruff, mypy, import direction
@@ -15,7 +16,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 TRIALS ?= 60
 SEED ?= 0
 
-.PHONY: demo test test-slurm test-fast test-faults lint clean
+# Tests run side by side. Many of them wait, so that three fill two cores.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadgroup
+FAST := --numprocesses 2 --dist loadgroup --hypothesis-profile fast -m "not slow and not slurm and not gpu and not ffcv"
+# The oldest versions that pyproject.toml names. Triton 3.6, which torch 2.11 brings, cannot interpret kernels under numpy 2.4.
+OLDEST := "torch==2.11.*" "torchvision==0.26.*" "numpy==2.3.*"
+
+.PHONY: demo test test-slurm test-fast test-oldest test-faults lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -24,17 +31,20 @@ demo: .venv/.installed
 	$(BIN)/tdformer evaluate "$$(ls -td runs/demo-* | head -n 1)" --processes 2
 
 test: .venv/.installed-ffcv
-	$(BIN)/pytest
+	TDFORMER_REQUIRE_ALL=1 $(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-slurm: .venv/.installed-ffcv
 	$(BIN)/pytest -m slurm
 
 test-fast: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow and not slurm and not gpu"
+	$(BIN)/pytest $(FAST)
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest $(FAST)
 
 test-faults: .venv/.installed-dev
 	$(BIN)/python -m tests.faults.trials --trials $(TRIALS) --seed $(SEED)
-	$(BIN)/pytest tests/faults
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/faults
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -43,11 +53,11 @@ lint: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-oldest build *.egg-info
 
-.venv/bin/python:
+%/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and was not found on the PATH; install it or use make PYTHON=/path/to/python" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $*
 
 .venv/.installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install --constraint constraints.txt --editable .
@@ -60,4 +70,9 @@ clean:
 .venv/.installed-ffcv: .venv/.installed-dev tests/install_system_packages.sh
 	bash tests/install_system_packages.sh
 	$(BIN)/pip install --constraint constraints.txt --editable '.[ffcv]'
+	@touch $@
+
+.venv-oldest/.installed: .venv-oldest/bin/python pyproject.toml constraints.txt
+	grep -Ev '^(torch|torchvision|torchaudio|triton|numpy|nvidia-.*|cuda-.*)==' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt $(OLDEST) --editable '.[dev,bench]'
 	@touch $@

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.distributed.starter import REPOSITORY as REPOSITORY
 from tests.distributed.starter import tdformer as tdformer
-from tests.runs import ReferenceRun, make_reference, tiny_config
+from tests.runs import ReferenceRun, make_empty_mlflow, make_reference, tiny_config
 from tests.runs import write_config as write_config
 from tests.stripes import StripesSource, stored
 
@@ -85,14 +85,8 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: making one takes seconds, copying it none."""
-
-    def make(folder: Path) -> None:
-        from tdformer.tracking.client import import_mlflow
-
-        import_mlflow().MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-
-    return made_once(tmp_path_factory, "mlflow", make) / "mlflow.db"
+    """An MLflow database without runs. Read only: a run needs a copy."""
+    return made_once(tmp_path_factory, "mlflow", make_empty_mlflow) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

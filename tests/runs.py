@@ -131,6 +131,14 @@ def cut_back(run: Path, copy: Path, step: int) -> Path:
     return copy
 
 
+def make_empty_mlflow(folder: Path) -> Path:
+    """Make an MLflow database without runs in `folder`. That takes seconds, and copying it none."""
+    from tdformer.tracking.client import import_mlflow
+
+    import_mlflow().MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
 def make_reference(folder: Path, empty_mlflow: Path) -> ReferenceRun:
     """Write the two sets and train the reference run, on two ranks."""
     stored(StripesSource(50, seed=1), folder / "train")

@@ -17,7 +17,7 @@ from data_pipelines.sources import RawSample
 from tests.conftest import StripesSource, stored, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
-from tests.distributed.test_resume import equal_bits
+from tests.runs import bits
 from tests.unit.imagenet import plant_imagenet
 
 pytestmark = pytest.mark.slow
@@ -72,8 +72,7 @@ def test_training_from_a_url_gives_the_bits_of_local_training(run_config: dict, 
         run_config["data"] |= {"train": f"{place}/train", "val": f"{place}/val"}
         result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / name, "--processes", 2)
         assert result.returncode == 0, result.stderr
-    last = "checkpoints/step-00000003"
-    assert equal_bits(tmp_path / "local" / last, tmp_path / "remote" / last)
+    assert bits(tmp_path / "local", 3) == bits(tmp_path / "remote", 3)
 
     run_config["data"]["shard_cache_gb"] = 1e-5
     refused = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "refused", "--processes", 2)

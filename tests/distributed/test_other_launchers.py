@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tdformer.distributed.launch_environment import free_port
-from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.conftest import REPOSITORY
+from tests.runs import ReferenceRun, bits, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +45,10 @@ def of_two_nodes(launcher: Callable[[int, int, Path], list[str]], folder: Path, 
     return [(node.returncode, output) for node, output in zip(nodes, outputs, strict=True)]
 
 
-def test_two_nodes(run_config: dict, tmp_path: Path) -> None:
-    config = write_config(run_config, tmp_path)
-    assert tdformer("train", config, "--run-dir", tmp_path / "own", "--processes", 2).returncode == 0
-    for launcher in (torchrun, deepspeed):
-        run = tmp_path / launcher.__name__
-        ended = of_two_nodes(launcher, tmp_path, "train", config, "--run-dir", run)
-        assert [code for code, _ in ended] == [0, 0], ended
-        assert ended[0][1].count("validation top-1") == 3  # two epochs and the summary, by one rank alone
-        weights = [path / "checkpoints" / "step-00000006" / "model.safetensors" for path in (run, tmp_path / "own")]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
+@pytest.mark.parametrize("launcher", [torchrun, deepspeed])
+def test_two_nodes(reference: ReferenceRun, tmp_path: Path, launcher: Callable[[int, int, Path], list[str]]) -> None:
+    config = write_config(reference.config(tmp_path), tmp_path)
+    ended = of_two_nodes(launcher, tmp_path, "train", config, "--run-dir", tmp_path / "run")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert ended[0][1].count("validation top-1") == 3  # two epochs and the summary, by one rank alone
+    assert bits(tmp_path / "run") == bits(reference.run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,14 @@ from safetensors.torch import load_file
 
 from data_pipelines.storage.files import sha256
 from tdformer.checkpoint.store import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
-from tests.conftest import write_config
 from tests.distributed.starter import tdformer
+from tests.runs import bits, cut_back, resume, train, write_config
 
 pytestmark = pytest.mark.slow
-STEPS, CUT = 6, 2
+LAST, CUT = 6, 2
 
 
-def train(config: dict, folder: Path, *overrides: str, ranks: int = 1) -> Path:
-    folder.mkdir(exist_ok=True)
-    result = tdformer("train", write_config(config, folder), *overrides, "--run-dir", folder / "run", "--processes", ranks)
-    assert result.returncode == 0, result.stderr
-    return folder / "run"
-
-
-def bits(run: Path, step: int = STEPS) -> dict[str, bytes]:
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    return {name: (folder / name).read_bytes() for name in (MODEL, OPTIMIZER, EMA) if (folder / name).exists()}
-
-
-def position(run: Path, step: int = STEPS) -> dict[str, Any]:
+def position(run: Path, step: int = LAST) -> dict[str, Any]:
     return json.loads((run / "checkpoints" / f"step-{step:08d}" / STATE).read_text())
 
 
@@ -41,33 +28,22 @@ def measured(run: Path, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
-def cut_back(run: Path, copy: Path) -> Path:
-    """The run as a crash after step CUT would have left it."""
-    shutil.copytree(run, copy / "run")
-    for checkpoint in (copy / "run" / "checkpoints").glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) > CUT:
-            shutil.rmtree(checkpoint)
-    (copy / "run" / "checkpoints" / "latest").write_text(f"step-{CUT:08d}\n")
-    (copy / "run" / "checkpoints" / "best").unlink()
-    return copy / "run"
-
-
 def test_layer_decay_and_averages_are_the_same_bits_on_any_ranks_at_any_stage_and_after_a_resume(run_config: dict, tmp_path: Path) -> None:
     run_config["optimizer"]["layer_decay"] = 0.7
     run_config["training"]["ema_decay"] = 0.8
     reference = train(run_config, tmp_path / "one", "training.zero_stage=0")
-    assert bits(reference).keys() == {MODEL, OPTIMIZER, EMA}
+    assert bits(reference, LAST).keys() == {MODEL, OPTIMIZER, EMA}
     for ranks, stage in ((2, 1), (2, 3)):
         other = train(run_config, tmp_path / f"stage{stage}", f"training.zero_stage={stage}", ranks=ranks)
-        assert all(bits(other, step) == bits(reference, step) for step in range(1, STEPS + 1)), stage
+        assert all(bits(other, step) == bits(reference, step) for step in range(1, LAST + 1)), stage
         for name in ("val/top1", "val/top1_ema", "val/loss_ema"):
             assert measured(other, name) == measured(reference, name)
-    resumed = cut_back(reference, tmp_path / "moved")
-    assert tdformer("train", resumed / "config.yaml", "training.zero_stage=3", "--run-dir", resumed, "--processes", 2).returncode == 0
-    assert bits(resumed) == bits(reference)
+    resumed = cut_back(reference, tmp_path / "moved", CUT)
+    resume(resumed, "training.zero_stage=3", ranks=2)
+    assert bits(resumed, LAST) == bits(reference, LAST)
 
     # What was averaged is what each step left behind.
-    last, before = (reference / "checkpoints" / f"step-{step:08d}" for step in (STEPS, STEPS - 1))
+    last, before = (reference / "checkpoints" / f"step-{step:08d}" for step in (LAST, LAST - 1))
     model, average, average_before = load_file(last / MODEL), load_file(last / EMA), load_file(before / EMA)
     for name, tensor in average.items():
         if tensor.is_floating_point():
@@ -85,7 +61,7 @@ def test_averaged_weights_are_chosen_by_exported_and_evaluated(run_config: dict,
     assert averaged["loss"] == pytest.approx(measured(run, "val/loss_ema")[-1], rel=1e-6)
     assert plain["loss"] != averaged["loss"]
     assert tdformer("checkpoint", "export", run, tmp_path / "weights", "--ema").returncode == 0
-    assert load_file(tmp_path / "weights" / MODEL).keys() == load_file(run / "checkpoints" / f"step-{STEPS:08d}" / EMA).keys()
+    assert load_file(tmp_path / "weights" / MODEL).keys() == load_file(run / "checkpoints" / f"step-{LAST:08d}" / EMA).keys()
 
     without = train(run_config, tmp_path / "without", "training.ema_decay=null")
     result = tdformer("evaluate", without, "--ema")
@@ -97,9 +73,9 @@ def test_half_precision_is_the_same_bits_at_zero_3_and_after_a_resume(run_config
     """What is saved is the fp32 parameters at every stage. fp16's loss scale falls at the start if it must, and is no trouble."""
     run_config["training"]["precision"] = precision
     reference = train(run_config, tmp_path / "one", "training.zero_stage=0")
-    resumed = cut_back(reference, tmp_path / "resumed")
-    assert tdformer("train", resumed / "config.yaml", "training.zero_stage=3", "--run-dir", resumed, "--processes", 2).returncode == 0
-    assert bits(resumed) == bits(reference)
+    resumed = cut_back(reference, tmp_path / "resumed", CUT)
+    resume(resumed, "training.zero_stage=3", ranks=2)
+    assert bits(resumed, LAST) == bits(reference, LAST)
     assert position(resumed)["loss_scale"] == position(reference)["loss_scale"]
     assert position(reference)["non_finite"] == 0
     assert (position(reference)["loss_scale"] is not None) == (precision == "fp16")
@@ -108,14 +84,14 @@ def test_half_precision_is_the_same_bits_at_zero_3_and_after_a_resume(run_config
 def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_trouble(run_config: dict, tmp_path: Path) -> None:
     """After a resume at a scale that is far too large, as if it had grown."""
     run_config["training"] |= {"precision": "fp16", "epochs": 1}
-    run = cut_back(train(run_config, tmp_path / "one"), tmp_path / "two")
+    run = cut_back(train(run_config, tmp_path / "one"), tmp_path / "two", CUT)
     checkpoint = run / "checkpoints" / f"step-{CUT:08d}"
     state, manifest = (json.loads((checkpoint / name).read_text()) for name in (STATE, MANIFEST))
     state["loss_scale"]["factor"] = 2.0**40
     (checkpoint / STATE).write_text(json.dumps(state))
     manifest["files"][STATE] = {"bytes": (checkpoint / STATE).stat().st_size, "sha256": sha256(checkpoint / STATE)}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
-    result = tdformer("train", run)
+    result = resume(run)
     assert "a gradient overflowed at step 3, which is passed over; the loss scale is now 5.49756e+11" in result.stdout
     after = position(run, 3)
     assert (after["loss_scale"]["factor"], after["updates"], after["non_finite"]) == (2.0**39, CUT, 0)
@@ -125,9 +101,9 @@ def test_lamb_resumes_to_the_same_bits(run_config: dict, tmp_path: Path) -> None
     run_config["optimizer"]["name"] = "lamb"
     run_config["training"]["zero_stage"] = 0
     reference = train(run_config, tmp_path / "one")
-    resumed = cut_back(reference, tmp_path / "two")
-    assert tdformer("train", resumed, "--processes", 2).returncode == 0
-    assert bits(resumed) == bits(reference)
+    resumed = cut_back(reference, tmp_path / "two", CUT)
+    resume(resumed, ranks=2)
+    assert bits(resumed, LAST) == bits(reference, LAST)
 
 
 def test_synced_batch_norm_is_refused_on_a_cpu(run_config: dict, tmp_path: Path) -> None:

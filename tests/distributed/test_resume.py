@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,66 +11,38 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import REPOSITORY, run_id_of, write_config
-from tests.distributed.starter import tdformer
+from tests.conftest import REPOSITORY, run_id_of
+from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train, write_config
 
-LAST = "step-00000006"
-FILES = ("model.safetensors", "optimizer.safetensors")
-
-
-def equal_bits(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+pytestmark = pytest.mark.slow
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-
-
-def interrupted_copy(run: Path, copy: Path, step: int) -> Path:
-    """The run directory as a crash some steps after the checkpoint of `step` would have left it."""
-    shutil.copytree(run, copy)
-    for checkpoint in (copy / "checkpoints").glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    (copy / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
-    (copy / "checkpoints" / "best").unlink()
-    return copy
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 2])
-def test_resume_is_bit_identical_in_the_middle_of_an_epoch(run_config: dict, tmp_path: Path, zero_stage: int) -> None:
-    """Drop path, mixup, cutmix and accumulation are on; two processes. (test_exactness resumes at stages 1 and 3.)"""
-    run_config["training"]["zero_stage"] = zero_stage
-    run_config["data"]["augment"] = {"mixup": 0.8, "cutmix": 1.0}
-    whole = tmp_path / "whole"
-    result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", whole, "--processes", 2)
-    assert result.returncode == 0, result.stderr
-    resumed = interrupted_copy(whole, tmp_path / "resumed", step=2)
-    result = tdformer("train", resumed, "--processes", 2)
-    assert result.returncode == 0, result.stderr
-    assert "resumed at step 2 of 6" in result.stdout
-    assert equal_bits(whole / "checkpoints" / LAST, resumed / "checkpoints" / LAST)
-    assert losses(whole) == losses(resumed)
-    assert [step for step, _ in losses(resumed)] == [1, 2, 3, 4, 5, 6]
+def test_resume_is_bit_identical_in_the_middle_of_an_epoch(reference: ReferenceRun, tmp_path: Path, zero_stage: int) -> None:
+    """Drop path, augmentation, mixup, cutmix and accumulation are on; two ranks. (test_exactness resumes at stages 1 and 3.)"""
+    resumed = reference.copy_cut_after(2, tmp_path)
+    result = resume(resumed, f"training.zero_stage={zero_stage}", ranks=2)
+    assert f"resumed at step 2 of {STEPS}" in result.stdout
+    assert bits(resumed) == bits(reference.run)
+    assert curve(resumed) == curve(reference.run)
+    assert [row["step"] for row in curve(resumed) if "train/loss" in row] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.slow
 def test_resume_is_bit_identical_after_any_step(run_config: dict, tmp_path: Path) -> None:
-    """The borders of epochs included; bf16, one process, no accumulation, the published augmentation and mixup."""
+    """The borders of epochs included; bf16, one rank, no accumulation, the published augmentation and mixup."""
     run_config["data"]["augment"] = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "mixup": 0.2, "mix_probability": 0.5}
     run_config["training"] |= {"micro_batch": 8, "precision": "bf16"}
-    whole = tmp_path / "whole"
-    assert tdformer("train", write_config(run_config, tmp_path), "--run-dir", whole).returncode == 0
+    whole = train(run_config, tmp_path)
     for step in range(1, 6):
-        resumed = interrupted_copy(whole, tmp_path / f"resumed{step}", step)
-        result = tdformer("train", resumed)
-        assert result.returncode == 0, result.stderr
-        assert equal_bits(whole / "checkpoints" / LAST, resumed / "checkpoints" / LAST), step
+        resumed = cut_back(whole, tmp_path / f"resumed{step}", step)
+        resume(resumed)
+        assert bits(resumed, 6) == bits(whole, 6), step
 
 
-@pytest.mark.slow
+def losses(run: Path) -> list[tuple[float, float]]:
+    return [(row["step"], row["train/loss"]) for row in curve(run) if "train/loss" in row]
+
+
 def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: dict, tmp_path: Path) -> None:
     """SIGTERM to the launcher, as from a scheduler: exit code 75, MLflow says KILLED, then FINISHED, and no point twice."""
     run_config["training"] |= {"epochs": 12}
@@ -93,10 +63,9 @@ def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: 
     run_id = run_id_of(stopped)
     assert client.get_run(run_id).info.status == "KILLED"
 
-    assert tdformer("train", stopped, "data.workers=0", "--processes", 2).returncode == 0
-    whole = tmp_path / "whole"
-    assert tdformer("train", config, "data.workers=0", "--run-dir", whole, "--processes", 2).returncode == 0
-    assert equal_bits(whole / "checkpoints" / "step-00000036", stopped / "checkpoints" / "step-00000036")
+    resume(stopped, "data.workers=0", ranks=2)
+    whole = train(run_config, tmp_path / "whole", "data.workers=0", ranks=2)
+    assert bits(whole, 36) == bits(stopped, 36)
     assert client.get_run(run_id).info.status == "FINISHED"
     for metric in ("train/loss", "val/top1"):
         steps = [point.step for point in client.get_metric_history(run_id, metric)]

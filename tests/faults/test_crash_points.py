@@ -25,11 +25,12 @@ def state(train_state: TrainState) -> Snapshot:
     return Snapshot(train_state, tensors, {"exp_avg.weight": tensors["weight"] / 2})
 
 
-def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation: int, torn: bool) -> bool:
-    """Save in a process that ends before its n-th change of a file. Whether it did so; False if the save has fewer.
+def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation: int, torn: bool) -> str:
+    """Save in a process that ends before its n-th change of a file. Return that change; empty if the save has fewer.
 
-    torn: if that is to write a file, just after it was opened, when it is empty.
+    torn: a file that the change would write was already opened, and is empty.
     """
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
         left = operation
@@ -39,6 +40,7 @@ def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation:
             left -= changes_a_file(event, arguments, str(root))
             if left == 0:
                 left = -1
+                os.write(writing, f"{event} {Path(arguments[0]).name}".encode())
                 if event == "open" and torn:
                     os.close(os.open(arguments[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
                 os._exit(3)
@@ -46,29 +48,37 @@ def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation:
         sys.addaudithook(watch)
         store.save(root, state(new), "seed: 1", is_best=new == EVALUATED, keep=keep)
         os._exit(0)
+    os.close(writing)
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, 3)
-    return code == 3
+    with os.fdopen(reading) as pipe:
+        change = pipe.read()
+    assert os.waitstatus_to_exitcode(status) == (3 if change else 0)
+    return change
 
 
-@pytest.mark.parametrize("new", [EVALUATED, NEXT], ids=["in the place of one", "beside it"])
+@pytest.mark.parametrize(
+    ("new", "commit"),
+    [(EVALUATED, "os.rename .partial-step-00000004"), (NEXT, "os.rename .latest")],
+    ids=["in the place of one", "beside it"],
+)
 @pytest.mark.parametrize(("last", "torn"), [(1, False), (2, True)])
-def test_every_point_of_a_save(tmp_path: Path, new: TrainState, last: int, torn: bool) -> None:
-    """The checkpoint of step 4 is replaced by the same with its evaluation, the best one so far; or the one of step 5 follows."""
+def test_every_point_of_a_save(tmp_path: Path, new: TrainState, commit: str, last: int, torn: bool) -> None:
+    """The checkpoint of step 4 is replaced by the same with its evaluation, the best one so far; or the one of step 5 follows.
+
+    One change of a file is the commit. A crash before it leaves the old checkpoint to go on from, and a crash after it the new one.
+    """
     before, keep = tmp_path / "before", RetentionPolicy(last)
     for train_state in (replace(BEFORE, step=3, updates=3), BEFORE):
         store.save(before / "checkpoints", state(train_state), "seed: 1", keep=keep)
-    operation, crashed = 0, True
-    while crashed:
+    operation, expected, change = 0, BEFORE, "none yet"
+    while change:
         operation += 1
         run = shutil.copytree(before, tmp_path / f"{operation}")
         root = run / "checkpoints"
-        crashed = crash_in_save(root, new, keep, operation, torn)
+        change = crash_in_save(root, new, keep, operation, torn)
 
         found, train_state, told = store.latest_valid(run)
-        assert train_state == (new if not crashed else train_state)
-        assert train_state in (BEFORE, new), operation
+        assert train_state == expected, (operation, change)
         assert told == [], operation
         weights = store.read_safetensors(found / "model.safetensors")["weight"]
         assert torch.equal(weights, state(train_state).model["weight"]), operation
@@ -80,4 +90,7 @@ def test_every_point_of_a_save(tmp_path: Path, new: TrainState, last: int, torn:
             store.save(root, state(later), "seed: 1", is_best=later == EVALUATED, keep=keep)
             assert store.latest_valid(run)[1:] == (later, []), operation
         assert list(root.glob(".*")) == [], operation
+        if change == commit:
+            expected = new
+    assert expected == new, "the save was never committed"
     assert operation > 8

@@ -10,7 +10,7 @@ import pytest
 from tdformer.checkpoint import store
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence, fingerprint
-from tests.faults.small_run import SmallRun, bits, curve
+from tests.runs import ReferenceRun, bits, curve
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml", "manifest.json")
 
@@ -28,9 +28,9 @@ def flip_a_bit(path: Path, draw: random.Random) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_anywhere_is_found(small: SmallRun, tmp_path: Path, name: str, damage) -> None:  # type: ignore[no-untyped-def]
+def test_damage_anywhere_is_found(reference: ReferenceRun, tmp_path: Path, name: str, damage) -> None:  # type: ignore[no-untyped-def]
     """At forty random places of each file. What is not found in a manifest must mean the same as before."""
-    run = small.copy_cut_after(5, tmp_path / "copy")
+    run = reference.copy_cut_after(5, tmp_path / "copy")
     path, draw = run / "checkpoints" / "step-00000005" / name, random.Random(f"{name} {damage.__name__}")
     whole, train_state = path.read_bytes(), store.check(path.parent)
     for _ in range(40):
@@ -46,9 +46,9 @@ def test_damage_anywhere_is_found(small: SmallRun, tmp_path: Path, name: str, da
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(small: SmallRun, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(reference: ReferenceRun, tmp_path: Path) -> None:
     """The three newest are damaged, each otherwise."""
-    run, draw = small.copy_cut_after(6, tmp_path / "copy"), random.Random(0)
+    run, draw = reference.copy_cut_after(6, tmp_path / "copy"), random.Random(0)
     flip_a_bit(run / "checkpoints" / "step-00000006" / "optimizer.safetensors", draw)
     truncate(run / "checkpoints" / "step-00000005" / "model.safetensors", draw)
     (run / "checkpoints" / "step-00000004" / "manifest.json").unlink()
@@ -59,14 +59,14 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(small: SmallRun, tmp_pat
     assert "step-00000005 is damaged: model.safetensors has" in output
     assert "step-00000004 is incomplete: it has no manifest.json" in output
     assert output.count("Going on from step-00000003.") == 3
-    assert bits(run) == bits(small.reference)
-    assert curve(run) == curve(small.reference)
+    assert bits(run) == bits(reference.run)
+    assert curve(run) == curve(reference.run)
     store.check(run / "checkpoints" / (run / "checkpoints" / "best").read_text().strip())
 
 
 @pytest.mark.slow
-def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(small: SmallRun, tmp_path: Path) -> None:
-    run, draw = small.copy_cut_after(2, tmp_path / "copy"), random.Random(0)
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(reference: ReferenceRun, tmp_path: Path) -> None:
+    run, draw = reference.copy_cut_after(2, tmp_path / "copy"), random.Random(0)
     for checkpoint in (run / "checkpoints").glob("step-*"):
         flip_a_bit(checkpoint / "model.safetensors", draw)
     before = fingerprint(run)
@@ -76,17 +76,17 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(small: Sm
 
 
 @pytest.mark.slow
-def test_best_is_restored_after_a_crash_before_its_pointer(small: SmallRun, tmp_path: Path) -> None:
-    best = (small.reference / "checkpoints" / "best").read_text()
-    run = small.copy_cut_after(int(best.removeprefix("step-")), tmp_path / "copy")
+def test_best_is_restored_after_a_crash_before_its_pointer(reference: ReferenceRun, tmp_path: Path) -> None:
+    best = (reference.run / "checkpoints" / "best").read_text()
+    run = reference.copy_cut_after(int(best.removeprefix("step-")), tmp_path / "copy")
     (run / "checkpoints" / "best").unlink()
     store.latest_valid(run)
     assert (run / "checkpoints" / "best").read_text() == best
 
 
 @pytest.mark.slow
-def test_a_record_of_metrics_that_cannot_be_read(small: SmallRun, tmp_path: Path) -> None:
-    run = small.copy_cut_after(5, tmp_path / "copy")
+def test_a_record_of_metrics_that_cannot_be_read(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(5, tmp_path / "copy")
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()
     result = tdformer("train", run, "--processes", 2)

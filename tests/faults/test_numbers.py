@@ -12,91 +12,94 @@ from data_pipelines.loading.dataloader import train_sampler
 from data_pipelines.loading.dataset import open_set
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
-from tests.faults.small_run import STEPS, SmallRun, bits
+from tests.runs import STEPS, ReferenceRun, bits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("numbers")]  # they share the idle runs
 
 MAIN = "tests.faults.numbers_worker"
 WORLDS = [(0, 2), (1, 3), (2, 3), (3, 2)]
-"""(ZeRO stage, ranks)"""
+"""(ZeRO stage, ranks), for what depends on where a stage keeps its gradients."""
+WHOLE_AND_PARTITIONED = [WORLDS[0], WORLDS[3]]
+"""What happens before or after the gradients are used needs only the two extremes."""
 
 
-def short(small: SmallRun, folder: Path, stage: int, policy: str, epochs: int = 1, limit: int = 10) -> dict:
-    return small.config(folder, zero_stage=stage, on_non_finite=policy, max_non_finite=limit, epochs=epochs)
+def short(reference: ReferenceRun, folder: Path, stage: int, policy: str, epochs: int = 1, limit: int = 10) -> dict:
+    return reference.config(folder, zero_stage=stage, on_non_finite=policy, max_non_finite=limit, epochs=epochs)
 
 
 def spoilt(world_size: int, *steps: int) -> dict[str, str]:
     return {"NAN_RANK": str(world_size - 1), "NAN_STEPS": ",".join(map(str, steps))}
 
 
-def names(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+def saved(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-def keys_of_step(small: SmallRun, step: int) -> set[str]:
-    data = open_set(small.folder / "train")
-    config = DataConfig(train=str(small.folder / "train"), val=str(small.folder / "val"))
+def keys_of_step(reference: ReferenceRun, step: int) -> set[str]:
+    data = open_set(reference.folder / "train")
+    config = DataConfig(train=str(reference.folder / "train"), val=str(reference.folder / "val"))
     sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=2, rank=0, world_size=1)
     return {data.index.key_of(sample) for places in sampler.from_step(step - 1, step) for _, sample in places}
 
 
 @pytest.fixture(scope="module")
-def idle(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], Path]:
+def idle(reference: ReferenceRun, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], Path]:
     """Runs on one rank in which nothing was done at these steps."""
     runs = {}
     for steps, epochs in {(3,): 1, (5, 6): 2}.items():
         folder = tmp_path_factory.mktemp("idle")
-        ended = train(MAIN, 1, short(small, folder, 0, "raise", epochs), folder, {"IDLE_STEPS": ",".join(map(str, steps))})
+        ended = train(MAIN, 1, short(reference, folder, 0, "raise", epochs), folder, {"IDLE_STEPS": ",".join(map(str, steps))})
         ended.assert_finished()
         runs[steps] = ended.run
     return runs
 
 
-@pytest.mark.parametrize(("stage", "world_size"), WORLDS)
-def test_raise_ends_the_run_and_lists_the_samples(small: SmallRun, tmp_path: Path, stage: int, world_size: int) -> None:
-    ended = train(MAIN, world_size, short(small, tmp_path, stage, "raise"), tmp_path, spoilt(world_size, 3))
+@pytest.mark.parametrize(("stage", "world_size"), WHOLE_AND_PARTITIONED)
+def test_raise_ends_the_run_and_lists_the_samples(reference: ReferenceRun, tmp_path: Path, stage: int, world_size: int) -> None:
+    ended = train(MAIN, world_size, short(reference, tmp_path, stage, "raise"), tmp_path, spoilt(world_size, 3))
     listed = ended.run / "non_finite" / "step-00000003.json"
     ended.assert_refused("not finite at step 3", str(listed))
     micro_batches = [one for rank in json.loads(listed.read_text())["ranks"] for one in rank]
     keys = [key for one in micro_batches for key in one["keys"]]
-    assert sorted(keys) == sorted(keys_of_step(small, 3))
-    assert names(ended.run) == ["step-00000001", "step-00000002"]
+    assert sorted(keys) == sorted(keys_of_step(reference, 3))
+    assert saved(ended.run) == [1, 2]
 
 
 @pytest.mark.parametrize(("stage", "world_size"), WORLDS)
 def test_skip_is_a_step_that_does_nothing(
-    small: SmallRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
+    reference: ReferenceRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
 ) -> None:
-    ended = train(MAIN, world_size, short(small, tmp_path, stage, "skip"), tmp_path, spoilt(world_size, 3))
+    ended = train(MAIN, world_size, short(reference, tmp_path, stage, "skip"), tmp_path, spoilt(world_size, 3))
     ended.assert_finished()
     assert "not finite at step 3; skipped (1 so far)" in ended.output
-    for name in names(idle[3,]):
-        assert bits(ended.run, name) == bits(idle[3,], name), name
-    assert bits(ended.run, "step-00000003") == bits(ended.run, "step-00000002")
-    assert bits(ended.run, "step-00000004") != bits(ended.run, "step-00000003")
+    assert saved(ended.run) == saved(idle[3,]) == [1, 2, 3, 4]
+    for step in saved(idle[3,]):
+        assert bits(ended.run, step) == bits(idle[3,], step), step
+    assert bits(ended.run, 3) == bits(ended.run, 2)
+    assert bits(ended.run, 4) != bits(ended.run, 3)
 
 
-@pytest.mark.parametrize(("stage", "world_size"), WORLDS)
+@pytest.mark.parametrize(("stage", "world_size"), WHOLE_AND_PARTITIONED)
 def test_rewind_undoes_the_steps_since_the_checkpoint(
-    small: SmallRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
+    reference: ReferenceRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
 ) -> None:
     """The checkpoint is of step 4: what is left is a run in which steps 5 and 6 did nothing."""
-    config = short(small, tmp_path, stage, "rewind", epochs=2)
+    config = short(reference, tmp_path, stage, "rewind", epochs=2)
     config["checkpoint"]["every_steps"] = 6
     ended = train(MAIN, world_size, config, tmp_path, spoilt(world_size, 6))
     ended.assert_finished()
     assert "rewound to the weights of step-00000004" in ended.output
-    for name in ("step-00000004", "step-00000006", f"step-{STEPS:08d}"):
-        assert bits(ended.run, name) == bits(idle[5, 6], name), name
+    for step in (4, 6, STEPS):
+        assert bits(ended.run, step) == bits(idle[5, 6], step), step
 
 
-def test_a_resume_after_a_skip(small: SmallRun, tmp_path: Path, idle: dict[tuple[int, ...], Path]) -> None:
+def test_a_resume_after_a_skip(reference: ReferenceRun, tmp_path: Path, idle: dict[tuple[int, ...], Path]) -> None:
     """On other ranks, from the checkpoint of the skipped step itself, ended there by a second bad step."""
-    ended = train(MAIN, 2, short(small, tmp_path, 3, "skip", limit=1), tmp_path, spoilt(2, 3, 4))
+    ended = train(MAIN, 2, short(reference, tmp_path, 3, "skip", limit=1), tmp_path, spoilt(2, 3, 4))
     ended.assert_refused("not finite at step 4", "more than training.max_non_finite (1)")
-    assert names(ended.run)[-1] == "step-00000003"
+    assert saved(ended.run)[-1] == 3
     result = tdformer("train", ended.run, "training.zero_stage=1", "--processes", 3)
     assert result.returncode == 0, result.stderr
-    assert bits(ended.run, "step-00000004") == bits(idle[3,], "step-00000004")
+    assert bits(ended.run, 4) == bits(idle[3,], 4)
     state = json.loads((ended.run / "checkpoints" / "step-00000004" / "state.json").read_text())
     assert (state["step"], state["updates"], state["non_finite"]) == (4, 3, 1)

@@ -9,7 +9,7 @@ import pytest
 from tdformer.checkpoint import store
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
-from tests.faults.small_run import SmallRun, difference, tracked
+from tests.runs import ReferenceRun, difference, tracked
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.slow
         ("SIGUSR1", "saving", 0, {3, 4}),
     ],
 )
-def test_a_signal(small: SmallRun, tmp_path: Path, number: str, moment: str, rank: int, stopped_at: set[int]) -> None:
+def test_a_signal(reference: ReferenceRun, tmp_path: Path, number: str, moment: str, rank: int, stopped_at: set[int]) -> None:
     """SIGTERM in training: see test_resume. saving: rank 0 gets another one in the save that the first one leads to."""
     environment = {"SIGNAL": number, "SIGNAL_IN": moment, "SIGNAL_RANK": str(rank)}
-    ended = train("tests.faults.signals_worker", 2, small.config(tmp_path), tmp_path, environment)
+    ended = train("tests.faults.signals_worker", 2, reference.config(tmp_path), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
     _, train_state, told = store.latest_valid(ended.run)
@@ -38,4 +38,4 @@ def test_a_signal(small: SmallRun, tmp_path: Path, number: str, moment: str, ran
 
     result = tdformer("train", ended.run, "checkpoint.keep_last=100", "training.zero_stage=3", "--processes", 3)
     assert result.returncode == 0, result.stderr
-    assert difference(ended.run, small.reference) == ""
+    assert difference(ended.run, reference.run) == ""

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import KINDS
-from tests.faults.small_run import SmallRun
 from tests.faults.trials import run_trial
+from tests.runs import ReferenceRun
 
 SEED = 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 5, 7, 11], ids=lambda number: " ".join(KINDS[number]).replace(" ", "-"))
-def test_a_killed_run_ends_as_if_nothing_had_happened(small: SmallRun, tmp_path: Path, number: int) -> None:
-    trial = run_trial(small, tmp_path / "trial", SEED, number)
+def test_a_killed_run_ends_as_if_nothing_had_happened(reference: ReferenceRun, tmp_path: Path, number: int) -> None:
+    trial = run_trial(reference, tmp_path / "trial", SEED, number)
     assert trial.kills, trial.attempts
     assert not trial.lost, (trial.lost, trial.attempts)

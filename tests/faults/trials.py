@@ -25,9 +25,9 @@ from launch.cli import EXIT_STOPPED
 from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
 from tests.conftest import write_config
 from tests.distributed.starter import Started
-from tests.faults import kills, small_run
+from tests.faults import kills
 from tests.faults.kills import KINDS, Kill
-from tests.faults.small_run import SmallRun
+from tests.runs import ReferenceRun, difference, make_empty_mlflow, make_reference
 
 KILLED = {128 + 9, -9, EXIT_PEER_LOST, EXIT_STOPPED}
 SECONDS_FOR_A_RUN = 240
@@ -44,13 +44,13 @@ class Trial:
     """Why; empty if the run survived."""
 
 
-def run_trial(small: SmallRun, folder: Path, seed: int, number: int, run_seconds: float = 6.0) -> Trial:
+def run_trial(reference: ReferenceRun, folder: Path, seed: int, number: int, run_seconds: float = 6.0) -> Trial:
     """The first fault is the kind that is due, up to two more are any."""
     draw, start = random.Random(f"{seed} {number}"), time.monotonic()
     first, faults = KINDS[number % len(KINDS)], draw.choice([1, 1, 2, 3])
     trial = Trial(number, " ".join(first))
     folder.mkdir()
-    write_config(small.config(folder), folder)
+    write_config(reference.config(folder), folder)
     for attempt in range(faults + 1):
         world_size, stage = draw.choice([2, 3]), draw.randrange(4)
         kind = first if attempt == 0 else draw.choice(KINDS)
@@ -65,7 +65,7 @@ def run_trial(small: SmallRun, folder: Path, seed: int, number: int, run_seconds
             break
         if code == 0:
             break
-    if not trial.lost and (different := small_run.difference(folder / "run", small.reference)):
+    if not trial.lost and (different := difference(folder / "run", reference.run)):
         trial.lost = f"differs from the uninterrupted run: {different}"
     trial.seconds = time.monotonic() - start
     return trial
@@ -106,9 +106,9 @@ def main() -> None:
     options = parser.parse_args()
     folder, trials = Path(tempfile.mkdtemp(prefix="trials-")), []
     start = time.monotonic()
-    small = small_run.make(folder)
+    reference = make_reference(folder, make_empty_mlflow(folder))
     for number in range(options.first, options.first + options.trials):
-        trial = run_trial(small, folder / f"{number}", options.seed, number)
+        trial = run_trial(reference, folder / f"{number}", options.seed, number)
         trials.append(trial)
         text = f"LOST: {trial.lost}; {trial.attempts}" if trial.lost else "survived"
         print(f"trial {number}: {trial.fault}: {trial.kills} kills, {trial.seconds:.1f} s, {text}", file=sys.stderr, flush=True)

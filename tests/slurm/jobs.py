@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -12,14 +11,12 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import yaml
-
 from tests.conftest import REPOSITORY
-from tests.faults.small_run import TENSORS, curve, tracked
+from tests.runs import tiny_config, write_config
 from tests.slurm.cluster import Cluster
 
 EPOCHS, STEPS_PER_EPOCH = 8, 6
-LAST = f"step-{EPOCHS * STEPS_PER_EPOCH:08d}"
+LAST_STEP = EPOCHS * STEPS_PER_EPOCH
 
 
 @dataclass(frozen=True)
@@ -30,30 +27,12 @@ class Jobs:
     folder: Path
 
     def config(self, name: str, **changes: Any) -> Path:
-        """Of a run of 48 steps that takes ten seconds and more, once it has started, with a database of its own."""
+        """Write the configuration of a run of 48 steps that takes ten seconds and more, once it has started, with its own database."""
         folder = self.folder / name
-        folder.mkdir()
-        shutil.copy(self.mlflow, folder / "mlflow.db")
-        config = {
-            "name": name,
-            "output": str(folder),
-            "seed": 3,
-            "data": {"train": str(self.data / "train"), "val": str(self.data / "val"), "image_size": 32, "workers": 0},
-            "model": {
-                "num_classes": 3,
-                "time_steps": 2,
-                "backbone": {"embed_dims": 32, "num_heads": 2, "depths": [1, 1, 1], "drop_path": 0.2},
-                "feedback": {"init_std": 0.02},
-            },
-            "optimizer": {"base_lr": 0.01, "base_batch": 8, "warmup_epochs": 0.5},
-            "training": {"epochs": EPOCHS, "global_batch": 4, "micro_batch": 1, "eval_batch": 6, "precision": "fp32", "log_every": 1},
-            "checkpoint": {"every_steps": 2, "keep_last": 100},
-            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False},
-            **changes,
-        }
-        path = folder / "run.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return path
+        training = {"epochs": EPOCHS, "global_batch": 4, "micro_batch": 1, "eval_batch": 6, "clip_grad": None}
+        config = tiny_config(self.data, folder, self.mlflow, **training)
+        config["checkpoint"]["every_steps"] = 2
+        return write_config({**config, "name": name, "output": str(folder), **changes}, folder)
 
     def tdformer(self, *arguments: object) -> CompletedProcess[str]:
         """On the login node."""
@@ -79,14 +58,3 @@ def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
 def saved_step(run: Path) -> int:
     latest = run / "checkpoints" / "latest"
     return int(latest.read_text().strip().removeprefix("step-")) if latest.exists() else 0
-
-
-def difference(run: Path, reference: Path) -> str:
-    """In what a finished run differs from the one that nothing disturbed; empty if in nothing."""
-    checks = {
-        "weights, statistics or moments": lambda path: [(path / "checkpoints" / LAST / name).read_bytes() for name in TENSORS],
-        "metrics.jsonl": curve,
-        "MLflow": tracked,
-        "the best checkpoint": lambda path: (path / "checkpoints" / "best").read_text(),
-    }
-    return ", ".join(name for name, of in checks.items() if of(run) != of(reference))

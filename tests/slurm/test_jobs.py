@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
+from tests.runs import difference
 from tests.slurm.cluster import NODES, Cluster
-from tests.slurm.jobs import Jobs, difference, saved_step, wait_for_step
+from tests.slurm.jobs import LAST_STEP, Jobs, saved_step, wait_for_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # one cluster for all
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     cluster.wait_for_restart(job, 5)
 
     cluster.wait(job, "COMPLETED")
-    assert difference(run, reference) == ""
+    assert difference(run, reference, LAST_STEP) == ""
     assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3, 4, 5]
     assert "killed" not in log_of(run).split("restart 2, on")[0]  # the first two left by themselves, with their state saved
 
@@ -112,7 +113,7 @@ def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cl
     again = jobs.submit(run)
     assert again["job"] != submitted["job"]
     cluster.wait(again["job"], "COMPLETED")
-    assert difference(run, reference) == ""
+    assert difference(run, reference, LAST_STEP) == ""
 
 
 def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, cluster: Cluster, reference: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, clus
     cluster.wait(urgent, "COMPLETED")
     cluster.wait(job, "COMPLETED")
     assert starts(run)[1][0] == 1
-    assert difference(run, reference) == ""
+    assert difference(run, reference, LAST_STEP) == ""
 
 
 def test_a_crash_loop_ends_by_itself_and_says_why(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, reference: Path, tm
     cluster.wait_for_restart(job, 1)
     cluster.wait(job, "COMPLETED")
     assert "stopped by SIGUSR1" in log_of(run)
-    assert difference(run, reference) == ""
+    assert difference(run, reference, LAST_STEP) == ""
 
 
 def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
@@ -184,4 +185,4 @@ def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, ref
     assert cluster.run("scancel", "--signal=USR1", done.stdout.strip()).returncode == 0
     cluster.wait(done.stdout.strip(), "COMPLETED")
     assert starts(run)[1][0] == 1
-    assert difference(run, reference) == ""
+    assert difference(run, reference, LAST_STEP) == ""
