@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.unit.generated_runs import write_run
 
 HEAVY = ("torch", "deepspeed", "mlflow", "timm", "spikingjelly", "webdataset", "ffcv", "numba", "matplotlib")
 
@@ -32,16 +34,15 @@ def test_help_loads_no_heavy_package(arguments: list[str]) -> None:
     assert shown.endswith("LOADED []\n")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["submit", "configs/demo.yaml", "--gpus-per-node", "0", "--dry-run"],
-        ["runs", "list", "configs"],
-    ],
-    ids=["submit", "runs list"],
-)
-def test_what_is_done_on_a_login_node_loads_no_heavy_package(arguments: list[str]) -> None:
-    assert loaded_by_command(*arguments).endswith("LOADED []\n")
+def test_submitting_loads_no_heavy_package() -> None:
+    assert loaded_by_command("submit", "configs/demo.yaml", "--gpus-per-node", "0", "--dry-run").endswith("LOADED []\n")
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "compare"])
+def test_looking_at_runs_loads_no_heavy_package(tmp_path: Path, verb: str) -> None:
+    shown = loaded_by_command("runs", verb, str(write_run(tmp_path / "run-001")))
+    assert "run-001" in shown
+    assert shown.endswith("LOADED []\n")
 
 
 def test_a_configuration_is_read_without_a_heavy_package() -> None:
