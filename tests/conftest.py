@@ -44,6 +44,12 @@ LACKING = {
 }
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests whose parameter `format` is FFCV's."""
+    if (call := getattr(item, "callspec", None)) and call.params.get("format") == "ffcv":
+        item.add_marker(pytest.mark.ffcv)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that need what this machine lacks. Where TDFORMER_REQUIRE_ALL is set, only a GPU may be lacking."""
     for marker, (is_lacking, reason) in LACKING.items():

@@ -38,6 +38,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
+@pytest.mark.ffcv
 def test_imagenet_from_its_archives_in_both_formats(run_config: dict, tmp_path: Path) -> None:
     planted = plant_imagenet(tmp_path / "archives", per_class=4)
     runs = []

@@ -12,6 +12,7 @@ from tests.conftest import tdformer
 from tests.unit.networks import small
 
 
+@pytest.mark.slow
 def test_memory_rows_are_the_policies_and_the_peer() -> None:
     rows = list(measure("mine", small(), 64, [2, 4], peak=True))
     assert [(row.model, row.policy, row.time_steps, row.segments) for row in rows] == [

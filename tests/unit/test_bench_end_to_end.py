@@ -58,6 +58,7 @@ def test_a_run_is_measured_on_photographs(run_config: dict, tmp_path: Path) -> N
     assert shown["conditions"]["images"] == 20
 
 
+@pytest.mark.slow
 def test_photographs_take_the_place_of_the_data_and_are_used_again(run_config: dict, tmp_path: Path) -> None:
     config, threads = RunConfig.model_validate(run_config), torch.get_num_threads()
     done: list[int] = []

@@ -61,6 +61,7 @@ def test_a_set_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
     assert contents(write_photographs(tmp_path, 10)) == whole
 
 
+@pytest.mark.ffcv
 @pytest.mark.slow
 def test_rows_and_starts_are_complete(tmp_path: Path) -> None:
     done, progress = counted()
@@ -86,6 +87,7 @@ def test_every_row_has_its_imagefolder() -> None:
     assert {loader._peer_of(pipeline) for pipeline in loader.PIPELINES} <= set(loader.PIPELINES)
 
 
+@pytest.mark.ffcv
 @pytest.mark.slow
 def test_the_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner

@@ -129,6 +129,7 @@ def test_peak_counts_what_is_allocated_at_once() -> None:
     assert peak_bytes(action, CPU) == pytest.approx(3 * 6_000_000, rel=0.01)
 
 
+@pytest.mark.slow
 def test_ceilings_are_those_of_a_computer() -> None:
     ceilings = measure_ceilings(CPU, "fp32")
     assert 1e-3 < ceilings.matmul_tflops < 1e3

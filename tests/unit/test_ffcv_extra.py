@@ -14,6 +14,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.formats import ffcv_format
 from data_pipelines.formats.turbojpeg import decode_jpeg
 
+pytestmark = pytest.mark.ffcv
+
 
 def test_the_stated_types_are_the_packages() -> None:
     from ffcv.fields import IntField, RGBImageField

@@ -165,6 +165,7 @@ KEYS = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters
 PICTURE = st.tuples(st.sampled_from(["jpg", "jpeg", "png"]), st.integers(0, 9), st.binary(max_size=700), st.booleans())
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(KEYS, PICTURE), min_size=1, max_size=12, unique_by=lambda item: item[0]), st.integers(1, 5))
 def test_any_samples_that_webdataset_packs_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, samples: list[tuple[str, tuple[str, int, bytes, bool]]], per_shard: int

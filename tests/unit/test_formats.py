@@ -26,6 +26,8 @@ from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import CLASSES, PER_SHARD, MemorySource, keys_of, noise_png
 
+pytestmark = pytest.mark.ffcv  # each set is written in both formats
+
 FORMATS: tuple[Format, ...] = ("wds", "ffcv")
 GLOBAL_BATCH, EPOCHS = 6, 2
 

@@ -46,6 +46,7 @@ def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("carries", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -59,6 +60,7 @@ def test_neurons_alone(shape: tuple[int, ...], carries: bool, dtype: torch.dtype
         torch.testing.assert_close(one, other, **CLOSE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_batch_norm_and_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -87,6 +89,7 @@ def layouts() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("carries", [False, True])
 def test_memory_layouts(layout: str, carries: bool) -> None:
@@ -97,6 +100,7 @@ def test_memory_layouts(layout: str, carries: bool) -> None:
             torch.testing.assert_close(one, other, **CLOSE[torch.float32])
 
 
+@pytest.mark.slow
 def test_spikes_lie_in_memory_as_currents_do_and_after_batch_norm_in_channels_last() -> None:
     lif = LIF()
     lif.fused = True
@@ -108,6 +112,7 @@ def test_spikes_lie_in_memory_as_currents_do_and_after_batch_norm_in_channels_la
     assert channels_are_last(lif(torch.randn(3, 2, 4, 7), NeuronState(), nn.BatchNorm1d(4)).flatten(0, 1))
 
 
+@pytest.mark.slow
 def test_evaluation_and_statistics_left_alone() -> None:
     torch.manual_seed(0)
     x, norm = torch.randn(2, 4, 3, 6) * 2, nn.BatchNorm1d(3)
@@ -119,6 +124,7 @@ def test_evaluation_and_statistics_left_alone() -> None:
             torch.testing.assert_close(one, other, **CLOSE[torch.float32])
 
 
+@pytest.mark.slow
 def test_bfloat16_currents_are_not_rounded_again() -> None:
     """Under autocast BatchNorm's input is bfloat16: what is fused equals the float32 arithmetic on it, spike by spike."""
     torch.manual_seed(0)
@@ -175,6 +181,7 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
     assert all(torch.equal(one, other) for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True))
 
 
+@pytest.mark.slow
 def test_only_the_input_of_batch_norm_is_kept() -> None:
     module = SpikingModule()
     module.add("proj_{}", ChannelConv2d(4, 8, bias=False))
@@ -234,6 +241,7 @@ def test_maps_over_channels_are_the_same_in_both_layouts_and_keep_them(shape: tu
     assert [tensor.is_contiguous() for tensor in first[:2]] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) -> None:
     """Or each of them would make a copy of its own."""

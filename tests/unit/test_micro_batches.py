@@ -27,6 +27,8 @@ from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import PER_SHARD, SAMPLES, MemorySource, error_of, keys_of, noise_png, overwrite_image, reseal, rewrite_members
 
+pytestmark = pytest.mark.ffcv  # each set is written in both formats
+
 FORMATS: tuple[Format, ...] = ("wds", "ffcv")
 both_formats = pytest.mark.parametrize("format", FORMATS)
 SEED, GLOBAL_BATCH = 5, 6

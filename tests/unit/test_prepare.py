@@ -277,11 +277,13 @@ def modes_of(folder: Path) -> list[int]:
     return read_rows(folder / "samples.beton")["image"]["mode"].tolist()
 
 
+@pytest.mark.ffcv
 @pytest.mark.parametrize(("mode", "expected"), [("jpg", 0), ("raw", 1)])
 def test_ffcv_stores_every_image_in_the_asked_mode(source: MemorySource, tmp_path: Path, mode: str, expected: int) -> None:
     assert modes_of(stored(source, tmp_path / "set", "ffcv", mode=mode)) == [expected] * SAMPLES
 
 
+@pytest.mark.ffcv
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_ffcv_stores_the_asked_share_as_jpeg_the_same_every_time(tmp_path: Path, share: float) -> None:
     image = png(8, 8)
@@ -292,16 +294,19 @@ def test_ffcv_stores_the_asked_share_as_jpeg_the_same_every_time(tmp_path: Path,
     assert abs(jpegs - 400 * share) <= (40 if 0 < share < 1 else 0)
 
 
+@pytest.mark.ffcv
 def test_ffcv_of_another_seed_stores_other_images_as_jpeg(tmp_path: Path) -> None:
     source = of_images(*[png(8, 8)] * 64)
     assert len({tuple(modes_of(stored(source, tmp_path / str(seed), "ffcv", mode="proportion", seed=seed))) for seed in range(3)}) == 3
 
 
+@pytest.mark.ffcv
 def test_ffcv_reduces_larger_images_to_max_side(tmp_path: Path) -> None:
     images = by_key(open_set(stored(of_images(png(100, 50), png(20, 80), SMALL), tmp_path / "set", "ffcv", max_side=40)))
     assert [images[f"picture-{number}"].shape for number in range(3)] == [(20, 40, 3), (40, 10, 3), (30, 20, 3)]
 
 
+@pytest.mark.ffcv
 def test_an_image_that_is_larger_than_ffcvs_page_is_named(tmp_path: Path) -> None:
     error_of(lambda: stored(of_images(SMALL, constant_png(2000, 1500)), tmp_path / "set", "ffcv", max_side=None), "picture-1", "--max-side")
     assert not (tmp_path / "set" / "manifest.json").exists()
@@ -422,6 +427,7 @@ def test_hidden_files_that_a_kill_left_behind_are_removed_and_others_are_not(sou
     assert sorted(name for name in contents(stored(source, folder)) if name.startswith(".")) == [".my-notes"]
 
 
+@pytest.mark.ffcv
 def test_the_recipe_is_in_the_manifest(source: MemorySource, tmp_path: Path) -> None:
     folder = stored(source, tmp_path / "set", "ffcv", seed=4, samples_per_shard=7, quality=50)
     recipe = json.loads((folder / "manifest.json").read_text())["recipe"]

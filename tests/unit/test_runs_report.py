@@ -120,12 +120,12 @@ def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path) -> None:
 def test_runs_without_numbers_make_a_report_too(tmp_path: Path) -> None:
     new = write_run(tmp_path / "new", sessions=[])
     (new / "metrics.jsonl").unlink()
-    Structure(html.render(compare([reading.read(new)])))
+    assert Structure(html.render(compare([reading.read(new)]))).open == []
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metrics.jsonl").write_text("")
-    Structure(html.render(compare(reading.read_all(reading.find([tmp_path])))))
+    assert Structure(html.render(compare(reading.read_all(reading.find([tmp_path]))))).open == []
     flat = write_run(tmp_path / "flat", top1=[float("nan"), float("nan")])
-    Structure(html.render(compare([reading.read(flat)])))
+    assert Structure(html.render(compare([reading.read(flat)]))).open == []
 
 
 def test_ticks_are_round_and_within() -> None:
