@@ -161,8 +161,8 @@ def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> No
     assert train(run_config, tmp_path).returncode == 0
     before = fingerprint(run)
 
-    result = train(run_config, tmp_path, "model.time_steps=2")
-    assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 4 -> 2")
+    result = train(run_config, tmp_path, "model.time_steps=4")
+    assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 2 -> 4")
 
     result = tdformer("evaluate", run, "model.backbone.depths=[1, 1, 2]", "--processes", 2)
     assert_one_sentence(result, "is of another model", "stage3.1")

@@ -45,13 +45,13 @@ def counts(run: Path) -> list[float]:
 def test_a_skipped_sample_is_told_with_shard_and_key_and_counted(run_config: dict, tmp_path: Path, bad: str) -> None:
     result = train(run_config, tmp_path)
     assert result.returncode == 0, result.stderr
-    told = [line for line in result.stdout.splitlines() if line.startswith("skipped: ")]
-    assert len(told) == 2, "once in each epoch"
-    assert all(f"sample {bad} in {tmp_path}/train/shard-000000.tar" in line and "cannot be decoded" in line for line in told)
+    warnings = [line for line in result.stdout.splitlines() if line.startswith("skipped: ")]
+    assert len(warnings) == 2, "once in each epoch"
+    assert all(f"sample {bad} in {tmp_path}/train/shard-000000.tar" in line and "cannot be decoded" in line for line in warnings)
     whole = counts(tmp_path / "run")
     assert len(whole) == 6
     assert whole == sorted(whole)
-    assert whole[-1] == len(told)
+    assert whole[-1] == len(warnings)
     run_id = run_id_of(tmp_path / "run")
     history = MlflowClient(run_config["tracking"]["uri"]).get_metric_history(run_id, "train/bad_samples")
     assert [point.value for point in history] == whole

@@ -123,6 +123,7 @@ def test_training_on_event_frames(run_config: dict, tmp_path: Path) -> None:
     stored(EventsSource(), tmp_path / "events")
     run_config["data"] |= {"train": str(tmp_path / "events"), "val": str(tmp_path / "events"), "workers": 1}
     run_config["training"]["epochs"] = 1
+    run_config["model"]["time_steps"] = 4
     refused = tdformer("train", write_config(run_config, tmp_path))
     assert_one_sentence(refused, "event frames [T, 2, H, W] of [4, 2, 32, 32]", "asks for [4, 3, 32, 32]", "model.backbone.in_channels")
     run_config["model"]["backbone"]["in_channels"] = 2

@@ -49,9 +49,9 @@ def curve(folder: Path, processes: int) -> list[dict[str, float]]:
     command = ["train", REPOSITORY / "configs/demo.yaml", *settings, "--run-dir", folder / "run", "--processes", processes]
     result = tdformer_from_scratch(*command, environment=SAME_ARITHMETIC)
     assert result.returncode == 0, result.stderr
-    told = ("step", "train/loss", "train/gradient_norm", "val/loss", "val/top1")
+    measured = ("step", "train/loss", "train/gradient_norm", "val/loss", "val/top1")
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in told if name in row} for row in rows]
+    return [{name: row[name] for name in measured if name in row} for row in rows]
 
 
 @pytest.mark.slow

@@ -77,9 +77,9 @@ def test_every_point_of_a_save(tmp_path: Path, new: TrainState, commit: str, las
         root = run / "checkpoints"
         change = crash_in_save(root, new, keep, operation, torn)
 
-        found, train_state, told = store.latest_valid(run)
+        found, train_state, warnings = store.latest_valid(run)
         assert train_state == expected, (operation, change)
-        assert told == [], operation
+        assert warnings == [], operation
         weights = store.read_safetensors(found / "model.safetensors")["weight"]
         assert torch.equal(weights, state(train_state).model["weight"]), operation
         if train_state == EVALUATED:

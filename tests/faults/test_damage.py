@@ -35,13 +35,13 @@ def test_damage_anywhere_is_found(reference: ReferenceRun, tmp_path: Path, name:
     whole, train_state = path.read_bytes(), store.check(path.parent)
     for _ in range(40):
         damage(path, draw)
-        found, at, told = store.latest_valid(run)
+        found, at, warnings = store.latest_valid(run)
         if name == "manifest.json" and found == path.parent:
-            assert (at, told) == (train_state, [])
+            assert (at, warnings) == (train_state, [])
         else:
             assert found.name == "step-00000004"
-            assert len(told) == 1
-            assert str(path.parent) in told[0]
+            assert len(warnings) == 1
+            assert str(path.parent) in warnings[0]
         path.write_bytes(whole)
 
 

@@ -19,7 +19,7 @@ def test_without_a_compiler_a_run_takes_the_plain_path(run_config: dict, tmp_pat
         command = ("train", write_config(run_config, tmp_path), f"training.kernels={kernels}", "training.epochs=1", "--run-dir", run)
         result = tdformer_from_scratch(*command, environment=environment)
         assert result.returncode == 0, result.stderr
-        told = "warning: fused kernels cannot be compiled here, going on with the plain ones, which are slower ("
-        assert (result.stdout + result.stderr).count(told) == (kernels == "fused")
+        warning = "warning: fused kernels cannot be compiled here, going on with the plain ones, which are slower ("
+        assert (result.stdout + result.stderr).count(warning) == (kernels == "fused")
         models.append((run / "checkpoints" / "step-00000003" / "model.safetensors").read_bytes())
     assert models[0] == models[1]

@@ -29,10 +29,10 @@ def test_a_signal(reference: ReferenceRun, tmp_path: Path, number: str, moment: 
     ended = train("tests.faults.signals_worker", 2, reference.config(tmp_path), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
-    _, train_state, told = store.latest_valid(ended.run)
+    _, train_state, warnings = store.latest_valid(ended.run)
     assert train_state.step in stopped_at
     assert train_state.evaluated_epochs == 0
-    assert told == []
+    assert warnings == []
     assert f"stopped at step {train_state.step}, state saved" in ended.output
     assert tracked(ended.run)[0] == ["KILLED"]
 

@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slur
 
 
 @pytest.fixture(scope="module")
-def reference(jobs: Jobs) -> Path:
+def undisturbed(jobs: Jobs) -> Path:
     """Of a job that nothing disturbs."""
-    submitted = jobs.submit(jobs.config("reference"))
+    submitted = jobs.submit(jobs.config("undisturbed"))
     jobs.cluster.wait(submitted["job"], "COMPLETED")
     return Path(submitted["runs"][0])
 
@@ -35,17 +35,17 @@ def starts(run: Path) -> list[tuple[int, str | None]]:
     return [(attempt["restart"], attempt["start"]) for attempt in map(json.loads, lines)]
 
 
-def test_a_run_on_two_nodes(reference: Path) -> None:
-    log = log_of(reference)
+def test_a_run_on_two_nodes(undisturbed: Path) -> None:
+    log = log_of(undisturbed)
     assert f"on {','.join(NODES)}" in log
     assert "4 = 1 x 2 ranks x 2 accumulation" in log
     assert "is finished" in log
-    assert (reference / "code" / "launch" / "cli.py").exists()
-    assert starts(reference) == [(0, None)]
+    assert (undisturbed / "code" / "launch" / "cli.py").exists()
+    assert starts(undisturbed) == [(0, None)]
 
 
 def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
-    jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path
+    jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Requeued by an administrator, warned, bereft of a process, bereft of a node: one job, one run in MLflow, no point twice."""
     (tmp_path / "cluster.yaml").write_text("environment: {SLURM_WAIT: '4'}\n")
@@ -77,12 +77,12 @@ def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     cluster.wait_for_restart(job, 5)
 
     cluster.wait(job, "COMPLETED")
-    assert difference(run, reference, LAST_STEP) == ""
+    assert difference(run, undisturbed, LAST_STEP) == ""
     assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3, 4, 5]
     assert "killed" not in log_of(run).split("restart 2, on")[0]  # the first two left by themselves, with their state saved
 
 
-def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("warning_s: 25\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     config = jobs.config("short", preemption={"minutes_before_end": None})
     slow = ("checkpoint.background=false", "training.epochs=400")  # as long as it takes
@@ -97,7 +97,7 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Clus
     cluster.wait(job, "CANCELLED")
 
 
-def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cluster: Cluster, reference: Path) -> None:
+def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
     submitted = jobs.submit(jobs.config("cancelled"))
     run = Path(submitted["runs"][0])
     wait_for_step(run, 4)
@@ -113,10 +113,10 @@ def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cl
     again = jobs.submit(run)
     assert again["job"] != submitted["job"]
     cluster.wait(again["job"], "COMPLETED")
-    assert difference(run, reference, LAST_STEP) == ""
+    assert difference(run, undisturbed, LAST_STEP) == ""
 
 
-def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, cluster: Cluster, reference: Path) -> None:
+def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
     submitted = jobs.submit(jobs.config("preempted"))
     job, run = submitted["job"], Path(submitted["runs"][0])
     wait_for_step(run, 3)
@@ -124,7 +124,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, clus
     cluster.wait(urgent, "COMPLETED")
     cluster.wait(job, "COMPLETED")
     assert starts(run)[1][0] == 1
-    assert difference(run, reference, LAST_STEP) == ""
+    assert difference(run, undisturbed, LAST_STEP) == ""
 
 
 def test_a_crash_loop_ends_by_itself_and_says_why(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_sweep_is_an_array_of_runs(jobs: Jobs, cluster: Cluster) -> None:
     assert first != second
 
 
-def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("launcher: torchrun\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     submitted = jobs.submit(jobs.config("torchrun"), "--cluster", tmp_path / "cluster.yaml")
     job, run = submitted["job"], Path(submitted["runs"][0])
@@ -171,10 +171,10 @@ def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, reference: Path, tm
     cluster.wait_for_restart(job, 1)
     cluster.wait(job, "COMPLETED")
     assert "stopped by SIGUSR1" in log_of(run)
-    assert difference(run, reference, LAST_STEP) == ""
+    assert difference(run, undisturbed, LAST_STEP) == ""
 
 
-def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     config = jobs.config("template")
     run = config.parent / "run"
     (tmp_path / ".venv").symlink_to(sys.prefix)
@@ -185,4 +185,4 @@ def test_the_script_for_those_who_want_no_tool(jobs: Jobs, cluster: Cluster, ref
     assert cluster.run("scancel", "--signal=USR1", done.stdout.strip()).returncode == 0
     cluster.wait(done.stdout.strip(), "COMPLETED")
     assert starts(run)[1][0] == 1
-    assert difference(run, reference, LAST_STEP) == ""
+    assert difference(run, undisturbed, LAST_STEP) == ""
