@@ -1,8 +1,9 @@
-"""The command, in processes forked from one that has imported everything: a start takes a tenth of a second instead of seven seconds.
+"""How tests start commands: forked from a server that has imported everything, in a tenth of a second instead of seven seconds.
 
-Each command, and each rank that it starts, still is a process of its own, with its own environment, output and exit code, which runs
-`launch.cli.main`. Only `python -m launch` and its imports are left out; test_commands, and what is killed or stopped by signals, start
-for real. So does everything on a machine with an NVIDIA GPU: CUDA does not live through a fork.
+Each command, and each rank that it starts, is a process of its own, with its own environment, output and exit code, and runs
+`launch.cli.main`. It only skips the start of an interpreter and the imports. Tests of the start itself (test_commands) and tests that
+set what an import reads (test_golden_curve, test_no_compiler) use `tdformer_from_scratch`. On a machine with an NVIDIA GPU the server
+imports nothing before a fork, because CUDA does not live through one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 
 class Started:
-    """What `python -m MODULE ARGUMENTS` would start, forked by the server. Its output goes to `out`.stdout and `out`.stderr."""
+    """A process that does what `python -m MODULE ARGUMENTS` would do. Its output goes to `out`.stdout and `out`.stderr."""
 
     def __init__(self, module: str, arguments: Sequence[object], environment: Mapping[str, str], out: Path) -> None:
         self.out = out
@@ -81,7 +82,7 @@ def tdformer_from_scratch(*arguments: object, timeout: float = 240, environment:
 
 
 def start_ranks(world_size: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
-    """All processes of a run, as torchrun starts them."""
+    """Start all processes of a run, as torchrun does."""
     common = {**environment, "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
     return [Started(module, arguments, place, Path(f"{out}-{rank}")) for rank, place in enumerate(places)]
@@ -89,7 +90,7 @@ def start_ranks(world_size: int, module: str, arguments: Sequence[object], out: 
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    """Ends with the tests: then its standard input is closed."""
+    """Start the server, once in each test process. It ends when that process does, which closes its standard input."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.distributed.starter"],
         stdin=subprocess.PIPE,
@@ -115,7 +116,7 @@ def _ask(request: dict[str, Any]) -> Any:
 
 
 class Forked:
-    """A child of this process that runs a main function. The part of Popen that launch.local_processes uses."""
+    """A child of this process that runs a main function. It has those parts of Popen that launch.local_processes uses."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], preexec_fn: Callable[[], None] = lambda: None) -> None:
         sys.stdout.flush()
@@ -141,7 +142,7 @@ class Forked:
 
 
 def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
-    """Do what the command would, and end. A module is run by its function main."""
+    """Do what the command would do, and end the process. A module is run by its function main."""
     _, _, module, *arguments = command
     code = 1
     try:
@@ -162,7 +163,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
 
 
 def _redirect(out: str) -> None:
-    """The child keeps nothing of the server's talk with the test."""
+    """Give the child its own input and output. It must not read or write what the server and the test say to each other."""
     for number, path in enumerate(("/dev/null", f"{out}.stdout", f"{out}.stderr")):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
@@ -170,7 +171,7 @@ def _redirect(out: str) -> None:
 
 
 def _import_everything() -> None:
-    """As a rank does on a CPU. No thread may be left running, but that of pyarrow's jemalloc, which knows forks: a fork copies locks."""
+    """Import what a rank imports on a CPU. A fork copies locks, so no thread may run, but pyarrow's jemalloc's, which knows forks."""
     os.environ["DS_ACCELERATOR"] = "cpu"
 
     from launch import local_processes
