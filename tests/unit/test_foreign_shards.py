@@ -321,7 +321,7 @@ def test_a_bad_sample_is_named(tars: Path, out: Path, web: Server, remote: bool,
     [
         (b"", "no readable tar file"),
         (b"text" * 500, "no readable tar file"),
-        (gzip.compress(b"tar"), "compressed (gzip)"),
+        (gzip.compress(b"tar", mtime=0), "compressed (gzip)"),
         (b"\x28\xb5\x2f\xfdxxxx", "compressed (zstd)"),
         (bytes(10240), "holds no sample"),
     ],

@@ -23,7 +23,7 @@ from tdformer.runs import comparing, configs, metric_rows, paper, reading, rows,
 from tdformer.runs.comparing import compare
 from tests.conftest import REPOSITORY, tdformer, write_config
 from tests.unit.generated_runs import BEGAN, write_metrics, write_run
-from tests.unit.test_structure import HEAVY
+from tests.unit.test_light_imports import HEAVY
 
 
 def read(folder: Path, **options: Any) -> list[reading.Run]:
