@@ -164,7 +164,7 @@ class Cluster:
         job = self.job(number)
         return job.get("Restarts"), job.get("JobState")
 
-    def wait_until(self, is_so: Callable[[], bool], otherwise: Callable[[], str] = str, seconds: float = 150) -> None:
+    def wait_until(self, is_so: Callable[[], bool], otherwise: Callable[[], str] = str, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < deadline, otherwise()

@@ -47,7 +47,7 @@ class Jobs:
         return json.loads(done.stdout)
 
 
-def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(run: Path, step: int, seconds: float = 300) -> None:
     """Until a run has saved so many steps."""
     deadline = time.monotonic() + seconds
     while saved_step(run) < step:
