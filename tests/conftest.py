@@ -45,8 +45,9 @@ LACKING = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests whose parameter `format` is FFCV's."""
-    if (call := getattr(item, "callspec", None)) and call.params.get("format") == "ffcv":
+    """Mark the tests whose parameters ask for FFCV's format, or for the interpolation that is OpenCV's, which comes with FFCV."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if params.get("format") == "ffcv" or params.get("interpolation") == "area":
         item.add_marker(pytest.mark.ffcv)
 
 
