@@ -200,6 +200,7 @@ def test_only_the_input_of_batch_norm_is_kept() -> None:
     assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
 
 
+@pytest.mark.slow
 def test_on_paper_fused_kernels_keep_less() -> None:
     from tests.unit.test_plan import run_of
 
@@ -262,6 +263,7 @@ def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) 
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_attention_in_channels_last_is_attention() -> None:
     """The function around the kernel, on the formulas that the kernel is tested against: values and gradients, no copies."""
     torch.manual_seed(0)
