@@ -187,7 +187,7 @@ def _import_everything() -> None:
     local_processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]
     context.SECONDS_FOR_FIRST_TO_SPEAK = 0.2  # it matters to torchrun and srun alone, and all bad input would wait for it
     threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
-    assert threads <= {"python", "python3", "jemalloc_bg_thd"}, threads
+    assert threads <= {Path(sys.executable).name, "python", "jemalloc_bg_thd"}, threads
     assert threading.active_count() == 1
 
 
