@@ -44,6 +44,12 @@ LACKING = {
 }
 
 
+def pytest_configure() -> None:
+    """Refuse to start where TDFORMER_REQUIRE_ALL is set and tests would be skipped for more than the lack of a GPU."""
+    if os.environ.get("TDFORMER_REQUIRE_ALL") and lacks_ffcv():
+        raise pytest.UsageError(f"TDFORMER_REQUIRE_ALL is set, and tests would be skipped: ffcv {LACKING['ffcv'][1]}")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark the tests whose parameters ask for FFCV's format, or for the interpolation that is OpenCV's, which comes with FFCV."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
@@ -52,12 +58,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need what this machine lacks. Where TDFORMER_REQUIRE_ALL is set, only a GPU may be lacking."""
+    """Skip the tests that need what is lacking here."""
     for marker, (is_lacking, reason) in LACKING.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and is_lacking():
-            if marker != "gpu" and os.environ.get("TDFORMER_REQUIRE_ALL"):
-                raise pytest.UsageError(f"{len(marked)} tests would be skipped: {marker} {reason}")
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
