@@ -155,8 +155,8 @@ def _join(backend: str) -> None:
         minutes = JOIN_TIMEOUT.total_seconds() / 60
         reason = str(error).partition("\n")[0]
         raise PeerLostError(
-            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that did not "
-            f"start, and at MASTER_ADDR and MASTER_PORT ({reason})."
+            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that "
+            f"did not start, and at MASTER_ADDR and MASTER_PORT ({reason})."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The run's own record of its metrics (metrics.jsonl) and the picture of its learning curve."""
+"""MetricsFile: the run's own record of its metrics."""
 
 from __future__ import annotations
 
@@ -55,28 +55,3 @@ class MetricsFile:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(self.path)
-
-
-def draw_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and accuracy over epochs, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    figure.suptitle(title)
-    for axes, names, label in ((left, ("train/loss", "val/loss"), "loss"), (right, ("val/top1",), "top-1 accuracy (%)")):
-        segments = sorted({name for row in rows for name in row if name.startswith("val/top1_segment")})
-        for name in (*names, *(segments if axes is right else ())):
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            if points:
-                last = name == "val/top1" or axes is left
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 60 else None, alpha=1 if last else 0.4)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipelines.storage.files import replace_file
+from tdformer.rundir.run_dir import RunDir
 
-FOLDER = "sessions"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
@@ -52,12 +52,12 @@ class SessionFile:
 
     SECONDS_BETWEEN = 5.0
 
-    def __init__(self, run_dir: Path, session: Session) -> None:
+    def __init__(self, run_dir: RunDir, session: Session) -> None:
         """Raises OSError."""
-        folder = run_dir / FOLDER
-        folder.mkdir(exist_ok=True)
+        self._folder = run_dir.sessions
+        self._folder.mkdir(exist_ok=True)
         number = max((int(path.stem) for path in files(run_dir)), default=0) + 1
-        self.path, self.session = folder / f"{number:04d}.json", session
+        self.path, self.session = self._folder / f"{number:04d}.json", session
         self._write()
 
     def reached(self, step: int) -> None:
@@ -76,7 +76,7 @@ class SessionFile:
         """The start was refused."""
         self.path.unlink(missing_ok=True)
         with suppress(OSError):
-            self.path.parent.rmdir()  # empty if there was no session before
+            self._folder.rmdir()  # empty if there was no session before
 
     def _write(self) -> None:
         self.session = replace(self.session, seen=time.time())
@@ -87,9 +87,9 @@ def write(path: Path, session: Session) -> None:
     replace_file(path, lambda partial: partial.write_text(json.dumps(asdict(session)) + "\n"))
 
 
-def files(run_dir: Path) -> list[Path]:
+def files(run_dir: RunDir) -> list[Path]:
     """Of all sessions, from the first to the last."""
-    return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*.json") if path.stem.isdigit())
+    return sorted(path for path in (run_dir.sessions).glob("[0-9]*.json") if path.stem.isdigit())
 
 
 def read(path: Path) -> Session:
@@ -108,18 +108,18 @@ def _session(tree: dict[str, Any]) -> Session:
     return Session(**{**known, **numbers, **counts, **texts})
 
 
-def read_all(run_dir: Path) -> tuple[list[Session], list[str]]:
+def read_all(run_dir: RunDir) -> tuple[list[Session], list[str]]:
     """Sessions from the first to the last, and a note for each that cannot be read."""
     sessions, notes = [], []
     for path in files(run_dir):
         try:
             sessions.append(read(path))
         except (OSError, ValueError):
-            notes.append(f"{FOLDER}/{path.name} cannot be read; its time is not counted")
+            notes.append(f"{run_dir.sessions.name}/{path.name} cannot be read; its time is not counted")
     return sessions, notes
 
 
-def close_last(run_dir: Path, *, comes_back: bool = True) -> bool:
+def close_last(run_dir: RunDir, *, comes_back: bool = True) -> bool:
     """Put the last session of a run without a process in order; whether there was something to. Left open by a death, it has failed.
 
     comes_back: False if its job does not come back, whatever was thought when it ended. Raises OSError and ValueError.

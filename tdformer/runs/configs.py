@@ -14,7 +14,7 @@ import yaml
 from data_pipelines.config import DataConfig
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import UNREADABLE, flatten, is_within
-from tdformer.rundir.run_directory import CHANGEABLE
+from tdformer.rundir.creation import CHANGEABLE
 
 Flat = Mapping[str, Any]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -11,8 +11,9 @@ from typing import Any
 from tdformer import __version__
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import flatten
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
-from tdformer.tracking.run_ids import FILE, read_run_id
+from tdformer.tracking.run_ids import read_run_id
 
 KEY_TAG = "tdformer.key"
 """By which the MLflow run of a run directory is found again."""
@@ -37,7 +38,7 @@ def key(first: Session) -> str:
     return f"{first.began:.6f}-{''.join(letter for letter in first.host if letter.isalnum() or letter in '.-')}"
 
 
-def tags(config: RunConfig, run_dir: Path, session: Session) -> dict[str, str]:
+def tags(config: RunConfig, run_dir: RunDir, session: Session) -> dict[str, str]:
     """The commit under the name that MLflow's page knows, the rest under tdformer."""
     commit, _, is_changed = (session.commit or "").partition(" ")
     slurm = {"slurm_job": session.slurm_job, "slurm_restart": session.restart}
@@ -46,7 +47,7 @@ def tags(config: RunConfig, run_dir: Path, session: Session) -> dict[str, str]:
     versions = {f"version.{name}": version for name, version in (session.versions or {}).items()}
     facts: dict[str, Any] = {
         "config": config.name,
-        "run_dir": run_dir.resolve(),
+        "run_dir": run_dir.path.resolve(),
         "version": __version__,
         "git_dirty": bool(is_changed) if commit else None,
         **slurm,
@@ -66,8 +67,8 @@ def _text(value: Any) -> str:
 def _parent(init: Path | None) -> str | None:
     """The MLflow run of the stage before: of the run directory that `init` is, or lies in."""
     for folder in [init, *init.parents][:3] if init else []:
-        if (folder / FILE).exists():
-            return read_run_id(folder, None)
+        if RunDir(folder).mlflow_runs.exists():
+            return read_run_id(RunDir(folder), None)
     return None
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from tdformer.config import RunConfig
 from tdformer.rundir import sessions
-from tdformer.rundir.run_directory import CONFIG_FILE
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import description
 from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
@@ -18,7 +17,7 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Of an experiment: MLflow's page shows training, not chats."""
 
 
-def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str:
+def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
     """The id of the MLflow run, noted in the run directory. Raises RefusedError if it was deleted."""
     name, first = config.tracking.experiment, _first_session(run_dir)
     run_id = _noted(client, run_dir, uri) or _unnoted(client, name, first)
@@ -32,23 +31,23 @@ def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str
     return run_id
 
 
-def last_session(run_dir: Path) -> Session:
+def last_session(run_dir: RunDir) -> Session:
     """Of those that can be read; of a run without any, a stand-in."""
     for path in reversed(sessions.files(run_dir)):
         try:
             return sessions.read(path)
         except (OSError, ValueError):
             continue
-    modified = (run_dir / CONFIG_FILE).stat().st_mtime
+    modified = (run_dir.config).stat().st_mtime
     return Session(began=modified, seen=modified, world_size=1, status="stopped")
 
 
-def _first_session(run_dir: Path) -> Session:
+def _first_session(run_dir: RunDir) -> Session:
     known, _ = sessions.read_all(run_dir)
     return known[0] if known else last_session(run_dir)
 
 
-def _noted(client: Any, run_dir: Path, uri: str) -> str | None:
+def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
     """Also under a name that the same server had before: a run of ours that is there is not made again."""
     from mlflow.exceptions import MlflowException
 

@@ -255,15 +255,15 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The run in DeepSpeed's words. Its scheduler, checkpoints and monitors are not used."""
     training = config.training
     return {
-        # Accumulation and clipping are GradientAccumulator's: DeepSpeed's round otherwise at every stage, and it clips where nothing is said.
+        # GradientAccumulator accumulates and clips. DeepSpeed's ways round differently at each stage, and it clips by default.
         "train_batch_size": training.micro_batch * world_size,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET, **_offload(training.offload)},
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
-        # Nothing of precision: that is the ModelWithLoss's. "bf16" also rounds BatchNorm's running statistics, which fails on a CPU and loses
-        # accuracy anywhere; "torch_autocast" scales the losses of fp16 by itself.
+        # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
+        # and loses accuracy anywhere. Its "torch_autocast" scales the losses of fp16 by itself.
         "steps_per_print": None,
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from launch import cli
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import Snapshot
+from tdformer.checkpoint.train_state import Snapshot
 from tdformer.rundir.metrics_file import MetricsFile
 from tests.faults.numbers_worker import steps
 

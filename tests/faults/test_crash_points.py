@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import RetentionPolicy, Snapshot, TrainState
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tests.faults.kills import changes_a_file
 
 BEFORE = TrainState(step=4, updates=4)

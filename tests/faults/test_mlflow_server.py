@@ -15,9 +15,8 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.rundir import run_directory
+from tdformer.rundir import creation
 from tdformer.rundir.metrics_file import MetricsFile
-from tdformer.rundir.run_directory import METRICS_FILE
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import probe, sender, sync
 from tdformer.tracking.tracker import Tracker
@@ -161,7 +160,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracker(uri: str, run: Path) -> Tracker:
     tracking = {"uri": uri, "system_metrics": False}
     config = RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}, "tracking": tracking})
-    run_directory.claim(run, config)
+    creation.claim(run, config)
     return Tracker(config.tracking, run, Session(began=time.time(), seen=time.time(), world_size=1, host="here"))
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import CheckpointError, RetentionPolicy, Snapshot, TrainState
+from tdformer.checkpoint.format import Checkpoint, CheckpointError
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.models.weights import WeightsError, load_exactly
 
 

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.distributed.launch_environment import REQUEUES
-from tdformer.rundir import run_directory, sessions
+from tdformer.rundir import creation, sessions
 from tdformer.rundir.metrics_file import MetricsFile
-from tdformer.rundir.run_directory import METRICS_FILE
 from tdformer.rundir.sessions import Session, SessionFile
 from tdformer.tracking import description, mlflow_run, sync
 from tdformer.tracking.run_ids import FILE, note_run_id, read_run_id
@@ -39,7 +38,7 @@ def config(tmp_path: Path, empty_mlflow: Path) -> RunConfig:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, config: RunConfig) -> Path:
-    run_directory.claim(tmp_path / "run", config)
+    creation.claim(tmp_path / "run", config)
     return tmp_path / "run"
 
 
@@ -192,20 +191,20 @@ def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -
     assert expected.items() <= logged.tags.items()
 
     other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 3})})
-    run_directory.claim(run_dir, other)
+    creation.claim(run_dir, other)
     with tracker(other, run_dir):
         pass
     logged = run_at(config.tracking.uri, run_dir).data
     assert (logged.params["training.zero_stage"], logged.tags["changed.training.zero_stage"]) == ("1", "3")
 
-    run_directory.claim(run_dir, config)
+    creation.claim(run_dir, config)
     with tracker(config, run_dir):
         pass
     assert not [name for name in run_at(config.tracking.uri, run_dir).data.tags if name.startswith("changed.")]
 
     child = tmp_path / "child"
     tuned = config.model_copy(update={"init": run_dir / "checkpoints" / "step-00000001"})
-    run_directory.claim(child, tuned)
+    creation.claim(child, tuned)
     with tracker(tuned, child):
         pass
     assert run_at(config.tracking.uri, child).data.tags["tdformer.parent_run"] == read_run_id(run_dir, None)
@@ -298,7 +297,7 @@ def test_uris_that_must_not_be_written_down(config: RunConfig, run_dir: Path, ur
 
 def test_a_live_run_is_left_to_its_own_process(config: RunConfig, run_dir: Path) -> None:
     sends_itself = pytest.raises(UserError, match=r"is being trained, and its process sends .* by itself")
-    with run_directory.held(run_dir, config, lambda _: None), sends_itself:
+    with creation.held(run_dir, config, lambda _: None), sends_itself:
         sync.sync(run_dir)
 
 
