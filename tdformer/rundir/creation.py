@@ -10,7 +10,8 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import replace_file
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import differences, dump_config, is_within, load_config
+from tdformer.config.dotted_keys import differences, is_within
+from tdformer.config.yaml_io import dump_config, load_config
 from tdformer.rundir import run_lock
 from tdformer.rundir.lock_file import CLOCK_NAME
 from tdformer.rundir.run_dir import RunDir

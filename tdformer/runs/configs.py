@@ -13,7 +13,8 @@ import yaml
 
 from data_pipelines.config import DataConfig
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import UNREADABLE, flatten, is_within
+from tdformer.config.dotted_keys import flatten, is_within
+from tdformer.config.yaml_io import UNREADABLE
 from tdformer.rundir.creation import CHANGEABLE
 
 Flat = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tdformer import __version__
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import flatten
+from tdformer.config.dotted_keys import flatten
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking.run_ids import read_run_id
