@@ -1,4 +1,4 @@
-"""An MLflow run, made equal to a run directory as often as one likes: nothing is lost, and nothing is there twice."""
+"""Mirror: sends to an MLflow run what it lacks of a run directory. Nothing is lost, and nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tdformer.tracking.mlflow_run import find_or_make, last_session
 from tdformer.tracking.spool import Point, Spool
 
 METRICS_PER_BATCH, TEXTS_PER_BATCH = 1000, 100
-"""MLflow takes no more at once."""
+"""Largest number of metrics, and of parameters or tags, that MLflow takes in one request."""
 STATUS = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 WILL_COME_BACK = "SCHEDULED"
 
 
 class Mirror:
-    """Of one run directory at one tracking URI. After an error it finds out anew what MLflow has, and goes on from there.
+    """Mirrors one run directory at one tracking URI. After an error it asks again what MLflow has, and goes on from there.
 
-    Points are in order, and MLflow takes a batch whole or not at all: of each metric, it lacks those after its last step. A point that
-    is sent again after all, because an answer was lost, has its time with it, and MLflow knows it by that.
+    Points are in order, and MLflow takes a batch completely or not at all. Therefore it lacks, of each metric, the points after its last
+    step. If an answer gets lost, a point is sent again with the same time, and MLflow keeps it once.
     """
 
     def __init__(self, run_dir: RunDir, uri: str) -> None:
@@ -61,7 +61,7 @@ class Mirror:
         client, config = open_client(self.uri), load_config(self.run_dir.config)
         self.run_id = find_or_make(client, self.run_dir, self.uri, config)
         run = client.get_run(self.run_id)
-        self._last_steps = {metric.key: metric.step for metric in run.data._metric_objs}  # what run.data.metrics has, with steps
+        self._last_steps = {metric.key: metric.step for metric in run.data._metric_objs}  # run.data.metrics has no steps
         self._files, self._status = {}, ""
         for spool in self._spools:
             spool.rewind()
@@ -69,7 +69,7 @@ class Mirror:
         self._describe(run, config, session)
 
     def _describe(self, run: Any, config: RunConfig, session: Session) -> None:
-        """Parameters and tags, which stay as they are while a process trains."""
+        """Send parameters and tags, which do not change while a process trains."""
         from mlflow.entities import Param, RunTag
 
         params, tags = description.params(config), description.tags(config, self.run_dir, session)

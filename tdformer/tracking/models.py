@@ -1,4 +1,4 @@
-"""The trained network in MLflow, by choice: as files of the run, and in the model registry with its metrics."""
+"""Sends the trained network to MLflow: as artifacts of the run, and to the model registry with its metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from tdformer.checkpoint.format import Checkpoint
 
 FOLDER = "model"
-"""Of the run's artifacts: config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
+"""Folder of the run's artifacts with config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
 CHECKPOINT_TAG = "tdformer.checkpoint"
 
 
 def send(client: Any, run_id: str, run_dir: RunDir, config: RunConfig) -> None:
-    """Log and register what tracking.log_model names, unless that was done."""
+    """Send and register the network that tracking.log_model names, unless that was done before."""
     tracking = config.tracking
     if tracking.log_model == "none":
         return
@@ -32,13 +32,13 @@ def send(client: Any, run_id: str, run_dir: RunDir, config: RunConfig) -> None:
             exported = Path(folder) / FOLDER
             export(checkpoint, exported, averaged=config.training.ema_decay is not None)
             client.log_artifacts(run_id, str(exported), FOLDER)
-        client.set_tag(run_id, CHECKPOINT_TAG, checkpoint.name)  # last: an upload that was cut off is done again
+        client.set_tag(run_id, CHECKPOINT_TAG, checkpoint.name)  # comes last, so that an upload that was cut off is done again
     if tracking.register_as:
         _register(client, run_id, tracking.register_as, checkpoint)
 
 
 def _register(client: Any, run_id: str, name: str, checkpoint: Checkpoint) -> None:
-    """A version of the registered model, with this run's validation metrics as tags."""
+    """Register the network as a version of a model, with this run's validation metrics as tags."""
     from mlflow.exceptions import MlflowException
 
     from tdformer.checkpoint.format import check

@@ -1,4 +1,4 @@
-"""Which MLflow run a run directory has, at each server that it was sent to. Imports no MLflow."""
+"""Keeps the ids of a run directory's MLflow runs, one for each tracking URI. Imports no MLflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tdformer.rundir.run_dir import RunDir
 
 
 def read_run_ids(run_dir: RunDir) -> dict[str, str]:
-    """MLflow runs by tracking URI. What cannot be read counts as none: the run is found again by a tag of its own."""
+    """Return the MLflow run ids by tracking URI. A damaged file counts as empty, because the run is found again by its tag."""
     try:
         tree = json.loads((run_dir.mlflow_runs).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -18,12 +18,12 @@ def read_run_ids(run_dir: RunDir) -> dict[str, str]:
 
 
 def read_run_id(run_dir: RunDir, uri: str | None) -> str | None:
-    """The MLflow run at `uri`; if it has none there, any other."""
+    """Return the MLflow run id at `uri`, or any other if there is none at `uri`, or None."""
     ids = read_run_ids(run_dir)
     return ids.get(uri or "") or next(iter(ids.values()), None)
 
 
 def note_run_id(run_dir: RunDir, uri: str, run_id: str) -> None:
-    """Raises OSError."""
+    """Note the MLflow run id at `uri`. Raises OSError."""
     ids = {**read_run_ids(run_dir), uri: run_id}
     replace_file(run_dir.mlflow_runs, lambda partial: partial.write_text(json.dumps(ids, indent=1) + "\n"))

@@ -1,4 +1,4 @@
-"""Sending a run to MLflow when no process trains it."""
+"""Sends a run to MLflow when no process trains it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS_TO_CLOSE = 15.0
 
 @dataclass(frozen=True)
 class Synced:
-    """What was sent."""
+    """Says which run was sent, to which MLflow run, and how many points it lacked."""
 
     run: RunDir
     uri: str
@@ -30,9 +30,10 @@ class Synced:
 
 
 def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], object] = lambda _: None) -> Synced:
-    """Send what MLflow lacks of a run, to `uri` instead of its own tracking.uri if given. `on_batch` gets the size of each batch of points.
+    """Send what MLflow lacks of a run.
 
-    Raises UserError if MLflow does not take it, or if a process that trains the run does so itself.
+    uri: where to; None for the run's own tracking.uri. on_batch: gets the size of each batch of points. Raises UserError if MLflow does not
+    take it, or if a process trains the run and sends by itself.
     """
     own = load_config(config_of(run_dir.path)).tracking.uri
     uri = own if uri is None else checked(TrackingConfig, {"uri": uri}, "--uri").uri
@@ -54,9 +55,9 @@ def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], obje
 
 
 def close(run_dir: RunDir, *, comes_back: bool = True) -> None:
-    """Tell MLflow that a run ended, whose process could not any more. Takes SECONDS_TO_CLOSE at most; what MLflow does not take waits.
+    """Tell MLflow that a run ended whose process died before it could say so. Take SECONDS_TO_CLOSE at most.
 
-    comes_back: False if its job was to be put back into the queue, and is not.
+    comes_back: False if the run's job was to be put back into the queue, and is not.
     """
     with suppress(OSError, ValueError):
         if not sessions.close_last(run_dir, comes_back=comes_back):
