@@ -33,7 +33,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=4)
 """Time limit of torch's collectives. It is longer than the watchdog's, which can name the rank, and counts where the watchdog is off."""
 JOIN_TIMEOUT = timedelta(minutes=10)
 SECONDS_TO_BLAME = 5.0
-"""How much later than an error of the network the watchdog may know whose it is."""
+"""Seconds after a network error within which the watchdog finds out which rank failed."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _start(watchdog: Watchdog, context: DistContext) -> None:
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether torch.distributed may have raised this because another rank is gone. gloo's errors are plain RuntimeErrors."""
+    """Tell whether torch.distributed may have raised this because another rank is gone. gloo raises plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection", "peer"))
