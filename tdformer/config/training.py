@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """State that DeepSpeed keeps in the machine's memory instead of the GPU's. optimizer: the optimizer state, which is then stepped on the CPU
+    """State that DeepSpeed keeps in the machine's memory instead of the GPU's. optimizer: the optimizer state, which is stepped on the CPU
     (needs ZeRO 1 or more). all: parameters too (needs ZeRO 3)."""
     log_every: Positive = 50
     """Optimizer steps between two points of the training metrics."""
