@@ -20,7 +20,7 @@ from launch.output import show, show_evaluation
 from launch.plan_command import plan
 from launch.runs_commands import runs_app
 from launch.slurm.commands import slurm_app, submit
-from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
+from tdformer.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig

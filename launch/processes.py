@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from tdformer.launchers import OWN_LAUNCHER, free_port
-from tdformer.watchdog.verdict import EXIT_PEER_LOST
+from tdformer.watchdog.diagnosis import EXIT_PEER_LOST
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0

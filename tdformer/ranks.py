@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from tdformer.launchers import gpu_index, launcher_variables
-from tdformer.watchdog.posts import connect, host
-from tdformer.watchdog.verdict import PeerLostError
+from tdformer.watchdog.client import connect
+from tdformer.watchdog.diagnosis import PeerLostError
+from tdformer.watchdog.server import listen
 from tdformer.watchdog.watchdog import Watchdog
 
 Result = TypeVar("Result")
@@ -30,7 +31,7 @@ SECONDS_FOR_FIRST_TO_SPEAK = 2.0
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
 """Torch's own. Longer than the watchdog's, which knows whom to name; this one is for when that one is off."""
 JOIN_TIMEOUT = timedelta(minutes=10)
-SECONDS_TO_BLAME = 5.0
+SECONDS_TO_DIAGNOSE = 5.0
 """How much later than an error of the network the watchdog may know whose it is."""
 
 
@@ -50,41 +51,41 @@ class Ranks:
     def largest(self, value: int) -> int:
         """The largest of all ranks' values. A few bytes over the CPU network: cheap enough for every step."""
         tensor = torch.tensor(value)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
         """Which of the flags are set on any rank."""
         tensor = torch.tensor(flags, dtype=torch.int32)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tuple(map(bool, tensor.tolist()))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the ranks, in place, on the tensor's device."""
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         box = [value]
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on all ranks."""
         values: list[Any] = [None] * self.world
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_gather_object(values, value)
         return values
 
     def to_first(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
         values: list[Any] | None = [None] * self.world if self.is_first else None
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.gather_object(value, values, dst=0)
         return values or []
 
@@ -135,7 +136,7 @@ def joined() -> Iterator[Ranks]:
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         raise
     except BaseException as error:
-        if watchdog.blame(SECONDS_TO_BLAME if _is_of_network(error) else 0):
+        if watchdog.explain_lost_peer(SECONDS_TO_DIAGNOSE if _is_of_network(error) else 0):
             watchdog.leave()
             raise PeerLostError from None
         watchdog.leave(f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -161,9 +162,9 @@ def _join(backend: str) -> None:
 
 
 def _start(watchdog: Watchdog, ranks: Ranks) -> None:
-    own, address = ranks.together(lambda: host(os.environ) if ranks.is_first else (None, None))
-    hub = ranks.from_first(address)
-    watchdog.start(ranks.together(lambda: own or connect(ranks.rank, hub)), hub)
+    own, address = ranks.together(lambda: listen(os.environ) if ranks.is_first else (None, None))
+    server = ranks.from_first(address)
+    watchdog.start(ranks.together(lambda: own or connect(ranks.rank, server)), server)
 
 
 def _is_of_network(error: BaseException) -> bool:

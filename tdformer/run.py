@@ -25,7 +25,7 @@ from tdformer.training.checkpoints import Position
 from tdformer.training.kernels import choose_kernels
 from tdformer.training.loop import Outcome, train
 from tdformer.training.objective import autocast
-from tdformer.watchdog.verdict import limits
+from tdformer.watchdog.diagnosis import Timeouts
 
 
 def run_training(load: Callable[[], RunConfig], run_dir: Path | None) -> tuple[bool, str | None]:
@@ -47,7 +47,7 @@ def run_training(load: Callable[[], RunConfig], run_dir: Path | None) -> tuple[b
 
 def _hold(config: RunConfig, run_dir: Path | None, ranks: Ranks, holding: ExitStack) -> Path:
     path = run_dir or run_directory.new(config)
-    holding.enter_context(run_directory.held(path, config, ranks.watchdog.accuse_self))
+    holding.enter_context(run_directory.held(path, config, ranks.watchdog.abort))
     return path
 
 
@@ -58,7 +58,7 @@ def _configure_watchdog(config: RunConfig, run_dir: Path, ranks: Ranks, holding:
         sync.close(run_dir)
 
     ranks.watchdog.configure(
-        limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),
+        Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),
         stacks_folder=run_dir / "stacks",
         advice=lambda: run_directory.how_to_go_on(run_dir, ranks.world),
         closing=close,
@@ -94,7 +94,7 @@ def run_evaluation(load: Callable[[], RunConfig], checkpoint: Path, averaged: bo
     """
     with joined() as ranks:
         config, position, model = _trained(load, checkpoint, averaged, ranks)
-        ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
+        ranks.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         result = _evaluate_on(config.data.val, config, position, model, ranks)
         return {"checkpoint": str(checkpoint), "step": position.step, **result} if ranks.is_first else None
 
@@ -103,7 +103,7 @@ def run_suite(load: Callable[[], RunConfig], checkpoint: Path, averaged: bool, s
     """The same on every data set in a folder, such as the corruptions of ImageNet-C. mean_top1 gives each of them the same weight."""
     with joined() as ranks:
         config, position, model = _trained(load, checkpoint, averaged, ranks)
-        ranks.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
+        ranks.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         folders = ranks.from_first(ranks.together(lambda: _data_sets_in(suite)))
         results = [{"data_set": folder.name, **_evaluate_on(str(folder), config, position, model, ranks)} for folder in folders]
         mean = sum(result["top1"] for result in results) / len(results)

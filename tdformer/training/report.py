@@ -96,7 +96,7 @@ class FirstRankReport(Report):
 def reporting(config: RunConfig, run_dir: Path, position: Position, total_steps: int, ranks: Ranks) -> Iterator[Report]:
     """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
     tracker = ranks.together(lambda: _record_of(config, run_dir, position, ranks) if ranks.is_first else None)
-    ranks.watchdog.progress.enter(TRAINING)
+    ranks.watchdog.progress.enter_phase(TRAINING)
     if tracker is None:
         yield Report()
         return
@@ -116,7 +116,7 @@ def _leaving(tracker: Tracker, ranks: Ranks) -> Iterator[None]:
         try:
             yield
         finally:
-            slow.enter_context(ranks.watchdog.progress.during("saving"))
+            slow.enter_context(ranks.watchdog.progress.slow_phase("saving"))
 
 
 def _record_of(config: RunConfig, run_dir: Path, position: Position, ranks: Ranks) -> Tracker:

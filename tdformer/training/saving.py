@@ -57,7 +57,7 @@ class Saver:
     def close(self) -> None:
         """Wait for the save that is under way."""
         if self._thread is not None:
-            with self.ranks.watchdog.progress.during("saving"):
+            with self.ranks.watchdog.progress.slow_phase("saving"):
                 self._thread.join()
             self._thread = None
 

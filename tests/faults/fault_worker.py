@@ -54,7 +54,7 @@ def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step
 
 def main() -> None:
     loop.train_batches = train_batches
-    watchdog.BEAT_SECONDS = 0.2
+    watchdog.HEARTBEAT_SECONDS = 0.2
     cli.main()
 
 
