@@ -61,7 +61,7 @@ class Watchdog:
         self._timeouts = timeouts
         self._report.configure(stacks_folder, advice, closing)
 
-    # --- called by the main thread -----------------------------------------------------------------------------
+    # --- called by other threads -----------------------------------------------------------------------------
 
     def start(self, transport: Transport, server: Address | None = None) -> None:
         """Start the thread. `server`: where rank 0 is."""
@@ -71,7 +71,10 @@ class Watchdog:
         threading.Thread(target=self._run, args=(transport,), name="watchdog", daemon=True).start()
 
     def abort(self, reason: str) -> None:
-        """End the run on all ranks. Only rank 0 may call this, from any thread. Has no effect after the main thread has left."""
+        """End the run on all ranks. Only rank 0 may call this, from any thread.
+
+        This has no effect once the others were told that this rank leaves.
+        """
         self._requested = Diagnosis("failed", (self.rank,), reason)
         if self._transport:
             self._transport.wake()
@@ -131,7 +134,7 @@ class Watchdog:
         transport.send_diagnosis(diagnosis)
         self._states.apply(Event.OTHERS_TOLD)
         if not diagnosis.is_hang and self._states.wait_for(IS_MAIN_LEAVING, SECONDS_TO_LEAVE):
-            time.sleep(SECONDS_TO_LEAVE)  # normally the process ends within it
+            time.sleep(SECONDS_TO_LEAVE)  # normally the main thread ends the process within this time
         self._report.tell(diagnosis)
         self._report.close(diagnosis)
         os._exit(EXIT_PEER_LOST)

@@ -1,4 +1,4 @@
-"""The watchdog's states: the table of transitions, and two threads that end a watchdog at the same moment."""
+"""The watchdog follows its table of transitions, also when two threads end it at the same moment."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def machine_in(start: State) -> StateMachine:
 
 
 def documented() -> dict[tuple[State, Event], State | None]:
-    """The table in the docstring of state.py. None: the event is not allowed."""
+    """Return the table in the docstring of state.py. None: the event is not allowed."""
     lines = [line.split() for line in (state.__doc__ or "").splitlines() if line.startswith("    ")]
     events, rows = lines[0][1:], lines[1:]
     return {
@@ -51,7 +51,7 @@ def test_the_documented_table_holds_every_state_and_event() -> None:
     assert set(documented()) == set(itertools.product(State, Event))
 
 
-@pytest.mark.parametrize(("start", "event"), itertools.product(State, Event), ids=lambda value: value.name)
+@pytest.mark.parametrize(("start", "event"), list(itertools.product(State, Event)), ids=lambda value: value.name)
 def test_a_transition(start: State, event: Event) -> None:
     machine, expected = machine_in(start), documented()[start, event]
     if expected is None:
@@ -86,7 +86,7 @@ def test_waiting_for_a_state() -> None:
 
 
 class FakeTransport:
-    """Notes what the others are told. `exchange` waits for `wake`, and finds nothing."""
+    """This notes what the others are told. `exchange` waits for `wake` and returns no diagnosis."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -109,7 +109,7 @@ class FakeTransport:
 
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Exit codes with which the watchdog would have ended this process. Its thread ends instead."""
+    """Collect the exit codes with which the watchdog would have ended this process. Only its thread ends."""
     codes: list[int] = []
 
     def end(code: int) -> None:
