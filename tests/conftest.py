@@ -15,9 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_pipelines.manifest import Format
-from data_pipelines.parts import Storage
-from data_pipelines.prepare import Plan, prepare
+from data_pipelines.formats.manifest import Format
+from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.writing import Plan, prepare
 from data_pipelines.sources import RawSample, Source
 
 REPOSITORY = Path(__file__).parent.parent

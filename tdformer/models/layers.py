@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import Pointwise
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
@@ -40,17 +40,17 @@ class SpikingModule(nn.Module):
         y = getattr(self, group.format("bn"))(y_TBC.flatten(0, 1))
         return (max_pool(y) if pool else y).unflatten(0, x_TBCHW.shape[:2])
 
-    def spikes(self, group: str, current_TBC: torch.Tensor, membranes: Membranes) -> torch.Tensor:
-        return getattr(self, group.format("lif"))(current_TBC, membranes)
+    def spikes(self, group: str, current_TBC: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
+        return getattr(self, group.format("lif"))(current_TBC, neuron_state)
 
     def fire(
-        self, group: str, x_TBCHW: torch.Tensor, membranes: Membranes, *, pool: bool = False, plus_TBC: torch.Tensor | None = None
+        self, group: str, x_TBCHW: torch.Tensor, neuron_state: NeuronState, *, pool: bool = False, plus_TBC: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Synapse, BatchNorm and neurons."""
         if pool:
-            return self.spikes(group, self.current(group, x_TBCHW, pool=True, plus_TBC=plus_TBC), membranes)
+            return self.spikes(group, self.current(group, x_TBCHW, pool=True, plus_TBC=plus_TBC), neuron_state)
         norm = getattr(self, group.format("bn"))
-        return getattr(self, group.format("lif"))(self._mapped(group, x_TBCHW, plus_TBC), membranes, norm)
+        return getattr(self, group.format("lif"))(self._mapped(group, x_TBCHW, plus_TBC), neuron_state, norm)
 
     def _mapped(self, group: str, x_TBCHW: torch.Tensor, plus_TBC: torch.Tensor | None) -> torch.Tensor:
         synapse = getattr(self, group.format(self._synapse_kinds[group]))
@@ -73,9 +73,9 @@ class PatchStem(SpikingModule):
         y = batch_norm_of_repeated(self.get_submodule("proj_bn"), self.get_submodule("proj_conv")(x_BCHW), steps, segments)
         return max_pool(y) if self.stem_pools else y
 
-    def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+    def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
         """An event sequence -> what `forward` gives from the current of its first group."""
-        return self(self.current("proj_{}", x_TBCHW, pool=self.stem_pools), topdown_TBCHW, membranes)
+        return self(self.current("proj_{}", x_TBCHW, pool=self.stem_pools), topdown_TBCHW, neuron_state)
 
 
 class PatchSplitting(PatchStem):
@@ -155,18 +155,18 @@ class SpikingMLP(SpikingModule):
         self.add(name + "1_{}", pointwise(channels, channels * ratio))
         self.add(name + "2_{}", pointwise(channels * ratio, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """Same shape out as in."""
-        hidden = self.fire(self.name + "1_{}", x_TBCHW, membranes)
-        return self.fire(self.name + "2_{}", hidden, membranes).view_as(x_TBCHW)
+        hidden = self.fire(self.name + "1_{}", x_TBCHW, neuron_state)
+        return self.fire(self.name + "2_{}", hidden, neuron_state).view_as(x_TBCHW)
 
 
 class MembraneMLP(SpikingMLP):
     """The same maps with the neurons before each: currents in, currents out (membrane shortcut)."""
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         for group in (self.name + "1_{}", self.name + "2_{}"):
-            x_TBCHW = self.current(group, self.spikes(group, x_TBCHW, membranes))
+            x_TBCHW = self.current(group, self.spikes(group, x_TBCHW, neuron_state))
         return x_TBCHW
 
 

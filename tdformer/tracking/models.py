@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdformer.config import RunConfig
+from tdformer.rundir.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from tdformer.checkpoint.format import Checkpoint
 
 FOLDER = "model"
 """Of the run's artifacts: config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
 CHECKPOINT_TAG = "tdformer.checkpoint"
 
 
-def send(client: Any, run_id: str, run_dir: Path, config: RunConfig) -> None:
+def send(client: Any, run_id: str, run_dir: RunDir, config: RunConfig) -> None:
     """Log and register what tracking.log_model names, unless that was done."""
     tracking = config.tracking
     if tracking.log_model == "none":
         return
-    from tdformer.training import checkpoints
+    from tdformer.checkpoint.store import find
 
-    checkpoint = checkpoints.find(run_dir, tracking.log_model)
+    checkpoint = find(run_dir.path, tracking.log_model)
     if client.get_run(run_id).data.tags.get(CHECKPOINT_TAG) != checkpoint.name:
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir) as folder:
-            from tdformer.training.export import export
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir.path) as folder:
+            from tdformer.checkpoint.export import export
 
             exported = Path(folder) / FOLDER
             export(checkpoint, exported, averaged=config.training.ema_decay is not None)
@@ -33,11 +37,11 @@ def send(client: Any, run_id: str, run_dir: Path, config: RunConfig) -> None:
         _register(client, run_id, tracking.register_as, checkpoint)
 
 
-def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
+def _register(client: Any, run_id: str, name: str, checkpoint: Checkpoint) -> None:
     """A version of the registered model, with this run's validation metrics as tags."""
     from mlflow.exceptions import MlflowException
 
-    from tdformer.training import checkpoints
+    from tdformer.checkpoint.format import check
 
     try:
         client.create_registered_model(name)
@@ -46,7 +50,7 @@ def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
             raise
     if any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
         return
-    position = checkpoints.check(checkpoint)
-    tags = {f"val/{metric}": f"{value:.6g}" for metric, value in position.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
+    train_state = check(checkpoint)
+    tags = {f"val/{metric}": f"{value:.6g}" for metric, value in train_state.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
     client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)

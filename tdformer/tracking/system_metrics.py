@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tdformer.tracking.mirror import SYSTEM_METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 
 SECONDS_BETWEEN = 10.0
 PREFIX = "system/"
@@ -19,10 +19,10 @@ PREFIX = "system/"
 class SystemMetrics:
     """A thread that appends a row every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL). Its steps count rows of the run."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: RunDir) -> None:
         from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
-        self._path, self._step = run_dir / SYSTEM_METRICS_FILE, _next_step(run_dir / SYSTEM_METRICS_FILE)
+        self._path, self._step = run_dir.system_metrics, _next_step(run_dir.system_metrics)
         self._seconds = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SECONDS_BETWEEN
         self._monitors = list(_monitors())
         self._ending = threading.Event()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
-from tdformer.launchers import REQUEUES
-from tdformer.sessions import Session, SessionFile, Status
+from tdformer.distributed.launch_environment import REQUEUES
+from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.sessions import Session, SessionFile, Status
 from tdformer.tracking.client import import_mlflow, is_server
 from tdformer.tracking.mirror import Mirror
 from tdformer.tracking.sender import Sender
@@ -29,7 +29,7 @@ class Tracker:
     Raises UserError at the start if MLflow refuses. A server that does not answer refuses nothing: what it lacks is sent when it does.
     """
 
-    def __init__(self, config: TrackingConfig, run_dir: Path, session: Session) -> None:
+    def __init__(self, config: TrackingConfig, run_dir: RunDir, session: Session) -> None:
         import_mlflow()
         self._config, self._run_dir = config, run_dir
         self._status: Status = "finished"

@@ -3,7 +3,7 @@
 An Engine takes optimizer steps and hands out, or takes back, its state as plain full tensors by parameter
 name. That form is the same for every ZeRO stage and number of ranks.
 
-DeepSpeed shards the state and steps the optimizer. What it steps with comes from GlobalBatch: it finds zeros for gradients, so
+DeepSpeed shards the state and steps the optimizer. What it steps with comes from GradientAccumulator: it finds zeros for gradients, so
 that what it would reduce in float32 does not matter, and is given the exact means just before the step.
 """
 
@@ -18,45 +18,47 @@ from typing import Any
 import torch
 
 from tdformer.config import RunConfig
-from tdformer.ranks import Ranks
+from tdformer.distributed.context import DistContext
 from tdformer.training.ema import MovingAverage
-from tdformer.training.global_batch import GlobalBatch, full_shape
-from tdformer.training.objective import Objective
-from tdformer.training.optim import MOMENTS, make_optimizer, set_steps
+from tdformer.training.gradient_accumulator import GradientAccumulator, full_shape
+from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
 
 REDUCE_BUCKET = 4_000_000
 """Elements of the buffer through which DeepSpeed's gradients pass. Its default takes 2 GB of every GPU, here for zeros."""
 
 
 class Engine:
-    """An Objective under DeepSpeed.
+    """An ModelWithLoss under DeepSpeed.
 
     One optimizer step: `micro_step` for each of this rank's micro-batches, then `reduce`, which tells how the step would be, then
     `apply` or `discard`.
     """
 
-    def __init__(self, objective: Objective, config: RunConfig, ranks: Ranks) -> None:
+    def __init__(self, model_with_loss: ModelWithLoss, config: RunConfig, context: DistContext) -> None:
         deepspeed = _import_deepspeed()
-        self.ranks, self.zero_stage = ranks, config.training.zero_stage
+        self.context, self.zero_stage = context, config.training.zero_stage
         self.clip_grad = config.training.clip_grad
-        self.accumulation = config.training.accumulation(ranks.world)
+        self.accumulation = config.training.accumulation(context.world_size)
         with _torchs_linear():
             self._engine, self._optimizer, *_ = deepspeed.initialize(
-                model=objective,
-                optimizer=make_optimizer(objective.model, config.optimizer),
-                config=deepspeed_config(config, ranks.world),
+                model=model_with_loss,
+                optimizer=make_optimizer(model_with_loss.model, config.optimizer),
+                config=deepspeed_config(config, context.world_size),
                 dist_init_required=False,
             )
         self._utils = deepspeed.utils
         self._gathered_parameters = deepspeed.zero.GatheredParameters
         self._make_optimizer_state()
         self._send_no_zeros()
-        self.global_batch = GlobalBatch([parameter for _, parameter in self._trained_parameters()], list(objective.buffers()), ranks)
+        self.global_batch = GradientAccumulator(
+            [parameter for _, parameter in self._trained_parameters()], list(model_with_loss.buffers()), context
+        )
         decay = config.training.ema_decay
         self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
 
     @property
-    def objective(self) -> Objective:
+    def model_with_loss(self) -> ModelWithLoss:
         return self._engine.module
 
     def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -78,10 +80,10 @@ class Engine:
 
         `loss_scale`: that of its micro-steps, taken out here.
         """
-        self.global_batch.reduce(self.accumulation * self.ranks.world, loss_scale)
+        self.global_batch.reduce(self.accumulation * self.context.world_size, loss_scale)
         return self.global_batch.loss, self.global_batch.gradient_norm()
 
-    def apply(self, learning_rate: float, gradient_norm: float) -> None:
+    def optimizer_step(self, learning_rate: float, gradient_norm: float) -> None:
         """Take the step that `reduce` told of."""
         if self.clip_grad is not None:
             self.global_batch.clip(self.clip_grad, gradient_norm)
@@ -95,7 +97,7 @@ class Engine:
             self._average.update()
         self.global_batch.clear()
 
-    def discard(self) -> None:
+    def skip_step(self) -> None:
         """Forget the gradients and statistics of the global batch: nothing changes."""
         with self._resting_optimizer():
             self._engine.step()
@@ -148,13 +150,13 @@ class Engine:
         assert self._average
         is_sharded = self.zero_stage == 3
         parts = [self._own_part(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
-        self._average.set(parts + [full[name] for name, _ in self.objective.model.named_buffers()])
+        self._average.set(parts + [full[name] for name, _ in self.model_with_loss.model.named_buffers()])
 
     def _averaged_tensors(self) -> list[torch.Tensor]:
         """Each rank averages what it keeps: whole parameters, or at ZeRO 3 its parts of them."""
         parameters = [parameter for _, parameter in self._trained_parameters()]
         own = [parameter.ds_tensor for parameter in parameters] if self.zero_stage == 3 else parameters  # type: ignore[attr-defined]
-        return [*own, *self.objective.model.buffers()]
+        return [*own, *self.model_with_loss.model.buffers()]
 
     def _exchange_average(self) -> None:
         assert self._average
@@ -168,14 +170,14 @@ class Engine:
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Every parameter and buffer in full, on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
-        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in self.objective.model.named_buffers()}
+        buffers = {name: buffer.to("cpu", copy=True) for name, buffer in self.model_with_loss.model.named_buffers()}
         return self._parameters() | buffers
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         full = {}
-        for name, parameter in self.objective.model.named_parameters():
+        for name, parameter in self.model_with_loss.model.named_parameters():
             with self._gathered_parameters([parameter], enabled=self.zero_stage == 3):
-                if self.ranks.is_first:
+                if self.context.is_rank0:
                     full[name] = parameter.detach().to("cpu", copy=True)
         return full
 
@@ -185,7 +187,7 @@ class Engine:
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
                 tensor = self._moment(parameter, moment)
-                if self.ranks.is_first:
+                if self.context.is_rank0:
                     full[f"{moment}.{name}"] = tensor.detach().to("cpu", copy=True).view(full_shape(parameter))
         return full
 
@@ -197,7 +199,7 @@ class Engine:
                 self._set_moment(parameter, moment, full[f"{moment}.{name}"])
 
     def _trained_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.objective.model.named_parameters() if parameter.requires_grad)
+        return ((name, parameter) for name, parameter in self.model_with_loss.model.named_parameters() if parameter.requires_grad)
 
     def _partitions(self) -> list[torch.Tensor]:
         """What this rank's optimizer really steps: the parameters themselves, or its flat fp32 partitions of them."""
@@ -234,7 +236,7 @@ class Engine:
         return self._utils.safe_get_full_optimizer_state(parameter, moment)
 
     def _set_moment(self, parameter: torch.nn.Parameter, moment: str, full: torch.Tensor) -> None:
-        full = full.to(self.ranks.device)
+        full = full.to(self.context.device)
         if self.zero_stage == 0:
             self._optimizer.state[parameter][moment].copy_(full)
         elif self.zero_stage == 3:
@@ -245,23 +247,23 @@ class Engine:
     def _own_part(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> torch.Tensor:
         """What ZeRO 3 keeps on this rank of a tensor of the parameter's shape. DeepSpeed's own way fails where it needs padding."""
         length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
-        padded = torch.nn.functional.pad(full.flatten(), (0, length * self.ranks.world - full.numel()))
-        return padded[self.ranks.rank * length :][:length]
+        padded = torch.nn.functional.pad(full.flatten(), (0, length * self.context.world_size - full.numel()))
+        return padded[self.context.rank * length :][:length]
 
 
-def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The run in DeepSpeed's words. Its scheduler, checkpoints and monitors are not used."""
     training = config.training
     return {
-        # Accumulation and clipping are GlobalBatch's: DeepSpeed's round otherwise at every stage, and it clips where nothing is said.
-        "train_batch_size": training.micro_batch * world,
+        # GradientAccumulator accumulates and clips. DeepSpeed's ways round differently at each stage, and it clips by default.
+        "train_batch_size": training.micro_batch * world_size,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET, **_offload(training.offload)},
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
-        # Nothing of precision: that is the Objective's. "bf16" also rounds BatchNorm's running statistics, which fails on a CPU and loses
-        # accuracy anywhere; "torch_autocast" scales the losses of fp16 by itself.
+        # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
+        # and loses accuracy anywhere. Its "torch_autocast" scales the losses of fp16 by itself.
         "steps_per_print": None,
     }
 

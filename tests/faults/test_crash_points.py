@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdformer.training import checkpoints
-from tdformer.training.checkpoints import Keep, Position, TrainState
+from tdformer.checkpoint import store
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tests.faults.kills import changes_a_file
 
-BEFORE = Position(step=4, updates=4)
+BEFORE = TrainState(step=4, updates=4)
 EVALUATED = replace(BEFORE, evaluated_epochs=1, best_top1=50.0)
 NEXT = replace(BEFORE, step=5, updates=5, evaluated_epochs=1, best_top1=50.0)
 
 
-def state(position: Position) -> TrainState:
-    tensors = {"weight": torch.full((3,), float(position.step + 10 * position.evaluated_epochs))}
-    return TrainState(position, tensors, {"exp_avg.weight": tensors["weight"] / 2})
+def state(train_state: TrainState) -> Snapshot:
+    tensors = {"weight": torch.full((3,), float(train_state.step + 10 * train_state.evaluated_epochs))}
+    return Snapshot(train_state, tensors, {"exp_avg.weight": tensors["weight"] / 2})
 
 
-def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: bool) -> bool:
+def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation: int, torn: bool) -> bool:
     """Save in a process that ends before its n-th change of a file. Whether it did so; False if the save has fewer.
 
     torn: if that is to write a file, just after it was opened, when it is empty.
@@ -44,7 +45,7 @@ def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: b
                 os._exit(3)
 
         sys.addaudithook(watch)
-        checkpoints.save(root, state(new), "seed: 1", is_best=new == EVALUATED, keep=keep)
+        store.save(root, state(new), "seed: 1", is_best=new == EVALUATED, keep=keep)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -54,11 +55,11 @@ def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: b
 
 @pytest.mark.parametrize("new", [EVALUATED, NEXT], ids=["in the place of one", "beside it"])
 @pytest.mark.parametrize(("last", "torn"), [(1, False), (2, True)])
-def test_every_point_of_a_save(tmp_path: Path, new: Position, last: int, torn: bool) -> None:
+def test_every_point_of_a_save(tmp_path: Path, new: TrainState, last: int, torn: bool) -> None:
     """The checkpoint of step 4 is replaced by the same with its evaluation, the best one so far; or the one of step 5 follows."""
-    before, keep = tmp_path / "before", Keep(last)
-    for position in (replace(BEFORE, step=3, updates=3), BEFORE):
-        checkpoints.save(before / "checkpoints", state(position), "seed: 1", keep=keep)
+    before, keep = tmp_path / "before", RetentionPolicy(last)
+    for train_state in (replace(BEFORE, step=3, updates=3), BEFORE):
+        store.save(before / "checkpoints", state(train_state), "seed: 1", keep=keep)
     operation, crashed = 0, True
     while crashed:
         operation += 1
@@ -66,18 +67,18 @@ def test_every_point_of_a_save(tmp_path: Path, new: Position, last: int, torn: b
         root = run / "checkpoints"
         crashed = crash_in_save(root, new, keep, operation, torn)
 
-        found, position, told = checkpoints.newest_whole(run)
-        assert position == (new if not crashed else position)
-        assert position in (BEFORE, new), operation
+        found, train_state, told = store.latest_valid(run)
+        assert train_state == (new if not crashed else train_state)
+        assert train_state in (BEFORE, new), operation
         assert told == [], operation
-        weights = checkpoints.read_safetensors(found / "model.safetensors")["weight"]
-        assert torch.equal(weights, state(position).model["weight"]), operation
-        if position == EVALUATED:
+        weights = store.read_safetensors(found / "model.safetensors")["weight"]
+        assert torch.equal(weights, state(train_state).model["weight"]), operation
+        if train_state == EVALUATED:
             assert (root / "best").read_text() == "step-00000004\n", operation
 
         # The run goes on.
-        for later in [new] if position == BEFORE else [replace(new, step=new.step + 1)]:
-            checkpoints.save(root, state(later), "seed: 1", is_best=later == EVALUATED, keep=keep)
-            assert checkpoints.newest_whole(run)[1:] == (later, []), operation
+        for later in [new] if train_state == BEFORE else [replace(new, step=new.step + 1)]:
+            store.save(root, state(later), "seed: 1", is_best=later == EVALUATED, keep=keep)
+            assert store.latest_valid(run)[1:] == (later, []), operation
         assert list(root.glob(".*")) == [], operation
     assert operation > 8

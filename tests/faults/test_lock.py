@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from data_pipelines.errors import UserError
-from tdformer.training import lock_file, run_lock
+from tdformer.rundir import lock_file, run_lock
 from tests.conftest import write_config
 from tests.distributed.starter import Started, tdformer
 

@@ -15,12 +15,11 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.sessions import Session
+from tdformer.rundir import creation
+from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.sessions import Session
 from tdformer.tracking import probe, sender, sync
 from tdformer.tracking.tracker import Tracker
-from tdformer.training import run_directory
-from tdformer.training.metrics import MetricsFile
-from tdformer.training.run_directory import METRICS_FILE
 from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, tdformer
 from tests.faults.mlflow_server import Server, answering, lossy_road, reply
@@ -161,8 +160,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracker(uri: str, run: Path) -> Tracker:
     tracking = {"uri": uri, "system_metrics": False}
     config = RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}, "tracking": tracking})
-    run_directory.claim(run, config)
-    return Tracker(config.tracking, run, Session(began=time.time(), seen=time.time(), world=1, host="here"))
+    creation.claim(run, config)
+    return Tracker(config.tracking, run, Session(began=time.time(), seen=time.time(), world_size=1, host="here"))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tdformer.config_io import ConfigError, differences, dump_config, flatten, load_config, read_yaml
+from tdformer.config.yaml_io import ConfigError, differences, dump_config, flatten, load_config, read_yaml
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"name": "x", "data": {"train": "a", "val": "b"}}

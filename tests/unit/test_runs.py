@@ -18,9 +18,9 @@ import yaml
 
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
+from tdformer.rundir import lock_file
 from tdformer.runs import comparing, configs, metric_rows, paper, reading, rows, wording
 from tdformer.runs.comparing import compare
-from tdformer.training import lock_file
 from tests.conftest import REPOSITORY, tdformer, write_config
 from tests.unit.generated_runs import BEGAN, write_metrics, write_run
 from tests.unit.test_structure import HEAVY
@@ -116,7 +116,7 @@ def test_values_that_are_not_finite_are_never_the_best(tmp_path: Path) -> None:
 
 
 def test_hours_are_those_of_all_sessions_times_processes(tmp_path: Path) -> None:
-    half, quarter = {"seen": BEGAN + 1800, "world": 4, "gpus": 4}, {"seen": BEGAN + 900, "world": 2, "gpus": 2}
+    half, quarter = {"seen": BEGAN + 1800, "world_size": 4, "gpus": 4}, {"seen": BEGAN + 900, "world_size": 2, "gpus": 2}
     run = reading.read(write_run(tmp_path / "gpu", sessions=[half, quarter]))
     assert run.gpu_hours == pytest.approx(0.5 * 4 + 0.25 * 2)
     assert run.cpu_process_hours is None
@@ -181,7 +181,11 @@ DAMAGES = {
     "metrics are other JSON": ("metrics.jsonl", b'{"val/top1": 3}\n', "metrics.jsonl is damaged"),
     "a session is half": ("sessions/0001.json", b'{"began": 17', "sessions/0001.json cannot be read"),
     "a session is other JSON": ("sessions/0001.json", b"[]", "sessions/0001.json cannot be read"),
-    "a session has no numbers": ("sessions/0001.json", b'{"began": "x", "seen": null, "world": {}}', "sessions/0001.json cannot be read"),
+    "a session has no numbers": (
+        "sessions/0001.json",
+        b'{"began": "x", "seen": null, "world_size": {}}',
+        "sessions/0001.json cannot be read",
+    ),
     "a pointer is garbage": ("checkpoints/latest", bytes(range(256)), None),
     "the lock is garbage": ("lock.json", b"\xff\xff", None),
 }
@@ -210,7 +214,7 @@ def test_a_row_that_is_cut_off_is_left_out_and_told_unless_the_run_is_alive(tmp_
     found = reading.read(run)
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
-    (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world": 1}))
+    (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
     (run / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
     assert not reading.read(run).notes
 

@@ -12,7 +12,7 @@ import yaml
 
 from data_pipelines.errors import UserError
 from launch.slurm import attempts
-from launch.slurm.config import ClusterConfig, load_cluster
+from launch.slurm.cluster_config import ClusterConfig, load_cluster
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot

@@ -16,19 +16,17 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from data_pipelines.errors import UserError
-from tdformer import sessions
 from tdformer.config import RunConfig
-from tdformer.launchers import REQUEUES
-from tdformer.sessions import Session, SessionFile
-from tdformer.tracking import describing, finding, sync
+from tdformer.distributed.launch_environment import REQUEUES
+from tdformer.rundir import creation, sessions
+from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.sessions import Session, SessionFile
+from tdformer.tracking import description, mlflow_run, sync
 from tdformer.tracking.run_ids import FILE, note_run_id, read_run_id
 from tdformer.tracking.spool import Spool
 from tdformer.tracking.tracker import Tracker
-from tdformer.training import run_directory
-from tdformer.training.metrics import MetricsFile
-from tdformer.training.run_directory import METRICS_FILE
 
-SESSION = Session(began=1_700_000_000.25, seen=1_700_000_000.25, world=2, device="cpu", host="node1", commit="abc changed")
+SESSION = Session(began=1_700_000_000.25, seen=1_700_000_000.25, world_size=2, device="cpu", host="node1", commit="abc changed")
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def config(tmp_path: Path, empty_mlflow: Path) -> RunConfig:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, config: RunConfig) -> Path:
-    run_directory.claim(tmp_path / "run", config)
+    creation.claim(tmp_path / "run", config)
     return tmp_path / "run"
 
 
@@ -89,10 +87,10 @@ def test_sessions_tell_the_same(config: RunConfig, run_dir: Path) -> None:
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
         first.end("stopped")
-    with tracker(config, run_dir, world=4):
+    with tracker(config, run_dir, world_size=4):
         pass
     begun, notes = sessions.read_all(run_dir)
-    assert [(each.status, each.world, each.step) for each in begun] == [("stopped", 2, 1), ("finished", 4, 0)]
+    assert [(each.status, each.world_size, each.step) for each in begun] == [("stopped", 2, 1), ("finished", 4, 0)]
     assert not notes
     assert all(each.seen > each.began for each in begun)
 
@@ -182,7 +180,7 @@ def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -
     with tracker(config, run_dir, slurm_job="17_2", restart=1):
         pass
     logged = run_at(config.tracking.uri, run_dir).data
-    assert logged.params == describing.params(config)
+    assert logged.params == description.params(config)
     assert (logged.params["model.carry_membrane"], logged.params["init"], logged.params["optimizer.betas"]) == (
         "true",
         "null",
@@ -193,20 +191,20 @@ def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -
     assert expected.items() <= logged.tags.items()
 
     other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 3})})
-    run_directory.claim(run_dir, other)
+    creation.claim(run_dir, other)
     with tracker(other, run_dir):
         pass
     logged = run_at(config.tracking.uri, run_dir).data
     assert (logged.params["training.zero_stage"], logged.tags["changed.training.zero_stage"]) == ("1", "3")
 
-    run_directory.claim(run_dir, config)
+    creation.claim(run_dir, config)
     with tracker(config, run_dir):
         pass
     assert not [name for name in run_at(config.tracking.uri, run_dir).data.tags if name.startswith("changed.")]
 
     child = tmp_path / "child"
     tuned = config.model_copy(update={"init": run_dir / "checkpoints" / "step-00000001"})
-    run_directory.claim(child, tuned)
+    creation.claim(child, tuned)
     with tracker(tuned, child):
         pass
     assert run_at(config.tracking.uri, child).data.tags["tdformer.parent_run"] == read_run_id(run_dir, None)
@@ -234,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_sent_once_all_the_same(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(finding, "note_run_id", refuse)
+    monkeypatch.setattr(mlflow_run, "note_run_id", refuse)
     first, second = sync.sync(run_dir), sync.sync(run_dir)
     assert (first.points, second.points, first.run_id) == (1, 0, second.run_id)
 
@@ -299,7 +297,7 @@ def test_uris_that_must_not_be_written_down(config: RunConfig, run_dir: Path, ur
 
 def test_a_live_run_is_left_to_its_own_process(config: RunConfig, run_dir: Path) -> None:
     sends_itself = pytest.raises(UserError, match=r"is being trained, and its process sends .* by itself")
-    with run_directory.held(run_dir, config, lambda _: None), sends_itself:
+    with creation.held(run_dir, config, lambda _: None), sends_itself:
         sync.sync(run_dir)
 
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from tdformer.watchdog.client import Client, connect
-from tdformer.watchdog.diagnosis import Member, Timeouts, diagnose
-from tdformer.watchdog.progress import Progress, Status
-from tdformer.watchdog.server import Server, listen
+from tdformer.distributed.watchdog.client import Client, connect
+from tdformer.distributed.watchdog.diagnosis import Member, Timeouts, diagnose
+from tdformer.distributed.watchdog.progress import Progress, Status
+from tdformer.distributed.watchdog.server import Server, listen
 
 TIMEOUTS = Timeouts(usual_s=60, slow_s=300)
 NOW = 1000.0

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from tdformer.watchdog import state, watchdog
-from tdformer.watchdog.diagnosis import EXIT_PEER_LOST, Diagnosis, Timeouts
-from tdformer.watchdog.progress import Status
-from tdformer.watchdog.state import ARE_OTHERS_TOLD, Event, State, StateMachine
-from tdformer.watchdog.watchdog import Watchdog
+from tdformer.distributed.watchdog import state, watchdog
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, Diagnosis, Timeouts
+from tdformer.distributed.watchdog.progress import Status
+from tdformer.distributed.watchdog.state import ARE_OTHERS_TOLD, Event, State, StateMachine
+from tdformer.distributed.watchdog.watchdog import Watchdog
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the fixture `exits` ends threads
 

@@ -1,0 +1,84 @@
+"""Which MLflow run is a run directory's: the one it noted, the one that was made without that being noted, or a new one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from tdformer.config import RunConfig
+from tdformer.rundir import sessions
+from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.sessions import Session
+from tdformer.tracking import description
+from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
+from tdformer.tracking.run_ids import note_run_id, read_run_ids
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: MLflow's page shows training, not chats."""
+
+
+def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
+    """The id of the MLflow run, noted in the run directory. Raises RefusedError if it was deleted."""
+    name, first = config.tracking.experiment, _first_session(run_dir)
+    run_id = _noted(client, run_dir, uri) or _unnoted(client, name, first)
+    if run_id is None:
+        experiment, tags = _experiment(client, name, artifacts_beside_sqlite(uri)), {description.KEY_TAG: description.key(first)}
+        run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=run_dir.name, tags=tags)
+        run_id = str(run.info.run_id)
+    if read_run_ids(run_dir).get(uri) != run_id:
+        with suppress(OSError):  # a full disk, or somebody else's folder: it is found again by its tag
+            note_run_id(run_dir, uri, run_id)
+    return run_id
+
+
+def last_session(run_dir: RunDir) -> Session:
+    """Of those that can be read; of a run without any, a stand-in."""
+    for path in reversed(sessions.files(run_dir)):
+        try:
+            return sessions.read(path)
+        except (OSError, ValueError):
+            continue
+    modified = (run_dir.config).stat().st_mtime
+    return Session(began=modified, seen=modified, world_size=1, status="stopped")
+
+
+def _first_session(run_dir: RunDir) -> Session:
+    known, _ = sessions.read_all(run_dir)
+    return known[0] if known else last_session(run_dir)
+
+
+def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
+    """Also under a name that the same server had before: a run of ours that is there is not made again."""
+    from mlflow.exceptions import MlflowException
+
+    ids = read_run_ids(run_dir)
+    for run_id in [ids[uri]] if uri in ids else ids.values():
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "deleted":
+                raise RefusedError(f"its run {run_id} is deleted; restore it with: mlflow runs restore --run-id {run_id}")
+            return run_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return None
+
+
+def _unnoted(client: Any, name: str, first: Session) -> str | None:
+    """The run that was made for this directory without that being noted: the answer was lost, or the process was killed."""
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        return None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{description.KEY_TAG}` = '{description.key(first)}'")
+    return next((run.info.run_id for run in runs), None)
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    try:
+        return client.create_experiment(name, artifacts, KIND)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id  # another run made it at the same moment

@@ -1,0 +1,59 @@
+"""How much of a device a run uses: of its FLOP/s, and of its memory."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+
+from tdformer.config import RunConfig
+from tdformer.training.on_paper import flops_on_paper
+
+MFU, HFU = "train/mfu", "train/hfu"
+
+PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("B200", {"bf16": 2250, "fp32": 75}),
+    ("H200", {"bf16": 989, "fp32": 67}),
+    ("H100 PCIe", {"bf16": 756, "fp32": 51}),
+    ("H100", {"bf16": 989, "fp32": 67}),
+    ("A100", {"bf16": 312, "fp32": 19.5}),
+    ("L40S", {"bf16": 362, "fp32": 91.6}),
+    ("L4", {"bf16": 121, "fp32": 30.3}),
+    ("RTX 4090", {"bf16": 165, "fp32": 82.6}),
+    ("RTX 3090", {"bf16": 71, "fp32": 35.6}),
+    ("A10", {"bf16": 125, "fp32": 31.2}),
+)
+"""bf16: and fp16. Dense peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
+
+
+def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
+    """Of one device at the run's precision; None if it is not known."""
+    if config.profiling.peak_tflops is not None or device.type != "cuda":
+        return config.profiling.peak_tflops
+    name = torch.cuda.get_device_name(device)
+    return next((peaks["fp32" if config.training.precision == "fp32" else "bf16"] for part, peaks in PEAK_TFLOPS if part in name), None)
+
+
+class Utilisation:
+    """MFU: FLOPs of forward and backward pass over the device's peak. HFU: those of recompute counted too."""
+
+    def __init__(self, config: RunConfig, device: torch.device, world_size: int) -> None:
+        self._peak_flops, self._flops_per_image = 0.0, (0.0, 0.0)
+        if peak := peak_tflops(config, device):
+            policy, of_none = config.training.recompute, flops_on_paper(config, "none")
+            of_policy = of_none if policy == "none" else flops_on_paper(config)
+            self._peak_flops, self._flops_per_image = peak * 1e12 * world_size, (of_none, of_policy)
+
+    def at(self, images_per_s: float) -> dict[str, float]:
+        """As fractions; empty where the peak is not known."""
+        if not self._peak_flops:
+            return {}
+        mfu, hfu = (flops * images_per_s / self._peak_flops for flops in self._flops_per_image)
+        return {MFU: mfu, HFU: hfu}
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Since the process began: what tensors took of a GPU, elsewhere the process's resident memory. Megabytes (10^6 bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
