@@ -24,12 +24,12 @@ from tdformer.bench.photographs import NAMES, write_photographs
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
 from tdformer.rundir.creation import claim
-from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.faults.preemption import stopping
-from tdformer.training.trainer import Trainer
 from tdformer.training.report import reporting
 from tdformer.training.telemetry.stopwatch import PARTS
+from tdformer.training.trainer import Trainer
 
 STORED_AS: dict[Format, str] = {"wds": "original", "ffcv": "proportion"}
 """Which of STORAGE stands for a format. Folders have these names, so that `bench loader` finds the same sets."""

@@ -89,9 +89,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"there is no folder {path}; give run directories, or folders of runs.")
         runs = [path] if is_run(path) else list(_within(path, depth=2))
         if not runs:
-            raise UserError(
-                f"{path} is no run directory and holds none; give run directories (with a config.yaml), or folders of runs."
-            )
+            raise UserError(f"{path} is no run directory and holds none; give run directories (with a config.yaml), or folders of runs.")
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())

@@ -39,7 +39,10 @@ class Mirror:
         self._status = ""
 
     def update(self, on_batch: Callable[[int], object] = lambda _: None) -> int:
-        """Send what MLflow lacks; `on_batch` gets the size of each batch of points. Returns how many. Raises whatever MLflow raises, and OSError."""
+        """Send what MLflow lacks, and return how many points that were.
+
+        `on_batch` gets the size of each batch of points. Raises whatever MLflow raises, and OSError.
+        """
         try:
             session = last_session(self.run_dir)
             if self._client is None:

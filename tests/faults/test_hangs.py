@@ -11,7 +11,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -22,7 +23,7 @@ TIMEOUT = 2
 
 
 class Faulty:
-    """This is a run of `world` ranks, started as torchrun does. The victim has the fault in its second step."""
+    """This is a run of `world_size` ranks, started as torchrun does. The victim has the fault in its second step."""
 
     def __init__(self, fault: str, victim: int, world_size: int, config: dict, folder: Path) -> None:
         config["training"] |= {"epochs": 1000, "global_batch": 4 * world_size}
@@ -31,26 +32,26 @@ class Faulty:
         self.run, self.victim, self.uri = folder / "run", victim, config["tracking"]["uri"]
         arguments = ["train", write_config(config, folder), "--run-dir", self.run]
         environment = {"FAULT": fault, "FAULT_RANK": str(victim)}
-        self.context = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
+        self.ranks = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
 
     def codes_of_others(self) -> set[int]:
-        return {rank.wait(timeout=60) for number, rank in enumerate(self.context) if number != self.victim}
+        return {rank.wait(timeout=60) for number, rank in enumerate(self.ranks) if number != self.victim}
 
     def end(self) -> None:
-        for rank in self.context:
+        for rank in self.ranks:
             rank.kill()
 
     def errors(self) -> list[str]:
         """Return the error lines of all ranks, without tracebacks."""
-        return [line for rank in self.context for line in rank.output("stderr").splitlines() if line.startswith("error:")]
+        return [line for rank in self.ranks for line in rank.output("stderr").splitlines() if line.startswith("error:")]
 
     def check_the_rest(self) -> None:
         """Check that one rank names the victim, that the checkpoint before the fault is whole, and that MLflow shows the run as failed."""
         assert len(self.errors()) == 1, self.errors()
-        assert f"rank {self.victim} (process {self.context[self.victim].pid} on " in self.errors()[0]
+        assert f"rank {self.victim} (process {self.ranks[self.victim].pid} on " in self.errors()[0]
         assert "; the run is ended on all ranks." in self.errors()[0]
         assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
-        store.check(self.run / "checkpoints" / "step-00000001")
+        check(Checkpoint(RunDir(self.run).checkpoints, "step-00000001"))
         run_id = run_id_of(self.run)
         assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
 

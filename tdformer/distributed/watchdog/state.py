@@ -83,7 +83,7 @@ class StateMachine:
 
     @property
     def state(self) -> State:
-        """Return the state of now. Another thread may change it at any moment, unless no event of another thread is allowed in it."""
+        """Return the current state. Another thread may change it at any moment."""
         return self._state
 
     def apply(self, event: Event) -> None:
