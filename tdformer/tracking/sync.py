@@ -12,7 +12,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.config.yaml_io import checked, load_config
 from tdformer.rundir import lock_file, run_directory, sessions
-from tdformer.tracking.client import explain
+from tdformer.tracking.errors import explain
 from tdformer.tracking.mirror import Mirror
 
 SECONDS_TO_CLOSE = 15.0
