@@ -1,7 +1,6 @@
 """Estimates what a run needs of every GPU: memory by part, communication per step, and from a measured speed its length.
 
-P is the number of trained parameters, B that of values in BatchNorm's buffers, N that of GPUs. DeepSpeed is used as training.engine
-configures it: parameters, gradients and moments are fp32 at every precision.
+DeepSpeed is used as training.engine configures it: parameters, gradients and moments are fp32 at every precision.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from tdformer.config import RunConfig, TrainingConfig
+from tdformer.estimate.activations import estimate_activations
 from tdformer.training.engine import REDUCE_BUCKET
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.on_paper import activations_on_paper
 
 FP32, FP64 = 4, 8
 LIVE_PARAMETERS = 10**9
@@ -36,6 +35,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
+    """This is the estimate for a run on a number of GPUs."""
+
     gpus: int
     global_batch: int
     micro_batch: int
@@ -102,12 +103,12 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int
 
 
 def _activations(config: RunConfig) -> dict[str, int]:
-    activations = activations_on_paper(config)
+    activations = estimate_activations(config)
     return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
 
 
 def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
-    """Return the bytes that a GPU sends per step, by purpose, for ring collectives.
+    """Return the bytes that a GPU sends per step, by purpose, for ring collectives of N GPUs.
 
     To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
     """

@@ -13,7 +13,8 @@ from tdformer.rundir import sessions
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import description
-from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
+from tdformer.tracking.client import artifacts_beside_sqlite
+from tdformer.tracking.errors import RefusedError
 from tdformer.tracking.run_ids import note_run_id, read_run_ids
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}

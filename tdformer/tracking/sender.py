@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from tdformer.tracking.client import explain, is_permanent
+from tdformer.tracking.errors import explain, is_permanent
 from tdformer.tracking.mirror import Mirror
 
 SECONDS_BETWEEN = 1.0

@@ -13,7 +13,7 @@ from tdformer.config.yaml_io import checked, load_config
 from tdformer.rundir import run_lock, sessions
 from tdformer.rundir.creation import config_of
 from tdformer.rundir.run_dir import RunDir
-from tdformer.tracking.client import explain
+from tdformer.tracking.errors import explain
 from tdformer.tracking.mirror import Mirror
 
 SECONDS_TO_CLOSE = 15.0

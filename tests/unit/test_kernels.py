@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tdformer.config import RecomputePolicy
+from tdformer.estimate.activations import estimate_activations
 from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
 from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
@@ -22,7 +23,6 @@ from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 from tdformer.training.kernel_choice import are_wanted
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.on_paper import activations_on_paper
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 SHAPES = ((2, 3, 4, 5, 5), (4, 2, 3, 7), (1, 2, 6, 4, 1), (2, 4, 5))
@@ -193,11 +193,11 @@ def test_only_the_input_of_batch_norm_is_kept() -> None:
     assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
 
 
-def test_on_paper_fused_kernels_keep_less() -> None:
+def test_fused_kernels_keep_less_in_the_estimate() -> None:
     from tests.unit.test_plan import run_of
 
     config = run_of()
-    on_gpu, on_cpu = (activations_on_paper(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (estimate_activations(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
     assert on_gpu < 0.85 * on_cpu
 
 

@@ -7,7 +7,7 @@ import resource
 import torch
 
 from tdformer.config import RunConfig
-from tdformer.training.on_paper import flops_on_paper
+from tdformer.training.telemetry.flops import flops_per_image
 
 MFU, HFU = "train/mfu", "train/hfu"
 
@@ -43,8 +43,8 @@ class Utilisation:
     def __init__(self, config: RunConfig, device: torch.device, world_size: int) -> None:
         self._peak_flops, self._flops_per_image = 0.0, (0.0, 0.0)
         if peak := peak_tflops(config, device):
-            policy, of_none = config.training.recompute, flops_on_paper(config, "none")
-            of_policy = of_none if policy == "none" else flops_on_paper(config)
+            policy, of_none = config.training.recompute, flops_per_image(config, "none")
+            of_policy = of_none if policy == "none" else flops_per_image(config)
             self._peak_flops, self._flops_per_image = peak * 1e12 * world_size, (of_none, of_policy)
 
     def at(self, images_per_s: float) -> dict[str, float]:
