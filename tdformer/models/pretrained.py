@@ -29,6 +29,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.files import sha256
 from tdformer.config import ModelConfig
 from tdformer.config_io import checked, differences
+from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
@@ -66,16 +67,17 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     model = TDFormer(config)
     of_head = [name for name in published if name.startswith("head.")]
     taken = published if head == "keep" else {name: tensor for name, tensor in published.items() if name not in of_head}
-    found = match(model.backbone, taken)
-    allowed_to_miss = {"backbone.head.weight", "backbone.head.bias"} if head == "new" else set()
-    topdown = model.topdown_parameters()
-    missing = [f"backbone.{name}" for name in found.missing]
-    wrongly_missing = [name for name in missing if name not in topdown and name not in allowed_to_miss and not _is_counter(name)]
+    own = {name: f"backbone.{own}" for name, own in own_names(model.backbone.state_dict(), config.backbone).items()}
+    state, topdown = model.state_dict(), model.topdown_parameters()
+    found = match({name: state[own[name]] for name in own}, taken)
+    allowed_to_miss = {"head.weight", "head.bias"} if head == "new" else set()
+    wrongly_missing = [name for name in found.missing if own[name] not in topdown and name not in allowed_to_miss and not _is_counter(name)]
     if wrongly_missing or found.misshapen or (found.unused and not ignore_unused):
         raise WeightsError(_of_another_architecture(path, config, wrongly_missing, found.unused, found.misshapen))
-    fresh = [name for name in model.state_dict() if name in topdown or name in missing]
+    missing = {own[name] for name in found.missing}
+    fresh = [name for name in state if name in topdown or name in missing]
     left = [*found.unused, *(of_head if head == "new" else [])]
-    return Imported({f"backbone.{name}": taken[name] for name in found.used}, found.used, left, fresh)
+    return Imported({own[name]: taken[name] for name in found.used}, found.used, left, fresh)
 
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: ModelConfig, origin: dict[str, Any]) -> None:
@@ -109,7 +111,7 @@ def load_pretrained(folder: str | Path) -> TDFormer:
     config, state = found.config, found.state
     with torch.device("meta"):  # compared before anything is allocated
         model = TDFormer(config)
-    if absent := match(model, state).missing:
+    if absent := match(model.state_dict(), state).missing:
         raise WeightsError(
             f"{folder} holds a part of a network: {len(absent)} tensors are not in it (first: {absent[0]}); "
             f"give it to a run as `init`, which trains them."
@@ -142,7 +144,7 @@ def fitting(model: TDFormer, weights: Weights, folder: Path) -> tuple[dict[str, 
     state = weights.state
     if other := [line for line in differences(weights.config.backbone, model.config.backbone) if not line.startswith("drop_path:")]:
         raise WeightsError(f"{folder} holds another backbone than the run's (model.backbone): {'; '.join(other)}; nothing was loaded.")
-    found, topdown = match(model, state), model.topdown_parameters()
+    found, topdown = match(model.state_dict(), state), model.topdown_parameters()
     new_head = not any(name.startswith("backbone.head.") for name in state)
     wrongly_missing = [
         name
