@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from data_pipelines.errors import UserError
-from launch.bench_commands import bench_app
-from launch.checkpoint_commands import checkpoint_app
-from launch.data_commands import data_app
-from launch.model_commands import models
+from launch.commands.bench import bench_app
+from launch.commands.checkpoint import checkpoint_app
+from launch.commands.data import data_app
+from launch.commands.models import models
+from launch.commands.plan import plan
+from launch.commands.runs import runs_app
+from launch.commands.submit import slurm_app, submit
 from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
-from launch.plan_command import plan
-from launch.runs_commands import runs_app
-from launch.slurm.commands import slurm_app, submit
-from tdformer.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
+from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig
@@ -46,16 +46,16 @@ def train(
     hangs, the last whole checkpoint is kept; 75 stopped by a signal or a deadline with the state saved; 128 + n (with
     --processes) a rank was killed by signal n.
     """
-    from tdformer.config_io import load_config
-    from tdformer.launchers import started_by_launcher
-    from tdformer.training import run_directory
+    from tdformer.config.yaml_io import load_config
+    from tdformer.distributed.launch_environment import started_by_launcher
+    from tdformer.rundir.creation import config_of
 
     if target.is_dir():
-        target, run_dir = run_directory.config_of(target), run_dir or target
+        target, run_dir = config_of(target), run_dir or target
     if processes > 1 and not started_by_launcher(os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
-    from tdformer.run import run_training
+    from tdformer.training.run import run_training
 
     stopped, summary = run_training(lambda: load_config(target, overrides or []), run_dir)
     if summary:
@@ -63,24 +63,26 @@ def train(
     raise typer.Exit(EXIT_STOPPED if stopped else 0)
 
 
-def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], run_dir: Path | None, processes: int) -> int:
+def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], path: Path | None, processes: int) -> int:
     """Choose the run directory here, so that this process can close the MLflow run if its processes are killed."""
-    from launch.processes import run_processes
-    from tdformer.training import run_directory, run_lock
+    from launch.local_processes import run_processes
+    from tdformer.rundir import creation, run_lock
+    from tdformer.rundir.advice import how_to_go_on
+    from tdformer.rundir.run_dir import RunDir
 
     config.training.accumulation(processes)
-    made, run_dir = run_dir is None, run_dir or run_directory.new(config)
-    run_directory.check(run_dir, config)
+    made, run_dir = path is None, RunDir(path) if path else creation.create_next(config)
+    creation.check_fits(run_dir, config)
     run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
     if code == EXIT_ERROR and made:
-        run_directory.discard_if_unused(run_dir)
+        creation.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import sync
 
         sync.close(run_dir)
-        typer.echo(run_directory.how_to_go_on(run_dir, processes), err=True)
+        typer.echo(how_to_go_on(run_dir, processes), err=True)
     return code
 
 
@@ -97,25 +99,25 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy of a checkpoint on the validation set, every sample counted once over all processes."""
-    from tdformer.config_io import load_config
-    from tdformer.launchers import started_by_launcher
-    from tdformer.training import checkpoints
+    from tdformer.checkpoint import store
+    from tdformer.config.yaml_io import load_config
+    from tdformer.distributed.launch_environment import started_by_launcher
 
     if processes > 1 and not started_by_launcher(os.environ):
-        from launch.processes import run_processes
+        from launch.local_processes import run_processes
 
         flags = [flag for flag, is_given in (("--ema", ema), ("--json", as_json)) if is_given]
         options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
-    from tdformer.run import run_evaluation, run_suite
+    from tdformer.inference.evaluate import evaluate_checkpoint, evaluate_suite
 
-    checkpoint = checkpoints.find(trained, which)
+    checkpoint = store.find(trained, which)
 
     def load() -> RunConfig:
-        return load_config(checkpoint / checkpoints.CONFIG, overrides or [])
+        return load_config(checkpoint.config, overrides or [])
 
-    result = run_suite(load, checkpoint, ema, suite) if suite else run_evaluation(load, checkpoint, ema)
+    result = evaluate_suite(load, checkpoint, ema, suite) if suite else evaluate_checkpoint(load, checkpoint, ema)
     if result is not None:
         show_evaluation(result, as_json)
 
@@ -128,8 +130,8 @@ def describe(
     as_json: Json = False,
 ) -> None:
     """What a configuration would run: parameters, batches, steps, learning rate. Trains nothing."""
-    from tdformer.config_io import load_config
-    from tdformer.describe import describe as describe_run
+    from tdformer.config.yaml_io import load_config
+    from tdformer.estimate.describe import describe as describe_run
 
     show(describe_run(load_config(config, overrides or []), processes), as_json)
 
@@ -149,7 +151,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from tdformer.launchers import rank_in
+        from tdformer.distributed.launch_environment import rank_in
 
         if rank_in(os.environ) == 0:
             print(f"error: {error}", file=sys.stderr)

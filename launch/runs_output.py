@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tdformer.rundir.advice import how_to_go_on
+from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import configs, wording
 from tdformer.runs.comparing import Comparison, outcome, spread
 from tdformer.runs.figures import hours_of, unit_of
 from tdformer.runs.reading import Run
 from tdformer.runs.states import MEANING
-from tdformer.training.run_directory import how_to_go_on
 
 AT_MOST = 40
 """Rows of a comparison; the report and --json have all."""
@@ -112,7 +113,7 @@ def _session(session: Any) -> list[str]:
     job = session.slurm_job or wording.NOTHING
     times = [wording.when(session.began), wording.when(session.seen)]
     commit = (session.commit or wording.NOTHING)[:10]
-    where = [f"{session.first_step} to {session.step}", str(session.world), session.device or "CPU", session.host]
+    where = [f"{session.first_step} to {session.step}", str(session.world_size), session.device or "CPU", session.host]
     return [*times, *where, job, commit, session.status]
 
 
@@ -133,7 +134,7 @@ def _next(run: Run) -> str:
         return "Its configuration cannot be read; restore config.yaml from a checkpoint's folder or a copy."
     if run.state == "queued":
         return "Slurm starts it: squeue shows when."
-    return how_to_go_on(run.path, run.sessions[-1].world if run.sessions else 1)
+    return how_to_go_on(RunDir(run.path), run.sessions[-1].world_size if run.sessions else 1)
 
 
 def _under(run: Run, runs: Sequence[Run]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import encode_png
+from data_pipelines.formats.images import encode_png
 from data_pipelines.sources.base import RawSample, Source
 
 MAX_CLASSES = 1_000_000

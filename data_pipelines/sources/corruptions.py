@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import encode_png
+from data_pipelines.formats.images import encode_png
 from data_pipelines.sources.base import RawSample, Source
 from data_pipelines.sources.folders import ImageFolderSource
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.formats.keys import key_of
 from data_pipelines.sources.base import RawSample, Source
-from data_pipelines.sources.keys import key_of
 
 GESTURES = (
     "hand_clapping",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import EXTENSION_OF
+from data_pipelines.formats.images import EXTENSION_OF
 from data_pipelines.sources.base import RawSample, Source
 
 

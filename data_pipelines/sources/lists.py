@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import EXTENSION_OF
+from data_pipelines.formats.images import EXTENSION_OF
+from data_pipelines.formats.keys import key_of
 from data_pipelines.sources.base import RawSample, Source
-from data_pipelines.sources.keys import key_of
 
 
 class ListSource:

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from data_pipelines.images import encode_png
+from data_pipelines.formats.images import encode_png
 from data_pipelines.sources.base import RawSample, Source
 
 VALIDATION_PER_CLASS = 100

@@ -14,9 +14,9 @@ from typing import IO
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import EXTENSION_OF
+from data_pipelines.formats.images import EXTENSION_OF
+from data_pipelines.formats.keys import is_utf8, key_of, refuse_same_keys
 from data_pipelines.sources.base import RawSample, Source
-from data_pipelines.sources.keys import is_utf8, key_of, refuse_same_keys
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 """How files start that gzip, bzip2, xz and zstd wrote: in them nothing can be sought."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.slurm.config import ClusterConfig, ContainerConfig
+from launch.slurm.cluster_config import ClusterConfig, ContainerConfig
 
 TEMPLATE = Path(__file__).parent.parent / "train.sbatch"
 THE_JOB = "# --- the job"
@@ -41,7 +41,7 @@ class Job:
         return self.script.parent / ("%A_%a.out" if self.is_array else "%j.out")
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tdformer.code_version import COMMIT_FILE, PACKAGES, ROOT, changes, code_version
+from tdformer.rundir.code_version import COMMIT_FILE, PACKAGES, ROOT, changes, code_version
 
 CHANGES_FILE = "changes.patch"
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from tdformer.code_version import code_version
+from tdformer.rundir.code_version import code_version
 
 PACKAGES = ("torch", "triton", "spikingjelly", "deepspeed", "timm")
 

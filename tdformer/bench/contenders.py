@@ -15,16 +15,16 @@ from torch import nn
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import UserError
-from tdformer.bench.kinds import optimizing
-from tdformer.bench.peer import PEER, make_peer
+from tdformer.bench.op_categories import optimizing
+from tdformer.bench.reference import REFERENCE, make_reference
 from tdformer.config import FeedbackConfig, Kernels, ModelConfig, Precision, RecomputePolicy, RunConfig, TrainingConfig
-from tdformer.config_io import checked
-from tdformer.ranks import Ranks
+from tdformer.config.yaml_io import checked
+from tdformer.distributed.context import DistContext
 from tdformer.training.engine import Engine
-from tdformer.training.kernels import choose_kernels
-from tdformer.training.objective import Objective, autocast
+from tdformer.training.kernel_choice import choose_kernels
+from tdformer.training.model_with_loss import ModelWithLoss, autocast
 
-CONTENDERS = ("backbone", "tdformer", PEER, "tdformer-recompute", "tdformer-engine")
+CONTENDERS = ("backbone", "tdformer", REFERENCE, "tdformer-recompute", "tdformer-engine")
 """tdformer-recompute: under the recompute policy block_segment. tdformer-engine: as `tdformer train` runs it, under DeepSpeed and with
 gradients and statistics added exactly; the others are trained by a plain loop."""
 
@@ -47,11 +47,11 @@ class Setting:
     image_size: int
     precision: Precision
     kernels: Kernels
-    ranks: Ranks
+    context: DistContext
 
     @property
     def device(self) -> torch.device:
-        return self.ranks.device
+        return self.context.device
 
 
 @dataclass
@@ -70,18 +70,18 @@ class Contender:
 
 def make(name: str, setting: Setting) -> Contender:
     torch.manual_seed(0)
-    if name == PEER:
-        network = make_peer(setting.model, setting.model.time_steps).to(setting.device)
+    if name == REFERENCE:
+        network = make_reference(setting.model, setting.model.time_steps).to(setting.device)
         return _plain_loop(name, network, partial(_peers_loss, network, setting), setting)
     feedback, segments = (None, 1) if name == "backbone" else (setting.model.feedback or FeedbackConfig(), setting.model.segments)
     model = setting.model.model_copy(update={"feedback": feedback, "segments": segments, "loss_weights": None})
     policy: RecomputePolicy = "block_segment" if name == "tdformer-recompute" else "none"
-    objective = Objective(model, label_smoothing=0.0, recompute=policy, precision=setting.precision).to(setting.device)
-    for note in choose_kernels(objective.model, setting.kernels, setting.ranks):
+    model_with_loss = ModelWithLoss(model, label_smoothing=0.0, recompute=policy, precision=setting.precision).to(setting.device)
+    for note in choose_kernels(model_with_loss.model, setting.kernels, setting.context):
         print(f"{name}: {note}", file=sys.stderr)
     if name == "tdformer-engine":
-        return _under_engine(name, objective, model, setting)
-    return _plain_loop(name, objective, objective, setting)
+        return _under_engine(name, model_with_loss, model, setting)
+    return _plain_loop(name, model_with_loss, model_with_loss, setting)
 
 
 def _plain_loop(name: str, network: nn.Module, loss: Callable[..., torch.Tensor], setting: Setting) -> Contender:
@@ -110,21 +110,21 @@ def _peers_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Tensor,
     return nn.functional.cross_entropy(logits_BK.float(), labels_B)
 
 
-def _under_engine(name: str, objective: Objective, model: ModelConfig, setting: Setting) -> Contender:
+def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig, setting: Setting) -> Contender:
     training = TrainingConfig(global_batch=2, micro_batch=2, precision=setting.precision, kernels=setting.kernels, label_smoothing=0.0)
     config = RunConfig(name=name, data=DataConfig(train="none", val="none", image_size=setting.image_size), model=model, training=training)
-    engine, batches = Engine(objective, config, setting.ranks), _Batches(setting)
+    engine, batches = Engine(model_with_loss, config, setting.context), _Batches(setting)
 
     def step(batch: int) -> None:
         engine.micro_step(*batches.of(batch))
         _, norm = engine.reduce()
         with optimizing():
-            engine.apply(1e-6, norm)
+            engine.optimizer_step(1e-6, norm)
 
     def state() -> list[torch.Tensor]:
-        return [*objective.parameters(), *objective.buffers(), *engine.kept_between_steps()]
+        return [*model_with_loss.parameters(), *model_with_loss.buffers(), *engine.kept_between_steps()]
 
-    return Contender(name, objective, step, state)
+    return Contender(name, model_with_loss, step, state)
 
 
 class _Batches:

@@ -24,16 +24,16 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 
-from data_pipelines import beton
-from data_pipelines.batch import Batch
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import UserError
-from data_pipelines.loading import train_batches, train_order
-from data_pipelines.parts import Storage
-from data_pipelines.prepare import Plan, prepare
+from data_pipelines.formats import ffcv_file
+from data_pipelines.formats.turbojpeg import need_ffcv
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.dataloader import train_batches, train_sampler
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.writing import Plan, prepare
 from data_pipelines.sources import ImageFolderSource
-from data_pipelines.turbojpeg import need_ffcv
 from tdformer.bench.photographs import NAMES, write_photographs
 
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def prepare_sets(folder: Path, images: int, *, processes: int = 1, progress: Cal
     if images < len(NAMES):
         raise UserError(f"--images must be at least {len(NAMES)}, one for each class, got {images}")
     need_ffcv()
-    multiprocessing.set_forkserver_preload(["data_pipelines.micro_batches"])  # the helper that `prepare` starts is the loaders' too
+    multiprocessing.set_forkserver_preload(["data_pipelines.loading.micro_batches"])  # the helper that `prepare` starts is the loaders' too
     files = write_photographs(folder, images, processes=processes, progress=progress)
     source = ImageFolderSource(files)
     for name, storage in STORAGE.items():
@@ -220,8 +220,8 @@ def _config(pipeline: Pipeline, location: str, workers: int) -> DataConfig:
 
 def _ours(pipeline: Pipeline, data: DataSet, load: Load) -> Generator[Batch, None, None]:
     config = _config(pipeline, data.location, load.workers)
-    order = train_order(config, data, seed=0, global_batch=load.batch, micro_batch=load.batch, rank=0, world=1)
-    return train_batches(config, data, order, 0, load.batches + 2 * load.ahead)
+    sampler = train_sampler(config, data, seed=0, global_batch=load.batch, micro_batch=load.batch, rank=0, world_size=1)
+    return train_batches(config, data, sampler, 0, load.batches + 2 * load.ahead)
 
 
 def _imagefolder(pipeline: Pipeline, files: Path, load: Load) -> Generator[torch.Tensor, None, None]:
@@ -249,7 +249,7 @@ def _imagefolder(pipeline: Pipeline, files: Path, load: Load) -> Generator[torch
 
 
 def _ffcv_loader(pipeline: Pipeline, data: DataSet, load: Load) -> Generator[torch.Tensor, None, None]:
-    batches = iter(_compiled(Path(data.location) / beton.BETON, len(data), load))
+    batches = iter(_compiled(Path(data.location) / ffcv_file.BETON, len(data), load))
     try:
         for images_BCHW, _ in batches:
             yield images_BCHW
@@ -273,7 +273,7 @@ def _compiled(path: Path, samples: int, load: Load) -> Any:
         batch_size=load.batch,
         num_workers=load.workers,
         os_cache=True,
-        order=OrderOption.RANDOM,
+        sampler=OrderOption.RANDOM,
         indices=np.arange((load.batches + 2 * load.ahead) * load.batch) % samples,
         pipelines={"image": [*crop_and_flip, *normalised], "label": [IntDecoder(), ToTensor()]},
     )

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tdformer.bench.peak import peak_bytes
-from tdformer.bench.peer import PEER, is_like, make_peer
+from tdformer.bench.reference import REFERENCE, is_like, make_reference
 from tdformer.config import ModelConfig, RecomputePolicy
-from tdformer.config_io import checked
+from tdformer.config.yaml_io import checked
 from tdformer.models.tdformer import TDFormer
 
 
@@ -65,7 +65,7 @@ def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequenc
             yield measured
     if is_like(config):
         for steps in unrolled_over:
-            yield row(PEER, "none", steps, 1, partial(make_peer, config, steps), None)[0]
+            yield row(REFERENCE, "none", steps, 1, partial(make_reference, config, steps), None)[0]
 
 
 def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

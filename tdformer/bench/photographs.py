@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.files import replace_file
-from data_pipelines.images import encode_jpeg
+from data_pipelines.formats.images import encode_jpeg
 from data_pipelines.processes import each
+from data_pipelines.storage.files import replace_file
 
 NAMES = (
     "astronaut",

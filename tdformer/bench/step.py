@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tdformer.bench.ceilings import Ceilings, measure_ceilings, wait
 from tdformer.bench.contenders import Contender, Setting, make
-from tdformer.bench.kinds import Kind, shares_by_kind
+from tdformer.bench.op_categories import Kind, time_by_category
 from tdformer.bench.peak import peak_bytes
-from tdformer.bench.peer import PEER
-from tdformer.training.objective import Objective
+from tdformer.bench.reference import REFERENCE
+from tdformer.training.model_with_loss import ModelWithLoss
 
 STEPS_PER_TURN = {"cuda": 5, "cpu": 1}
 BATCHES = tuple(2**n for n in range(4, 12))
@@ -67,7 +67,7 @@ def measure(
             progress(1)
     rows = []
     for contender in contenders:
-        peer = next((other for other in contenders if other.name == PEER), None)
+        peer = next((other for other in contenders if other.name == REFERENCE), None)
         rows.append(_row(contender, peer, ceilings, setting))
         progress(1)
     return ceilings, rows
@@ -95,7 +95,7 @@ def _row(contender: Contender, peer: Contender | None, ceilings: Ceilings, setti
         gflops_per_image=flops / 1e9,
         tflops=tflops,
         mfu=tflops / ceilings.matmul_tflops,
-        shares=shares_by_kind(run, contender.network, setting.device),
+        shares=time_by_category(run, contender.network, setting.device),
     )
 
 
@@ -131,7 +131,7 @@ def _fastest_batch(contender: Contender, device: torch.device) -> int:
 
 def _flops_per_image(contender: Contender, setting: Setting) -> float:
     """Of the network without recompute, counted on two images."""
-    unit = contender.network.model if isinstance(contender.network, Objective) else None
+    unit = contender.network.model if isinstance(contender.network, ModelWithLoss) else None
     policy = unit.recompute if unit else "none"
     if unit:
         unit.recompute = "none"

@@ -1,6 +1,6 @@
 """The backbones' attention modules. Shapes: T time steps, B samples, H heads, N tokens, D channels of a head (C = H·D).
 
-All are called as attention(x, top-down spikes or None, membranes). In an attention that has a control module, the top-down
+All are called as attention(x, top-down spikes or None, neuron_state). In an attention that has a control module, the top-down
 spikes of the segment before take part.
 """
 
@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import ChannelConv1d, ChannelConv2d, Pointwise, channels_are_last
 from tdformer.models.feedback import ControlModule
 from tdformer.models.kernels import attention as kernels
 from tdformer.models.layers import CurrentLayer, SpikingLayer, freeze_unused
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 ATTENTION_THRESHOLD = 0.5
@@ -39,13 +39,13 @@ class TokenQKAttention(nn.Module):
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
         self.proj = SpikingLayer(conv1d_projection(channels, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: None, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: None, neuron_state: NeuronState) -> torch.Tensor:
         """Return spikes in the shape of x."""
         heads = (self.num_heads, -1)
-        q_TBHDN = self.q(x_TBCHW, membranes).unflatten(2, heads)
-        k_TBHDN = self.k(x_TBCHW, membranes).unflatten(2, heads)
-        mask_TBH1N = self.attn_lif(q_TBHDN.sum(3, keepdim=True), membranes)
-        return self.proj((k_TBHDN * mask_TBH1N).flatten(2, 3), membranes).view_as(x_TBCHW)
+        q_TBHDN = self.q(x_TBCHW, neuron_state).unflatten(2, heads)
+        k_TBHDN = self.k(x_TBCHW, neuron_state).unflatten(2, heads)
+        mask_TBH1N = self.attn_lif(q_TBHDN.sum(3, keepdim=True), neuron_state)
+        return self.proj((k_TBHDN * mask_TBH1N).flatten(2, 3), neuron_state).view_as(x_TBCHW)
 
 
 class ControlledAttention(nn.Module):
@@ -100,18 +100,18 @@ class SpikingSelfAttention(ControlledAttention):
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
         self.proj = SpikingLayer(projection(channels, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
         """Return spikes in the shape of x. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
         plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
         if "input" in plus:
             x_TBCHW = x_TBCHW + plus["input"].view(shape)
-        q_TBC = self.q(x_TBCHW, membranes)
-        k_TBC = self.k(x_TBCHW, membranes, plus_TBC=plus.get("key"))
-        v_TBC = self.v(x_TBCHW, membranes, plus_TBC=plus.get("value"))
-        y_TBCN = self.attn_lif(self._attended(q_TBC, k_TBC, v_TBC, x_TBCHW), membranes)
+        q_TBC = self.q(x_TBCHW, neuron_state)
+        k_TBC = self.k(x_TBCHW, neuron_state, plus_TBC=plus.get("key"))
+        v_TBC = self.v(x_TBCHW, neuron_state, plus_TBC=plus.get("value"))
+        y_TBCN = self.attn_lif(self._attended(q_TBC, k_TBC, v_TBC, x_TBCHW), neuron_state)
         if self.samples_share_projection:
-            return self.proj.neurons(self.proj.current(y_TBCN).flatten(0, 1), membranes).view(shape)
-        return self.proj(y_TBCN, membranes).view(shape)
+            return self.proj.neurons(self.proj.current(y_TBCN).flatten(0, 1), neuron_state).view(shape)
+        return self.proj(y_TBCN, neuron_state).view(shape)
 
     def _attended(self, q_TBC: torch.Tensor, k_TBC: torch.Tensor, v_TBC: torch.Tensor, like_TBCHW: torch.Tensor) -> torch.Tensor:
         if self.attn_lif.fused and kernels.takes(q_TBC, self.num_heads):
@@ -139,17 +139,17 @@ class SpikeDrivenAttention(ControlledAttention):
         self.talking_heads_lif = LIF(ATTENTION_THRESHOLD)
         self.proj = CurrentLayer(ChannelConv2d(channels, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
         """Return currents in the shape of x. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
         plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
         if "input" in plus:
             x_TBCHW = x_TBCHW + plus["input"].view(shape)
-        s_TBCHW = self.shortcut_lif(x_TBCHW, membranes)
-        q_TBHND = self.heads(self.q(s_TBCHW, membranes))
-        k_TBHND = self.heads(self._eroded(self.k(s_TBCHW, membranes, plus_TBC=plus.get("key"))))
-        v_TBHND = self.heads(self._eroded(self.v(s_TBCHW, membranes, plus_TBC=plus.get("value"))))
+        s_TBCHW = self.shortcut_lif(x_TBCHW, neuron_state)
+        q_TBHND = self.heads(self.q(s_TBCHW, neuron_state))
+        k_TBHND = self.heads(self._eroded(self.k(s_TBCHW, neuron_state, plus_TBC=plus.get("key"))))
+        v_TBHND = self.heads(self._eroded(self.v(s_TBCHW, neuron_state, plus_TBC=plus.get("value"))))
         votes_TBH1D = self._eroded(k_TBHND * v_TBHND).sum(-2, keepdim=True)
-        y_TBHND = self._eroded(q_TBHND * self.talking_heads_lif(votes_TBH1D, membranes))
+        y_TBHND = self._eroded(q_TBHND * self.talking_heads_lif(votes_TBH1D, neuron_state))
         return self.proj.current(self.joined(y_TBHND, x_TBCHW).view(shape))
 
     def _eroded(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import ChannelConv1d
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF, ParametricLIF
 
 CONTROL_TARGETS = {"cm1": "key", "cm2": "value", "cm3": "input"}
@@ -54,8 +54,8 @@ class ProcessingModule(nn.Module):
         self.weight = nn.Parameter(torch.randn(1, channels, width, width))
         self.lif = ParametricLIF() if variant in ("v3", "v4") else LIF()
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """A segment's features -> top-down spikes, same shape."""
         mixer = nn.functional.normalize(self.weight.flatten(), dim=0).view_as(self.weight)
         map_TB1HW = nn.functional.conv2d(x_TBCHW.flatten(0, 1), mixer, padding="same").unflatten(0, x_TBCHW.shape[:2])
-        return self.lif(x_TBCHW * map_TB1HW.clamp(self.lower, self.upper), membranes)
+        return self.lif(x_TBCHW * map_TB1HW.clamp(self.lower, self.upper), neuron_state)

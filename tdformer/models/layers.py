@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import Pointwise
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
@@ -63,12 +63,12 @@ class SpikingLayer(CurrentLayer):
         super().__init__(synapse, pools=pools)
         self.neurons = LIF()
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
         """Return the spikes that x gives, in the shape of `current`. plus_TBC is added before the BatchNorm."""
         if self.pools:
-            return self.neurons(self.current(x_TBCHW, plus_TBC), membranes)
+            return self.neurons(self.current(x_TBCHW, plus_TBC), neuron_state)
         # The neurons get the BatchNorm too, since one kernel can do the work of both.
-        return self.neurons(self._mapped(x_TBCHW, plus_TBC), membranes, self.norm)
+        return self.neurons(self._mapped(x_TBCHW, plus_TBC), neuron_state, self.norm)
 
 
 class PatchStem(nn.Module):
@@ -89,9 +89,9 @@ class PatchStem(nn.Module):
         y = batch_norm_of_repeated(self.first.norm, self.first.synapse(x_BCHW), steps, segments)
         return max_pool(y) if self.first.pools else y
 
-    def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, membranes: Membranes) -> torch.Tensor:
+    def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
         """Return for an event sequence what `forward` returns for the current of the first convolution."""
-        return self(self.first.current(x_TBCHW), topdown_TBCHW, membranes)
+        return self(self.first.current(x_TBCHW), topdown_TBCHW, neuron_state)
 
 
 def patch_splitting(in_channels: int, channels: int, last_pools: bool = False) -> TypedModuleList[SpikingLayer]:
@@ -167,18 +167,18 @@ class SpikingMLP(nn.Module):
         self.fc1 = SpikingLayer(pointwise(channels, channels * ratio))
         self.fc2 = SpikingLayer(pointwise(channels * ratio, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """Return spikes in the shape of x."""
-        return self.fc2(self.fc1(x_TBCHW, membranes), membranes).view_as(x_TBCHW)
+        return self.fc2(self.fc1(x_TBCHW, neuron_state), neuron_state).view_as(x_TBCHW)
 
 
 class MembraneMLP(SpikingMLP):
     """The same two layers with the neurons before each synapse: currents in, currents out (membrane shortcut)."""
 
-    def forward(self, x_TBCHW: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """Return currents in the shape of x."""
-        hidden_TBCHW = self.fc1.current(self.fc1.neurons(x_TBCHW, membranes))
-        return self.fc2.current(self.fc2.neurons(hidden_TBCHW, membranes))
+        hidden_TBCHW = self.fc1.current(self.fc1.neurons(x_TBCHW, neuron_state))
+        return self.fc2.current(self.fc2.neurons(hidden_TBCHW, neuron_state))
 
 
 def one_input(x: torch.Tensor) -> torch.Tensor:

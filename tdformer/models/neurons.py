@@ -9,9 +9,9 @@ import torch
 from spikingjelly.activation_based import functional, surrogate
 from torch import nn
 
-from tdformer.membranes import Membranes, at_rest
 from tdformer.models.kernels import fused, operators
 from tdformer.models.kernels.constants import ALPHA, TAU, V_RESET
+from tdformer.models.neuron_state import NeuronState, zero_potentials
 
 SURROGATE = surrogate.Sigmoid(alpha=ALPHA)
 
@@ -29,20 +29,20 @@ class LIF(nn.Module):
         self.fused = False
         """Whether they run as one kernel with the BatchNorm before them, or step by step (the plain path)."""
 
-    def forward(self, x_TB: torch.Tensor, membranes: Membranes, norm: nn.Module | None = None) -> torch.Tensor:
+    def forward(self, x_TB: torch.Tensor, neuron_state: NeuronState, norm: nn.Module | None = None) -> torch.Tensor:
         """x_TB: input currents [T, B, …]; with `norm` what that BatchNorm turns into them, [T, B, C, …].
 
         Returns spikes (0 or 1) of the same shape and dtype.
         """
-        v_B = membranes.start(self)
+        v_B = neuron_state.start(self)
         if norm is not None and not self.takes_in(norm, x_TB):
             x_TB, norm = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2]), None
         if self._is_one_kernel(x_TB):
-            spikes_TB, v_B = fused.lif(x_TB, v_B, self.v_threshold, membranes.handed_on, norm)
+            spikes_TB, v_B = fused.lif(x_TB, v_B, self.v_threshold, neuron_state.carried, norm)
         else:
             steps = _reference_steps if x_TB.dtype == torch.float64 else _LIFSteps.apply
-            spikes_TB, v_B = steps(x_TB, at_rest(x_TB) if v_B is None else v_B, self.v_threshold)
-        membranes.leave(self, v_B)
+            spikes_TB, v_B = steps(x_TB, zero_potentials(x_TB) if v_B is None else v_B, self.v_threshold)
+        neuron_state.leave(self, v_B)
         return spikes_TB
 
     def takes_in(self, norm: nn.Module, x_TB: torch.Tensor) -> bool:
@@ -63,19 +63,19 @@ class ParametricLIF(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, x_TB: torch.Tensor, membranes: Membranes) -> torch.Tensor:
+    def forward(self, x_TB: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """As LIF."""
-        v_B = membranes.start(self)
+        v_B = neuron_state.start(self)
         spikes_TB, v_B, _ = functional.plif_multi_step(
             x_TB,
-            at_rest(x_TB) if v_B is None else v_B,
+            zero_potentials(x_TB) if v_B is None else v_B,
             self.w,
             decay_input=True,
             v_reset=V_RESET,
             surrogate_function=SURROGATE,
             detach_reset=True,
         )
-        membranes.leave(self, v_B)
+        neuron_state.leave(self, v_B)
         return spikes_TB
 
 

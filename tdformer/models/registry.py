@@ -10,7 +10,7 @@ from timm.models import register_model
 
 from data_pipelines.errors import UserError
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, RecomputePolicy
-from tdformer.config_io import checked, did_you_mean
+from tdformer.config.yaml_io import checked, did_you_mean
 from tdformer.models.tdformer import TDFormer
 
 

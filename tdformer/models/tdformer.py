@@ -17,15 +17,15 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from tdformer.config import ModelConfig, RecomputePolicy
-from tdformer.membranes import Membranes
-from tdformer.models.backbone import Backbone, Piece, init_truncated_normal
+from tdformer.models.backbones.base import Backbone, Piece, init_truncated_normal
+from tdformer.models.backbones.qkformer import QKFormer
+from tdformer.models.backbones.sdt import SpikeDrivenTransformer
+from tdformer.models.backbones.spikformer import Spikformer
+from tdformer.models.checkpointing.activation_checkpointing import ActivationCheckpointing
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.layers import one_input
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
-from tdformer.models.qkformer import QKFormer
-from tdformer.models.sdt import SpikeDrivenTransformer
-from tdformer.models.spikformer import Spikformer
-from tdformer.recompute import Recompute
 
 BACKBONES: dict[str, type[Backbone]] = {"qkformer": QKFormer, "spikformer": Spikformer, "sdt": SpikeDrivenTransformer}
 
@@ -66,10 +66,10 @@ class TDFormer(nn.Module):
         Raises ValueError for sizes that the network does not take.
         """
         self._check(x)
-        recompute, topdown_TBCHW, features = Recompute(self.recompute), None, []
-        for number, (frames_TBCHW, membranes) in enumerate(zip(self._frames(x, recompute), self._membranes(), strict=True), start=1):
+        recompute, topdown_TBCHW, features = ActivationCheckpointing(self.recompute), None, []
+        for number, (frames_TBCHW, neuron_state) in enumerate(zip(self._frames(x, recompute), self._neuron_states(), strict=True), start=1):
             run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
-            h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, membranes)
+            h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, neuron_state)
             features.append(h_TBCHW)
         return torch.cat(features)
 
@@ -142,7 +142,7 @@ class TDFormer(nn.Module):
         if x.shape[-2] % stride or x.shape[-1] % stride:
             raise ValueError(f"image height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
 
-    def _frames(self, x: torch.Tensor, recompute: Recompute) -> list[torch.Tensor]:
+    def _frames(self, x: torch.Tensor, recompute: ActivationCheckpointing) -> list[torch.Tensor]:
         """For each segment what it starts from, [T/segments, B, …]: the stem's current of an image, computed once, or frames."""
         steps = self.time_steps // self.segments
         x_BCHW = x.flatten(0, -4)
@@ -152,18 +152,18 @@ class TDFormer(nn.Module):
             return list(x_BCHW.unflatten(0, (self.segments, steps, -1)))
         stem = self.backbone.patch_stem
 
-        def run(image_BCHW: torch.Tensor, topdown: torch.Tensor | None, membranes: Membranes) -> tuple[torch.Tensor]:
+        def run(image_BCHW: torch.Tensor, topdown: torch.Tensor | None, neuron_state: NeuronState) -> tuple[torch.Tensor]:
             return (stem.stem(image_BCHW, steps, self.segments),)
 
-        (current_BCHW,) = recompute.run("stem", run, stem, x_BCHW, None, Membranes())
+        (current_BCHW,) = recompute.run("stem", run, stem, x_BCHW, None, NeuronState())
         return [current_BCHW.expand(steps, *current_BCHW.shape)] * self.segments
 
     def _segment(
         self,
-        recompute: Recompute,
+        recompute: ActivationCheckpointing,
         frames_TBCHW: torch.Tensor,
         topdown_TBCHW: torch.Tensor | None,
-        membranes: Membranes,
+        neuron_state: NeuronState,
         *,
         from_frames: bool,
         is_last: bool,
@@ -174,27 +174,28 @@ class TDFormer(nn.Module):
             def results(*inputs: Any) -> tuple[torch.Tensor]:
                 return (piece(*inputs),)
 
-            return recompute.run("block", results, module, x_TBCHW, topdown, membranes, integers=integers)[0]
+            return recompute.run("block", results, module, x_TBCHW, topdown, neuron_state, integers=integers)[0]
 
-        h_TBCHW, integers = frames_TBCHW, self.backbone.hands_on_integers()
+        h_TBCHW, integers = frames_TBCHW, self.backbone.passes_integers()
         for index, (module, piece) in enumerate(self.backbone.bottom_up_pieces(from_frames)):
             h_TBCHW = run(piece, module, h_TBCHW, None, integers and index > 0)
         for block in self.backbone.transform():
             h_TBCHW = run(block, block, h_TBCHW, topdown_TBCHW, integers)
         if is_last or self.processing is None:
             return h_TBCHW, None
-        return h_TBCHW, self.processing(one_input(h_TBCHW), membranes)
+        return h_TBCHW, self.processing(one_input(h_TBCHW), neuron_state)
 
     def _segment_outputs(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> list[torch.Tensor]:
         segments_TBCHW = h_TBCHW.unflatten(0, (self.segments, -1))
         return [
-            self.backbone.forward_head(h, membranes, pre_logits) for h, membranes in zip(segments_TBCHW, self._membranes(), strict=True)
+            self.backbone.forward_head(h, neuron_state, pre_logits)
+            for h, neuron_state in zip(segments_TBCHW, self._neuron_states(), strict=True)
         ]
 
-    def _membranes(self) -> Iterator[Membranes]:
+    def _neuron_states(self) -> Iterator[NeuronState]:
         """Those of each segment; if they are carried they go on from the segment before."""
         before: dict[nn.Module, torch.Tensor] = {}
         for number in range(1, self.segments + 1):
-            membranes = Membranes(before, handed_on=self.config.carry_membrane and number < self.segments)
-            yield membranes
-            before = membranes.after
+            neuron_state = NeuronState(before, carried=self.config.carry_membrane and number < self.segments)
+            yield neuron_state
+            before = neuron_state.after

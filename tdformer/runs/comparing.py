@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from data_pipelines.errors import UserError
-from tdformer.config_io import did_you_mean
+from tdformer.config.yaml_io import did_you_mean
 from tdformer.runs import configs, paper
 from tdformer.runs.metric_rows import Point
 from tdformer.runs.reading import Run

@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from data_pipelines.errors import UserError
-from data_pipelines.files import replace_file
+from data_pipelines.storage.files import replace_file
 from tdformer.runs import tables
 from tdformer.runs.comparing import Comparison
 from tdformer.runs.figures import figures

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data_pipelines.errors import UserError
-from tdformer.config_io import did_you_mean
+from tdformer.config.yaml_io import did_you_mean
 from tdformer.runs import configs
 from tdformer.runs.comparing import Comparison, Group, Outcome, Spread, outcome
 from tdformer.runs.reading import Run

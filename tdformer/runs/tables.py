@@ -192,7 +192,7 @@ def _run(comparison: Comparison, index: int, run: Run) -> dict[str, Any]:
             cells.append(Cell(wording.number(metric, point.value if point else None), point.value if point else "", small))
     spent, speed = hours_of(run), run.images_per_s
     cells += [Cell(wording.speed(speed), speed or ""), Cell(wording.hours(spent), "" if spent is None else spent)]
-    device = f"{run.sessions[-1].world} × {run.sessions[-1].device or 'CPU'}" if run.sessions else wording.NOTHING
+    device = f"{run.sessions[-1].world_size} × {run.sessions[-1].device or 'CPU'}" if run.sessions else wording.NOTHING
     cells += [Cell(device, device, is_number=False), Cell(wording.when(run.changed), run.changed, is_number=False)]
     return {"tag": wording.tag(index), "style": style(index), "cells": cells}
 

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from tdformer.config import RecomputePolicy, RunConfig
-from tdformer.training.kernels import are_wanted
-from tdformer.training.objective import Objective
+from tdformer.training.kernel_choice import are_wanted
+from tdformer.training.model_with_loss import ModelWithLoss
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def activations_on_paper(config: RunConfig, recompute: RecomputePolicy | None = 
     steps, which are there twice for that moment.
     """
     with torch.device("meta"), _autocast(config.training.precision):
-        objective = _objective(config, recompute)
-        objective.model.use_fused_kernels(are_wanted(config.training.kernels, device_type))
-        with LiveBytes(objective, stacks_steps=device_type == "cpu") as live:
-            loss = _forward(objective, config)
+        model_with_loss = _model_with_loss(config, recompute)
+        model_with_loss.model.use_fused_kernels(are_wanted(config.training.kernels, device_type))
+        with LiveBytes(model_with_loss, stacks_steps=device_type == "cpu") as live:
+            loss = _forward(model_with_loss, config)
             kept = live.now
             loss.backward()
     return Activations(kept, live.peak)
@@ -48,21 +48,21 @@ def flops_on_paper(config: RunConfig, recompute: RecomputePolicy | None = None) 
     """Of forward and backward pass, per image."""
     # Not together with LiveBytes: the counter holds on to tensors.
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        _forward(_objective(config, recompute), config).backward()
+        _forward(_model_with_loss(config, recompute), config).backward()
     return counter.get_total_flops() / config.training.micro_batch
 
 
-def _objective(config: RunConfig, recompute: RecomputePolicy | None) -> Objective:
-    objective = Objective(config.model, config.training.label_smoothing, recompute or config.training.recompute)
-    for parameter in objective.parameters():
+def _model_with_loss(config: RunConfig, recompute: RecomputePolicy | None) -> ModelWithLoss:
+    model_with_loss = ModelWithLoss(config.model, config.training.label_smoothing, recompute or config.training.recompute)
+    for parameter in model_with_loss.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    return objective
+    return model_with_loss
 
 
-def _forward(objective: Objective, config: RunConfig) -> torch.Tensor:
+def _forward(model_with_loss: ModelWithLoss, config: RunConfig) -> torch.Tensor:
     size, batch, channels = config.data.image_size, config.training.micro_batch, config.model.backbone.in_channels
     frames = (config.model.time_steps,) if channels == 2 else ()
-    return objective(torch.zeros(*frames, batch, channels, size, size), torch.zeros(batch, dtype=torch.int64))
+    return model_with_loss(torch.zeros(*frames, batch, channels, size, size), torch.zeros(batch, dtype=torch.int64))
 
 
 class LiveBytes(TorchDispatchMode):

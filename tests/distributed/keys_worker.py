@@ -14,20 +14,20 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.batch import Batch
+from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import loop
+from tdformer.training import trainer
 
-really_load = loop.train_batches
+really_load = trainer.train_batches
 
 
-def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    path = Path(os.environ["KEYS"]) / f"{order.rank}.jsonl"
-    batches = really_load(config, data, order, first_step, last_step)
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    path = Path(os.environ["KEYS"]) / f"{sampler.rank}.jsonl"
+    batches = really_load(config, data, sampler, first_step, last_step)
     try:
         for count, batch in enumerate(batches):
-            step, turn = divmod(count, order.accumulation)
-            line = {"step": first_step + step, "number": turn * order.world + order.rank, "keys": batch.keys}
+            step, turn = divmod(count, sampler.accumulation)
+            line = {"step": first_step + step, "number": turn * sampler.world_size + sampler.rank, "keys": batch.keys}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             yield batch
@@ -36,7 +36,7 @@ def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     cli.main()
 
 

@@ -16,10 +16,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tdformer.config import BackboneConfig, ModelConfig, RunConfig
-from tdformer.plan import WORKSPACE_BYTES, plan
-from tdformer.ranks import Ranks, joined
+from tdformer.distributed.context import DistContext, init_distributed
+from tdformer.estimate.plan import WORKSPACE_BYTES, plan
 from tdformer.training.engine import Engine
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 
 
 def config_at(stage: int) -> RunConfig:
@@ -35,26 +35,26 @@ def config_at(stage: int) -> RunConfig:
     )
 
 
-def train(config: RunConfig, ranks: Ranks) -> Engine:
-    engine = Engine(Objective(config.model, label_smoothing=0.1), config, ranks)
+def train(config: RunConfig, context: DistContext) -> Engine:
+    engine = Engine(ModelWithLoss(config.model, label_smoothing=0.1), config, context)
     for _ in range(2):
         engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,)))
         _, gradient_norm = engine.reduce()
-        engine.apply(0.01, gradient_norm)
+        engine.optimizer_step(0.01, gradient_norm)
     return engine
 
 
 def main() -> None:
     config = config_at(int(sys.argv[1]))
-    with joined() as ranks:
+    with init_distributed() as context:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            engine = train(config, ranks)
+            engine = train(config, context)
         kineto: Any = profiler.profiler
         events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
         sizes = [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
         del engine
-        if ranks.is_first:
-            planned = plan(config, ranks.world).total_memory_bytes - WORKSPACE_BYTES
+        if context.is_rank0:
+            planned = plan(config, context.world_size).total_memory_bytes - WORKSPACE_BYTES
             print(json.dumps({"measured": max(itertools.accumulate(sizes)), "planned": planned}))
 
 

@@ -14,15 +14,15 @@ from typing import get_args
 import torch
 
 from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy, RunConfig
-from tdformer.ranks import Ranks, joined
+from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.training.engine import Engine
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import BACKBONES, lively
 
 NETWORKS = ("qkformer-imagenet", "spikformer-cifar", "sdt-imagenet")
 
 
-def trained(backbone: str, policy: RecomputePolicy, stage: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+def trained(backbone: str, policy: RecomputePolicy, stage: int, context: DistContext) -> dict[str, torch.Tensor]:
     network = ModelConfig(
         backbone=BACKBONES[backbone].model_copy(update={"drop_path": 0.3}), num_classes=5, feedback=FeedbackConfig(init_std=0.3)
     )
@@ -35,29 +35,29 @@ def trained(backbone: str, policy: RecomputePolicy, stage: int, ranks: Ranks) ->
         }
     )
     torch.manual_seed(0)
-    objective = Objective(network, label_smoothing=0.1, recompute=policy)
-    lively(objective)
-    engine = Engine(objective, config, ranks)
+    model_with_loss = ModelWithLoss(network, label_smoothing=0.1, recompute=policy)
+    lively(model_with_loss)
+    engine = Engine(model_with_loss, config, context)
     losses = []
     for micro_batch in range(4):
-        torch.manual_seed(100 * micro_batch + ranks.rank)
+        torch.manual_seed(100 * micro_batch + context.rank)
         losses.append(engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2,))))
         if micro_batch % 2:
             _, gradient_norm = engine.reduce()
-            engine.apply(0.01, gradient_norm)
+            engine.optimizer_step(0.01, gradient_norm)
     return {"losses": torch.stack(losses), **engine.model_state(), **engine.optimizer_state()}
 
 
 def main() -> None:
     stage = int(sys.argv[1])
-    with joined() as ranks:
+    with init_distributed() as context:
         for backbone in NETWORKS:
-            reference = trained(backbone, "none", stage, ranks)
+            reference = trained(backbone, "none", stage, context)
             for policy in get_args(RecomputePolicy)[1:]:
-                results = trained(backbone, policy, stage, ranks)
+                results = trained(backbone, policy, stage, context)
                 assert results.keys() == reference.keys()
                 different = [name for name, tensor in results.items() if not torch.equal(tensor, reference[name])]
-                print(f"rank {ranks.rank} {backbone} {policy}: {different or 'same'}\n", end="", flush=True)
+                print(f"rank {context.rank} {backbone} {policy}: {different or 'same'}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

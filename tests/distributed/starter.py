@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, Never
 
-from tdformer.launchers import free_port
+from tdformer.distributed.launch_environment import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -68,10 +68,10 @@ def tdformer(*arguments: object, timeout: float = 240) -> CompletedProcess[str]:
         return CompletedProcess([*arguments], code, command.output(), command.output("stderr"))
 
 
-def start_ranks(world: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
+def start_ranks(world_size: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
     """All processes of a run, as torchrun starts them."""
-    common = {**environment, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    common = {**environment, "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
     return [Started(module, arguments, place, Path(f"{out}-{rank}")) for rank, place in enumerate(places)]
 
 
@@ -103,7 +103,7 @@ def _ask(request: dict[str, Any]) -> Any:
 
 
 class Forked:
-    """A child of this process that runs a main function. The part of Popen that launch.processes uses."""
+    """A child of this process that runs a main function. The part of Popen that launch.local_processes uses."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], preexec_fn: Callable[[], None] = lambda: None) -> None:
         sys.stdout.flush()
@@ -160,8 +160,8 @@ def _import_everything() -> None:
     """As a rank does on a CPU. No thread may be left running, but that of pyarrow's jemalloc, which knows forks: a fork copies locks."""
     os.environ["DS_ACCELERATOR"] = "cpu"
 
-    from launch import processes
-    from tdformer import ranks
+    from launch import local_processes
+    from tdformer.distributed import context
     from tdformer.tracking.client import import_mlflow
     from tdformer.training.engine import _import_deepspeed
 
@@ -170,8 +170,8 @@ def _import_everything() -> None:
     import_mlflow()
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
     importlib.import_module("matplotlib.pyplot")
-    processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]
-    ranks.SECONDS_FOR_FIRST_TO_SPEAK = 0.2  # it matters to torchrun and srun alone, and all bad input would wait for it
+    local_processes.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment]
+    context.SECONDS_FOR_FIRST_TO_SPEAK = 0.2  # it matters to torchrun and srun alone, and all bad input would wait for it
     threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
     assert threads <= {"python", "python3", "jemalloc_bg_thd"}, threads
     assert threading.active_count() == 1

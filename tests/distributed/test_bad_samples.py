@@ -9,8 +9,8 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.dataset import open_set
-from data_pipelines.prepare import Plan, prepare
+from data_pipelines.loading.dataset import open_set
+from data_pipelines.prepare.writing import Plan, prepare
 from tests.conftest import StripesSource, run_id_of, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence

@@ -42,7 +42,7 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
     assert results[0]["top1"] == best["metrics"]["top1"] == best["best_top1"]
 
     inspected = json.loads(starter.tdformer("checkpoint", "inspect", run, "--json").stdout)
-    assert (inspected["step"], inspected["world"], inspected["evaluated_epochs"]) == (2, 2, 1)
+    assert (inspected["step"], inspected["world_size"], inspected["evaluated_epochs"]) == (2, 2, 1)
 
     client = MlflowClient(run_config["tracking"]["uri"])
     logged = client.get_run(run_id_of(run))
@@ -66,7 +66,7 @@ def test_under_torchrun(run_config: dict, tmp_path: Path) -> None:
     command += ["--rdzv-endpoint", "localhost:0", "-m", "launch", "train", str(config), "--run-dir", str(run)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
-    assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["world"] == 2
+    assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["world_size"] == 2
 
 
 def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

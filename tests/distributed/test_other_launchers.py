@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tdformer.launchers import free_port
+from tdformer.distributed.launch_environment import free_port
 from tests.conftest import REPOSITORY, tdformer, write_config
 
 pytestmark = pytest.mark.slow

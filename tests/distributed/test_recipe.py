@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipelines.files import sha256
-from tdformer.training.checkpoints import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
+from data_pipelines.storage.files import sha256
+from tdformer.checkpoint.store import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
 from tests.conftest import write_config
 from tests.distributed.starter import tdformer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.parts import Storage
-from data_pipelines.prepare import Plan, prepare
+from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.writing import Plan, prepare
 from tests.conftest import StripesSource, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -21,10 +21,10 @@ Taken = dict[tuple[int, int], list[str]]
 """(step, number of the micro-batch in its global batch) -> keys."""
 
 
-def start(world: int, config: Path, run: Path, data: Path, keys: Path) -> list[Started]:
+def start(world_size: int, config: Path, run: Path, data: Path, keys: Path) -> list[Started]:
     keys.mkdir()
     arguments = ["train", config, f"data.train={data}", "--run-dir", run]
-    return start_ranks(world, "tests.distributed.keys_worker", arguments, keys / "output", {"KEYS": str(keys)})
+    return start_ranks(world_size, "tests.distributed.keys_worker", arguments, keys / "output", {"KEYS": str(keys)})
 
 
 def finish(processes: list[Started]) -> None:
@@ -45,9 +45,9 @@ def last_saved(run: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shuffle", "world", "format"), [("full", 1, "wds"), ("blocks", 3, "ffcv")])
+@pytest.mark.parametrize(("shuffle", "world_size", "format"), [("full", 1, "wds"), ("blocks", 3, "ffcv")])
 def test_killed_in_an_epoch_and_resumed_by_one_process_or_by_three_on_the_other_format(
-    run_config: dict, tmp_path: Path, shuffle: str, world: int, format: str
+    run_config: dict, tmp_path: Path, shuffle: str, world_size: int, format: str
 ) -> None:
     """Two processes train on WebDataset shards. Who goes on takes the samples of the uninterrupted run."""
     wds, ffcv = tmp_path / "wds", tmp_path / "ffcv"
@@ -74,7 +74,7 @@ def test_killed_in_an_epoch_and_resumed_by_one_process_or_by_three_on_the_other_
     resumed_at = last_saved(killed)
     assert resumed_at % STEPS_PER_EPOCH
 
-    finish(start(world, config, killed, tmp_path / format, tmp_path / "resumed-keys"))
+    finish(start(world_size, config, killed, tmp_path / format, tmp_path / "resumed-keys"))
     assert taken(tmp_path / "resumed-keys") == {place: keys for place, keys in whole.items() if place[0] >= resumed_at}
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
-from tdformer.training import checkpoints
-from tdformer.training.checkpoints import TrainState
-from tdformer.training.metrics import MetricsFile
+from tdformer.checkpoint import store
+from tdformer.checkpoint.train_state import Snapshot
+from tdformer.rundir.metrics_file import MetricsFile
 from tests.faults.numbers_worker import steps
 
-really_write, really_append = checkpoints._write, MetricsFile.append
+really_write, really_append = store.write_files, MetricsFile.append
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def write(partial: Path, state: TrainState, *rest: Any) -> None:
-    if state.position.step not in steps("FULL_AT"):
+def write(partial: Path, state: Snapshot, *rest: Any) -> None:
+    if state.train_state.step not in steps("FULL_AT"):
         return really_write(partial, state, *rest)
     with files_of_at_most(int(os.environ["FULL_BYTES"])):
         really_write(partial, state, *rest)
@@ -49,7 +49,7 @@ def append(self: MetricsFile, step: int, *rest: Any) -> None:
 
 
 def main() -> None:
-    checkpoints._write = write
+    store.write_files = write
     MetricsFile.append = append  # type: ignore[method-assign]
     cli.main()
 

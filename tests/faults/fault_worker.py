@@ -15,12 +15,12 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from data_pipelines.batch import Batch
+from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import loop
-from tdformer.watchdog import watchdog
+from tdformer.distributed.watchdog import watchdog
+from tdformer.training import trainer
 
-really_load = loop.train_batches
+really_load = trainer.train_batches
 
 
 def hang_here() -> None:
@@ -41,11 +41,11 @@ FAULTS = {
 }
 
 
-def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    batches = really_load(config, data, order, first_step, last_step)
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    batches = really_load(config, data, sampler, first_step, last_step)
     try:
         for count, batch in enumerate(batches):
-            if count == order.accumulation and order.rank == int(os.environ["FAULT_RANK"]):
+            if count == sampler.accumulation and sampler.rank == int(os.environ["FAULT_RANK"]):
                 FAULTS[os.environ["FAULT"]]()
             yield batch
     finally:
@@ -53,7 +53,7 @@ def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     watchdog.BEAT_SECONDS = 0.2
     cli.main()
 

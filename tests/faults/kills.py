@@ -59,11 +59,11 @@ class Kill:
             time.sleep(0.001 if self.moment == "while saving" else 0.02)
 
 
-def choose(draw: random.Random, kind: tuple[Victim, Moment], world: int, run_seconds: float) -> Kill:
+def choose(draw: random.Random, kind: tuple[Victim, Moment], world_size: int, run_seconds: float) -> Kill:
     victim, moment = kind
     seconds = draw.uniform(0, run_seconds) if moment == "at any time" else draw.uniform(0, 0.02)
     number = draw.randint(1, 5) if moment == "while saving" else draw.randint(1, LAST_OPERATION)
-    return Kill(victim, moment, draw.randrange(world), seconds, number)
+    return Kill(victim, moment, draw.randrange(world_size), seconds, number)
 
 
 def strike(victim: Victim, rank: int, launcher: int) -> None:

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tdformer.launchers import free_port
+from tdformer.distributed.launch_environment import free_port
 
 
 @dataclass

@@ -15,25 +15,25 @@ from typing import Any
 
 import torch
 
-from data_pipelines.batch import Batch
+from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import loop
-from tdformer.training.loop import Trainer
+from tdformer.training import trainer
 from tdformer.training.report import Report
+from tdformer.training.trainer import Trainer
 
-really_load, really_step = loop.train_batches, Trainer.step
+really_load, really_step = trainer.train_batches, Trainer.step
 
 
 def steps(variable: str) -> set[int]:
     return {int(step) for step in os.environ.get(variable, "").split(",") if step}
 
 
-def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    batches = really_load(config, data, order, first_step, last_step)
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    batches = really_load(config, data, sampler, first_step, last_step)
     try:
         for count, batch in enumerate(batches):
-            step, turn = divmod(count, order.accumulation)
-            is_last = turn == order.accumulation - 1 and order.rank == int(os.environ.get("NAN_RANK", "-1"))
+            step, turn = divmod(count, sampler.accumulation)
+            is_last = turn == sampler.accumulation - 1 and sampler.rank == int(os.environ.get("NAN_RANK", "-1"))
             if is_last and first_step + step + 1 in steps("NAN_STEPS"):
                 batch = replace(batch, images_BCHW=torch.full(batch.images_BCHW.shape, torch.nan))
             yield batch
@@ -42,14 +42,14 @@ def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step
 
 
 def step(self: Trainer, report: Report) -> None:
-    if self.position.step + 1 not in steps("IDLE_STEPS"):
+    if self.train_state.step + 1 not in steps("IDLE_STEPS"):
         return really_step(self, report)
-    list(itertools.islice(self.batches, self.order.accumulation))
-    self.position = replace(self.position, step=self.position.step + 1)
+    list(itertools.islice(self.batches, self.sampler.accumulation))
+    self.train_state = replace(self.train_state, step=self.train_state.step + 1)
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     Trainer.step = step  # type: ignore[method-assign]
     cli.main()
 

@@ -32,10 +32,10 @@ class Ended:
         assert "Traceback" not in self.errors
 
 
-def train(module: str, world: int, config: dict, folder: Path, environment: Mapping[str, str]) -> Ended:
+def train(module: str, world_size: int, config: dict, folder: Path, environment: Mapping[str, str]) -> Ended:
     """In `folder`/run, until all ranks have ended. A hang fails the test."""
     arguments = ["train", write_config(config, folder), "--run-dir", folder / "run"]
-    ranks = start_ranks(world, module, arguments, folder / f"output-{module}", environment)
+    ranks = start_ranks(world_size, module, arguments, folder / f"output-{module}", environment)
     try:
         codes = [rank.wait(timeout=180) for rank in ranks]
     finally:

@@ -15,11 +15,12 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.batch import Batch
+from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import checkpoints, loop
+from tdformer.checkpoint import store
+from tdformer.training import trainer
 
-really_load, really_evaluate, really_put = loop.train_batches, loop.evaluation_batches, checkpoints._put
+really_load, really_evaluate, really_put = trainer.train_batches, trainer.evaluation_batches, store._put
 
 
 def send(moment: str) -> None:
@@ -34,8 +35,8 @@ def watched(batches: Iterable[Batch], last: int, moment: str) -> Generator[Batch
         yield batch
 
 
-def train_batches(config: Any, data: Any, order: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    return watched(really_load(config, data, order, first_step, last_step), order.accumulation, "training")
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    return watched(really_load(config, data, sampler, first_step, last_step), sampler.accumulation, "training")
 
 
 def evaluation_batches(config: Any, data: Any, **sizes: int) -> Generator[Batch, None, None]:
@@ -50,7 +51,7 @@ def put(partial: Path, final: Path) -> None:
 
 
 def main() -> None:
-    loop.train_batches, loop.evaluation_batches, checkpoints._put = train_batches, evaluation_batches, put
+    trainer.train_batches, trainer.evaluation_batches, store._put = train_batches, evaluation_batches, put
     cli.main()
 
 

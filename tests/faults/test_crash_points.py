@@ -11,21 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdformer.training import checkpoints
-from tdformer.training.checkpoints import Keep, Position, TrainState
+from tdformer.checkpoint import store
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
+from tdformer.models.weights import read_safetensors
+from tdformer.rundir.run_dir import RunDir
 from tests.faults.kills import changes_a_file
 
-BEFORE = Position(step=4, updates=4)
+BEFORE = TrainState(step=4, updates=4)
 EVALUATED = replace(BEFORE, evaluated_epochs=1, best_top1=50.0)
 NEXT = replace(BEFORE, step=5, updates=5, evaluated_epochs=1, best_top1=50.0)
 
 
-def state(position: Position) -> TrainState:
-    tensors = {"weight": torch.full((3,), float(position.step + 10 * position.evaluated_epochs))}
-    return TrainState(position, tensors, {"exp_avg.weight": tensors["weight"] / 2})
+def state(train_state: TrainState) -> Snapshot:
+    tensors = {"weight": torch.full((3,), float(train_state.step + 10 * train_state.evaluated_epochs))}
+    return Snapshot(train_state, tensors, {"exp_avg.weight": tensors["weight"] / 2})
 
 
-def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: bool) -> bool:
+def crash_in_save(run_dir: RunDir, new: TrainState, retention: RetentionPolicy, operation: int, torn: bool) -> bool:
     """Save in a process that ends before its n-th change of a file. Whether it did so; False if the save has fewer.
 
     torn: if that is to write a file, just after it was opened, when it is empty.
@@ -36,7 +39,7 @@ def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: b
 
         def watch(event: str, arguments: tuple) -> None:
             nonlocal left
-            left -= changes_a_file(event, arguments, str(root))
+            left -= changes_a_file(event, arguments, str(run_dir.checkpoints))
             if left == 0:
                 left = -1
                 if event == "open" and torn:
@@ -44,7 +47,7 @@ def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: b
                 os._exit(3)
 
         sys.addaudithook(watch)
-        checkpoints.save(root, state(new), "seed: 1", is_best=new == EVALUATED, keep=keep)
+        store.save(run_dir, state(new), "seed: 1", is_best=new == EVALUATED, retention=retention)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
@@ -54,30 +57,29 @@ def crash_in_save(root: Path, new: Position, keep: Keep, operation: int, torn: b
 
 @pytest.mark.parametrize("new", [EVALUATED, NEXT], ids=["in the place of one", "beside it"])
 @pytest.mark.parametrize(("last", "torn"), [(1, False), (2, True)])
-def test_every_point_of_a_save(tmp_path: Path, new: Position, last: int, torn: bool) -> None:
+def test_every_point_of_a_save(tmp_path: Path, new: TrainState, last: int, torn: bool) -> None:
     """The checkpoint of step 4 is replaced by the same with its evaluation, the best one so far; or the one of step 5 follows."""
-    before, keep = tmp_path / "before", Keep(last)
-    for position in (replace(BEFORE, step=3, updates=3), BEFORE):
-        checkpoints.save(before / "checkpoints", state(position), "seed: 1", keep=keep)
+    before, retention = RunDir(tmp_path / "before"), RetentionPolicy(last)
+    for train_state in (replace(BEFORE, step=3, updates=3), BEFORE):
+        store.save(before, state(train_state), "seed: 1", retention=retention)
     operation, crashed = 0, True
     while crashed:
         operation += 1
-        run = shutil.copytree(before, tmp_path / f"{operation}")
-        root = run / "checkpoints"
-        crashed = crash_in_save(root, new, keep, operation, torn)
+        run_dir = RunDir(shutil.copytree(before.path, tmp_path / f"{operation}"))
+        crashed = crash_in_save(run_dir, new, retention, operation, torn)
 
-        found, position, told = checkpoints.newest_whole(run)
-        assert position == (new if not crashed else position)
-        assert position in (BEFORE, new), operation
-        assert told == [], operation
-        weights = checkpoints.read_safetensors(found / "model.safetensors")["weight"]
-        assert torch.equal(weights, state(position).model["weight"]), operation
-        if position == EVALUATED:
-            assert (root / "best").read_text() == "step-00000004\n", operation
+        found, train_state, warnings = store.latest_valid(run_dir)
+        assert train_state == (new if not crashed else train_state)
+        assert train_state in (BEFORE, new), operation
+        assert warnings == [], operation
+        weights = read_safetensors(found.model)["weight"]
+        assert torch.equal(weights, state(train_state).model["weight"]), operation
+        if train_state == EVALUATED:
+            assert run_dir.best.read_text() == "step-00000004\n", operation
 
         # The run goes on.
-        for later in [new] if position == BEFORE else [replace(new, step=new.step + 1)]:
-            checkpoints.save(root, state(later), "seed: 1", is_best=later == EVALUATED, keep=keep)
-            assert checkpoints.newest_whole(run)[1:] == (later, []), operation
-        assert list(root.glob(".*")) == [], operation
+        for later in [new] if train_state == BEFORE else [replace(new, step=new.step + 1)]:
+            store.save(run_dir, state(later), "seed: 1", is_best=later == EVALUATED, retention=retention)
+            assert store.latest_valid(run_dir)[1:] == (later, []), operation
+        assert list(run_dir.checkpoints.glob(".*")) == [], operation
     assert operation > 8

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tdformer.training import checkpoints
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -24,33 +25,33 @@ TIMEOUT = 2
 class Faulty:
     """A run of `world` ranks, started as torchrun does, in which something happens to one of them in its second step."""
 
-    def __init__(self, fault: str, victim: int, world: int, config: dict, folder: Path) -> None:
-        config["training"] |= {"epochs": 1000, "global_batch": 4 * world}
+    def __init__(self, fault: str, victim: int, world_size: int, config: dict, folder: Path) -> None:
+        config["training"] |= {"epochs": 1000, "global_batch": 4 * world_size}
         config["checkpoint"] |= {"background": False}
         config["watchdog"] = {"timeout_s": TIMEOUT, "slow_timeout_s": 60}
         self.run, self.victim, self.uri = folder / "run", victim, config["tracking"]["uri"]
         arguments = ["train", write_config(config, folder), "--run-dir", self.run]
         environment = {"FAULT": fault, "FAULT_RANK": str(victim)}
-        self.ranks = start_ranks(world, "tests.faults.fault_worker", arguments, folder / "rank", environment)
+        self.context = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
 
     def codes_of_others(self) -> set[int]:
-        return {rank.wait(timeout=60) for number, rank in enumerate(self.ranks) if number != self.victim}
+        return {rank.wait(timeout=60) for number, rank in enumerate(self.context) if number != self.victim}
 
     def end(self) -> None:
-        for rank in self.ranks:
+        for rank in self.context:
             rank.kill()
 
     def errors(self) -> list[str]:
         """Of all ranks, without tracebacks."""
-        return [line for rank in self.ranks for line in rank.output("stderr").splitlines() if line.startswith("error:")]
+        return [line for rank in self.context for line in rank.output("stderr").splitlines() if line.startswith("error:")]
 
     def check_the_rest(self) -> None:
         """One sentence for all; the checkpoint before is whole; MLflow knows."""
         assert len(self.errors()) == 1, self.errors()
-        assert f"rank {self.victim} (process {self.ranks[self.victim].pid} on " in self.errors()[0]
+        assert f"rank {self.victim} (process {self.context[self.victim].pid} on " in self.errors()[0]
         assert "; the run is ended on all ranks." in self.errors()[0]
         assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
-        checkpoints.check(self.run / "checkpoints" / "step-00000001")
+        check(Checkpoint(RunDir(self.run).checkpoints, "step-00000001"))
         run_id = run_id_of(self.run)
         assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
 
@@ -59,7 +60,7 @@ class Faulty:
 
 
 @pytest.mark.parametrize(
-    ("fault", "victim", "world", "words"),
+    ("fault", "victim", "world_size", "words"),
     [
         ("kill", 1, 3, "died or was cut off"),
         ("kill", 0, 2, "died or was cut off"),
@@ -68,8 +69,10 @@ class Faulty:
         ("raise", 2, 3, "ended with an error: ZeroDivisionError: a fault of the program"),
     ],
 )
-def test_a_dead_rank_ends_the_others_at_once(run_config: dict, tmp_path: Path, fault: str, victim: int, world: int, words: str) -> None:
-    run = Faulty(fault, victim, world, run_config, tmp_path)
+def test_a_dead_rank_ends_the_others_at_once(
+    run_config: dict, tmp_path: Path, fault: str, victim: int, world_size: int, words: str
+) -> None:
+    run = Faulty(fault, victim, world_size, run_config, tmp_path)
     try:
         ended = run.ranks[victim].wait(timeout=60)
         start = time.monotonic()
@@ -85,16 +88,18 @@ def test_a_dead_rank_ends_the_others_at_once(run_config: dict, tmp_path: Path, f
         run.end()
 
 
-@pytest.mark.parametrize(("victim", "world"), [(0, 2), (1, 3)])
-def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(run_config: dict, tmp_path: Path, victim: int, world: int) -> None:
+@pytest.mark.parametrize(("victim", "world_size"), [(0, 2), (1, 3)])
+def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
+    run_config: dict, tmp_path: Path, victim: int, world_size: int
+) -> None:
     """SIGSTOP, as from a debugger or a frozen machine. Continued, the rank leaves too."""
-    run = Faulty("stop", victim, world, run_config, tmp_path)
+    run = Faulty("stop", victim, world_size, run_config, tmp_path)
     try:
         assert run.codes_of_others() == {LOST}
         assert f"has not answered for {TIMEOUT} s" in run.errors()[0]
         assert f"Stack traces of the ranks that answered: {run.run / 'stacks'}" in run.errors()[0]
         run.check_the_rest()
-        for rank in {*range(world)} - {victim}:
+        for rank in {*range(world_size)} - {victim}:
             assert "in all_reduce" in run.stacks(rank)
         os.kill(run.ranks[victim].pid, signal.SIGCONT)
         assert run.ranks[victim].wait(timeout=30) in (LOST, 1)
@@ -103,16 +108,16 @@ def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(run_confi
         run.end()
 
 
-@pytest.mark.parametrize(("victim", "world"), [(0, 1), (1, 2)])
-def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Path, victim: int, world: int) -> None:
-    run = Faulty("sleep", victim, world, run_config, tmp_path)
+@pytest.mark.parametrize(("victim", "world_size"), [(0, 1), (1, 2)])
+def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Path, victim: int, world_size: int) -> None:
+    run = Faulty("sleep", victim, world_size, run_config, tmp_path)
     try:
         assert {rank.wait(timeout=60) for rank in run.ranks} == {LOST}
         assert f"no progress for {TIMEOUT} s of rank {victim}" in run.errors()[0]
         assert "while training, at fault_worker.py:" in run.errors()[0]
-        assert ("the others wait for it" in run.errors()[0]) == (world > 1)
+        assert ("the others wait for it" in run.errors()[0]) == (world_size > 1)
         assert "in hang_here" in run.stacks(victim)
-        if world == 1:
+        if world_size == 1:
             assert "--processes" not in run.errors()[0]
         else:
             run.check_the_rest()

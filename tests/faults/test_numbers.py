@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.config import DataConfig
-from data_pipelines.dataset import open_set
-from data_pipelines.loading import train_order
+from data_pipelines.loading.dataloader import train_sampler
+from data_pipelines.loading.dataset import open_set
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.faults.small_run import STEPS, SmallRun, bits
@@ -25,8 +25,8 @@ def short(small: SmallRun, folder: Path, stage: int, policy: str, epochs: int = 
     return small.config(folder, zero_stage=stage, on_non_finite=policy, max_non_finite=limit, epochs=epochs)
 
 
-def spoilt(world: int, *steps: int) -> dict[str, str]:
-    return {"NAN_RANK": str(world - 1), "NAN_STEPS": ",".join(map(str, steps))}
+def spoilt(world_size: int, *steps: int) -> dict[str, str]:
+    return {"NAN_RANK": str(world_size - 1), "NAN_STEPS": ",".join(map(str, steps))}
 
 
 def names(run: Path) -> list[str]:
@@ -36,8 +36,8 @@ def names(run: Path) -> list[str]:
 def keys_of_step(small: SmallRun, step: int) -> set[str]:
     data = open_set(small.folder / "train")
     config = DataConfig(train=str(small.folder / "train"), val=str(small.folder / "val"))
-    order = train_order(config, data, 3, global_batch=12, micro_batch=2, rank=0, world=1)
-    return {data.index.key_of(sample) for places in order.from_step(step - 1, step) for _, sample in places}
+    sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=2, rank=0, world_size=1)
+    return {data.index.key_of(sample) for places in sampler.from_step(step - 1, step) for _, sample in places}
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def idle(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
     return runs
 
 
-@pytest.mark.parametrize(("stage", "world"), WORLDS)
-def test_raise_ends_the_run_and_lists_the_samples(small: SmallRun, tmp_path: Path, stage: int, world: int) -> None:
-    ended = train(MAIN, world, short(small, tmp_path, stage, "raise"), tmp_path, spoilt(world, 3))
+@pytest.mark.parametrize(("stage", "world_size"), WORLDS)
+def test_raise_ends_the_run_and_lists_the_samples(small: SmallRun, tmp_path: Path, stage: int, world_size: int) -> None:
+    ended = train(MAIN, world_size, short(small, tmp_path, stage, "raise"), tmp_path, spoilt(world_size, 3))
     listed = ended.run / "non_finite" / "step-00000003.json"
     ended.assert_refused("not finite at step 3", str(listed))
     micro_batches = [one for rank in json.loads(listed.read_text())["ranks"] for one in rank]
@@ -63,11 +63,11 @@ def test_raise_ends_the_run_and_lists_the_samples(small: SmallRun, tmp_path: Pat
     assert names(ended.run) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize(("stage", "world"), WORLDS)
+@pytest.mark.parametrize(("stage", "world_size"), WORLDS)
 def test_skip_is_a_step_that_does_nothing(
-    small: SmallRun, tmp_path: Path, stage: int, world: int, idle: dict[tuple[int, ...], Path]
+    small: SmallRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
 ) -> None:
-    ended = train(MAIN, world, short(small, tmp_path, stage, "skip"), tmp_path, spoilt(world, 3))
+    ended = train(MAIN, world_size, short(small, tmp_path, stage, "skip"), tmp_path, spoilt(world_size, 3))
     ended.assert_finished()
     assert "not finite at step 3; skipped (1 so far)" in ended.output
     for name in names(idle[3,]):
@@ -76,14 +76,14 @@ def test_skip_is_a_step_that_does_nothing(
     assert bits(ended.run, "step-00000004") != bits(ended.run, "step-00000003")
 
 
-@pytest.mark.parametrize(("stage", "world"), WORLDS)
+@pytest.mark.parametrize(("stage", "world_size"), WORLDS)
 def test_rewind_undoes_the_steps_since_the_checkpoint(
-    small: SmallRun, tmp_path: Path, stage: int, world: int, idle: dict[tuple[int, ...], Path]
+    small: SmallRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
 ) -> None:
     """The checkpoint is of step 4: what is left is a run in which steps 5 and 6 did nothing."""
     config = short(small, tmp_path, stage, "rewind", epochs=2)
     config["checkpoint"]["every_steps"] = 6
-    ended = train(MAIN, world, config, tmp_path, spoilt(world, 6))
+    ended = train(MAIN, world_size, config, tmp_path, spoilt(world_size, 6))
     ended.assert_finished()
     assert "rewound to the weights of step-00000004" in ended.output
     for name in ("step-00000004", "step-00000006", f"step-{STEPS:08d}"):

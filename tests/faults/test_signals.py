@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tdformer.training import checkpoints
+from tdformer.checkpoint import store
+from tdformer.rundir.run_dir import RunDir
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.faults.small_run import SmallRun, difference, tracked
@@ -29,11 +30,11 @@ def test_a_signal(small: SmallRun, tmp_path: Path, number: str, moment: str, ran
     ended = train("tests.faults.signals_worker", 2, small.config(tmp_path), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
-    _, position, told = checkpoints.newest_whole(ended.run)
-    assert position.step in stopped_at
-    assert position.evaluated_epochs == 0
+    _, train_state, told = store.latest_valid(RunDir(ended.run))
+    assert train_state.step in stopped_at
+    assert train_state.evaluated_epochs == 0
     assert told == []
-    assert f"stopped at step {position.step}, state saved" in ended.output
+    assert f"stopped at step {train_state.step}, state saved" in ended.output
     assert tracked(ended.run)[0] == ["KILLED"]
 
     result = tdformer("train", ended.run, "checkpoint.keep_last=100", "training.zero_stage=3", "--processes", 3)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launch.cli import EXIT_STOPPED
-from tdformer.watchdog.verdict import EXIT_PEER_LOST
+from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
 from tests.conftest import write_config
 from tests.distributed.starter import Started
 from tests.faults import kills, small_run
@@ -52,13 +52,13 @@ def run_trial(small: SmallRun, folder: Path, seed: int, number: int, run_seconds
     folder.mkdir()
     write_config(small.config(folder), folder)
     for attempt in range(faults + 1):
-        world, stage = draw.choice([2, 3]), draw.randrange(4)
+        world_size, stage = draw.choice([2, 3]), draw.randrange(4)
         kind = first if attempt == 0 else draw.choice(KINDS)
-        kill = kills.choose(draw, kind, world, run_seconds) if attempt < faults else None
+        kill = kills.choose(draw, kind, world_size, run_seconds) if attempt < faults else None
         settings = [f"training.zero_stage={stage}", f"checkpoint.keep_last={draw.choice([1, 3])}"]
         settings.append(f"checkpoint.background={draw.choice(['true', 'true', 'false'])}")
-        trial.attempts.append(f"{world} ranks, {' '.join(settings)}" + (f", kill {kill}, {kill.number}" if kill else ""))
-        code, trial.lost = _attempt(folder, world, settings, kill, attempt)
+        trial.attempts.append(f"{world_size} ranks, {' '.join(settings)}" + (f", kill {kill}, {kill.number}" if kill else ""))
+        code, trial.lost = _attempt(folder, world_size, settings, kill, attempt)
         trial.kills += code in KILLED
         if trial.lost or (kill is None and code):
             trial.lost = trial.lost or f"the last start ended with exit code {code}"
@@ -71,11 +71,11 @@ def run_trial(small: SmallRun, folder: Path, seed: int, number: int, run_seconds
     return trial
 
 
-def _attempt(folder: Path, world: int, settings: list[str], kill: Kill | None, number: int) -> tuple[int, str]:
+def _attempt(folder: Path, world_size: int, settings: list[str], kill: Kill | None, number: int) -> tuple[int, str]:
     """(exit code, what went wrong besides the kill)."""
     run = folder / "run"
     environment = {"CUDA_VISIBLE_DEVICES": "", **(kill.environment(run) if kill else {})}
-    arguments = ["train", folder / "run.yaml", *settings, "--run-dir", run, "--processes", world]
+    arguments = ["train", folder / "run.yaml", *settings, "--run-dir", run, "--processes", world_size]
     launcher = Started(kills.MAIN, arguments, environment, folder / f"attempt-{number}")
     if kill and not environment.get("KILL_VICTIM"):
         kill.strike_from_outside(launcher, run)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data_pipelines.augment import Mix
-from data_pipelines.batch import Batch, Normalisation
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
+from data_pipelines.loading.augment import Mix
+from data_pipelines.loading.batch import Batch, Normalisation
 
 pytestmark = pytest.mark.gpu
 

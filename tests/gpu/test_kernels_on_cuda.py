@@ -67,7 +67,7 @@ def test_attention_under_autocast_gives_the_bits_of_matrix_products(monkeypatch:
 
 
 def trained(model: TDFormer, x: torch.Tensor, *, fused: bool) -> list[torch.Tensor]:
-    """Logits, gradients and statistics of one pass, on the device of x. Not with the loss of Objective, which is float32."""
+    """Logits, gradients and statistics of one pass, on the device of x. Not with the loss of ModelWithLoss, which is float32."""
     model = copy.deepcopy(model).to(x.device)
     model.use_fused_kernels(fused)
     logits = model.forward_segments(x)

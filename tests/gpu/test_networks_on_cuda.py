@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tdformer.models import create_model
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 pytestmark = pytest.mark.gpu
@@ -21,12 +21,12 @@ def test_recompute_gives_the_same_loss_gradients_and_statistics(backbone: str, p
     for own in ("none", policy):
         torch.manual_seed(0)
         config = small(BACKBONES[backbone].model_copy(update={"drop_path": 0.3}))
-        objective = Objective(config, label_smoothing=0.1, recompute=own).cuda()  # type: ignore[arg-type]
-        lively(objective)
+        model_with_loss = ModelWithLoss(config, label_smoothing=0.1, recompute=own).cuda()  # type: ignore[arg-type]
+        lively(model_with_loss)
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            loss = objective(images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone]).cuda(), torch.arange(4).cuda())
+            loss = model_with_loss(images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone]).cuda(), torch.arange(4).cuda())
         loss.backward()
-        results.append((loss, [p.grad for p in objective.parameters() if p.grad is not None], list(objective.buffers())))
+        results.append((loss, [p.grad for p in model_with_loss.parameters() if p.grad is not None], list(model_with_loss.buffers())))
     (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
     assert torch.equal(loss, other_loss)
     assert all(torch.equal(one, other) for one, other in zip(buffers, other_buffers, strict=True))

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tdformer.launchers import free_port
-from tdformer.training.objective import Objective
+from tdformer.distributed.launch_environment import free_port
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import images, lively, small
 
 pytestmark = pytest.mark.gpu
@@ -20,12 +20,12 @@ WORLD = 2
 
 def trained(recompute: str, own: slice, *, synced: bool) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    objective = lively(Objective(small(), label_smoothing=0.1, recompute=recompute)).cuda()  # type: ignore[arg-type]
+    model_with_loss = lively(ModelWithLoss(small(), label_smoothing=0.1, recompute=recompute)).cuda()  # type: ignore[arg-type]
     if synced:
-        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    objective(images(8, 64, 64)[own].cuda(), (torch.arange(8) % 5)[own].cuda()).backward()
-    gradients = {name: parameter.grad.cpu() for name, parameter in objective.named_parameters() if parameter.grad is not None}
-    return gradients | {name: buffer.cpu() for name, buffer in objective.named_buffers()}
+        model_with_loss = nn.SyncBatchNorm.convert_sync_batchnorm(model_with_loss)
+    model_with_loss(images(8, 64, 64)[own].cuda(), (torch.arange(8) % 5)[own].cuda()).backward()
+    gradients = {name: parameter.grad.cpu() for name, parameter in model_with_loss.named_parameters() if parameter.grad is not None}
+    return gradients | {name: buffer.cpu() for name, buffer in model_with_loss.named_buffers()}
 
 
 def run_rank(rank: int, port: int, recompute: str, folder: Path) -> None:
@@ -52,8 +52,8 @@ def test_fp16_with_a_loss_scale_has_the_gradients_of_fp32() -> None:
     gradients = {}
     for precision, scale in (("fp32", 1.0), ("fp16", 2.0**12)):
         torch.manual_seed(0)
-        objective = lively(Objective(small(), label_smoothing=0.1, precision=precision)).cuda()  # type: ignore[arg-type]
-        (objective(images(8, 64, 64).cuda(), (torch.arange(8) % 5).cuda()) * scale).backward()
-        gradients[precision] = torch.cat([p.grad.flatten() / scale for p in objective.parameters() if p.grad is not None])
+        model_with_loss = lively(ModelWithLoss(small(), label_smoothing=0.1, precision=precision)).cuda()  # type: ignore[arg-type]
+        (model_with_loss(images(8, 64, 64).cuda(), (torch.arange(8) % 5).cuda()) * scale).backward()
+        gradients[precision] = torch.cat([p.grad.flatten() / scale for p in model_with_loss.parameters() if p.grad is not None])
     assert gradients["fp16"].isfinite().all()
     assert torch.cosine_similarity(gradients["fp16"], gradients["fp32"], dim=0) > 0.9

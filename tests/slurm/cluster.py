@@ -15,7 +15,7 @@ from subprocess import CompletedProcess
 
 import psutil
 
-from tdformer.launchers import free_port
+from tdformer.distributed.launch_environment import free_port
 
 HOST = os.uname().nodename
 NODES = (HOST, f"{HOST}-second")

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
+from data_pipelines.loading.dataset import DataSet, open_set
 from data_pipelines.sources import RawSample
 from tests.conftest import stored
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tdformer.config import RunConfig
-from tdformer.config_io import dump_config
+from tdformer.config.yaml_io import dump_config
 
 BEGAN = 1_790_000_000.0
 STEPS_PER_EPOCH = 10
 SESSION = {
-    **{"began": BEGAN, "seen": BEGAN + 1800, "world": 2, "gpus": 2, "device": "NVIDIA H100", "host": "node-1", "first_step": 0},
+    **{"began": BEGAN, "seen": BEGAN + 1800, "world_size": 2, "gpus": 2, "device": "NVIDIA H100", "host": "node-1", "first_step": 0},
     **{"step": 40, "status": "finished", "slurm_job": None, "restart": None, "commit": "0123abc"},
 }
 ALSO_LOGGED = (

@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from data_pipelines.manifest import Format
-from data_pipelines.parts import Storage
-from data_pipelines.prepare import Plan, prepare
+from data_pipelines.formats.manifest import Format
+from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.writing import Plan, prepare
 from data_pipelines.sources import RawSample
 from tests.unit.conftest import CLASSES, MemorySource, noise_png
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data_pipelines.augment import draws_apart, eval_transform, seed_draws, train_transform
-from data_pipelines.batch import Normalisation
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
+from data_pipelines.loading.augment import eval_transform, fork_rng, seed_rng, train_transform
+from data_pipelines.loading.batch import Normalisation
 
 SIZE = 16
 INTERPOLATIONS = ["bilinear", "bicubic", "area"]
@@ -41,8 +41,8 @@ def normalised(image: Image.Image) -> torch.Tensor:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    with draws_apart():
-        seed_draws(*key)
+    with fork_rng():
+        seed_rng(*key)
         yield
 
 

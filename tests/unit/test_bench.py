@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tdformer.bench.memory import PEER, measure
+from tdformer.bench.memory import REFERENCE, measure
 from tests.conftest import tdformer
 from tests.unit.networks import small
 
@@ -16,8 +16,8 @@ def test_memory_rows_are_the_policies_and_the_peer() -> None:
     rows = list(measure("mine", small(), 64, [2, 4], peak=True))
     assert [(row.model, row.policy, row.time_steps, row.segments) for row in rows] == [
         *(("mine", policy, steps, 2) for steps in (2, 4) for policy in ("none", "segment", "block", "block_segment")),
-        (PEER, "none", 2, 1),
-        (PEER, "none", 4, 1),
+        (REFERENCE, "none", 2, 1),
+        (REFERENCE, "none", 4, 1),
     ]
     kept = {(row.model, row.policy, row.time_steps): row for row in rows}
     for steps in (2, 4):
@@ -29,7 +29,7 @@ def test_memory_rows_are_the_policies_and_the_peer() -> None:
             assert kept["mine", policy, steps].saved_mb_per_image < none.saved_mb_per_image / 4
             assert kept["mine", policy, steps].peak_mb_per_image < none.peak_mb_per_image
         assert none.peak_mb_per_image > 0.9 * none.saved_mb_per_image
-        assert kept[PEER, "none", steps].saved_mb_per_image > none.saved_mb_per_image
+        assert kept[REFERENCE, "none", steps].saved_mb_per_image > none.saved_mb_per_image
     assert kept["mine", "none", 4].saved_mb_per_image > 1.7 * kept["mine", "none", 2].saved_mb_per_image
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from tdformer.bench import loader, starts
+from tdformer.bench import loader, startup
 from tdformer.bench.photographs import NAMES, SIZES, write_photographs
 from tests.conftest import tdformer
 
@@ -76,9 +76,9 @@ def test_rows_and_starts_are_complete(tmp_path: Path) -> None:
         assert isfinite(row.ratio_to_imagefolder)
     assert rows[0].ratio_to_imagefolder == 1
     (tmp_path / "large").mkdir()
-    measured = starts.measure_starts(sets, load, 1, tmp_path / "large", samples=2500)
+    measured = startup.measure_starts(sets, load, 1, tmp_path / "large", samples=2500)
     assert [(start.pipeline, start.samples) for start in measured] == [("wds", 24), ("ffcv", 24), ("wds", 2500), ("ffcv", 2500)]
-    assert len(measured) == starts.STARTS
+    assert len(measured) == startup.STARTS
     assert all(min(start.open_s, start.first_batch_s, start.first_batch_after_resume_s) > 0 for start in measured)
 
 
@@ -93,13 +93,13 @@ def test_the_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from launch.cli import app
 
     monkeypatch.setattr(loader, "PIPELINES", FEW[:2])
-    monkeypatch.setattr(starts, "measure_starts", lambda *arguments, **options: [starts.Start("wds", 24, 0.1, 0.1, 0.1)])
+    monkeypatch.setattr(startup, "measure_starts", lambda *arguments, **options: [startup.Start("wds", 24, 0.1, 0.1, 0.1)])
     options = ["bench", "loader", "--images", "24", "--batch", "4", "--workers", "1", "--rounds", "1", "--json"]
     shown = json.loads(CliRunner().invoke(app, [*options, "--folder", str(tmp_path / "set")], catch_exceptions=False).stdout)
     assert shown.keys() == {"conditions", "rows", "starts"}
     assert shown["conditions"]["images"] == 24
     assert shown["rows"][1].keys() == set(loader.Row.__dataclass_fields__)
-    assert shown["starts"][0].keys() == set(starts.Start.__dataclass_fields__)
+    assert shown["starts"][0].keys() == set(startup.Start.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

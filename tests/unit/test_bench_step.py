@@ -11,9 +11,9 @@ from torch import nn
 
 from tdformer.bench.ceilings import measure_ceilings
 from tdformer.bench.contenders import CONTENDERS, network
-from tdformer.bench.kinds import optimizing, shares_by_kind
+from tdformer.bench.op_categories import optimizing, time_by_category
 from tdformer.bench.peak import peak_bytes
-from tdformer.bench.peer import make_peer
+from tdformer.bench.reference import make_reference
 from tests.conftest import tdformer
 
 CPU = torch.device("cpu")
@@ -73,12 +73,12 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(options: list[str], sen
 def test_the_peer_is_of_the_same_size() -> None:
     """But for biases: spikingjelly's patch convolutions have some, and its attention's maps are one."""
     config = network(384, 96, 4, 1)
-    own, peer = (sum(p.numel() for p in made.parameters()) for made in (_backbone(config), make_peer(config, 4)))
+    own, peer = (sum(p.numel() for p in made.parameters()) for made in (_backbone(config), make_reference(config, 4)))
     assert own == pytest.approx(peer, rel=0.001)
 
 
 def _backbone(config) -> nn.Module:  # type: ignore[no-untyped-def]
-    from tdformer.models.qkformer import QKFormer
+    from tdformer.models.backbones.qkformer import QKFormer
 
     return QKFormer(config.backbone, config.num_classes, config.time_steps)
 
@@ -112,7 +112,7 @@ def test_time_of_both_passes_is_given_to_the_kind_of_module_that_takes_it() -> N
             time.sleep(0.01)
 
     step()
-    shares = shares_by_kind(step, model, CPU)
+    shares = time_by_category(step, model, CPU)
     assert sum(shares.values()) == pytest.approx(1)
     assert next(iter(shares)) == "batch_norm"
     assert shares["batch_norm"] > 0.8

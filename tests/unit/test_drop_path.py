@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tdformer.membranes import Membranes
-from tdformer.models.backbone import Block
+from tdformer.models.backbones.base import Block
 from tdformer.models.layers import DropPath
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.tdformer import TDFormer
 from tests.unit.networks import BACKBONES, images, lively, small
 
@@ -29,7 +29,7 @@ def test_a_block_without_its_branches_hands_on_what_it_gets() -> None:
     assert isinstance(block, Block)
     assert block.drop_path.probability == torch.tensor(0.9).item()
     x_TBCHW = torch.ones(2, 64, 32, 4, 4)
-    unchanged_B = (block(x_TBCHW, None, Membranes()) == x_TBCHW).flatten(2).all(2).all(0)
+    unchanged_B = (block(x_TBCHW, None, NeuronState()) == x_TBCHW).flatten(2).all(2).all(0)
     assert unchanged_B.sum() > 0.7 * 64  # 0.9 * 0.9 of them, and those whose neurons are silent
     model.eval()
     assert torch.equal(model(images(2, 64, 64)), model(images(2, 64, 64)))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import beton_format
 from data_pipelines.errors import DataError
-from data_pipelines.turbojpeg import decode_jpeg
+from data_pipelines.formats import ffcv_format
+from data_pipelines.formats.turbojpeg import decode_jpeg
 
 
 def test_the_stated_types_are_the_packages() -> None:
@@ -26,16 +26,16 @@ def test_the_stated_types_are_the_packages() -> None:
 
     rows = get_metadata_type([RGBImageField(), IntField()])
     for ours, theirs in (
-        (beton_format.HEADER, HeaderType),
-        (beton_format.FIELD, FieldDescType),
-        (beton_format.ALLOCATION, ALLOC_TABLE_TYPE),
-        (beton_format.ROW, rows),
-        (beton_format.IMAGE, rows["f0"]),
+        (ffcv_format.HEADER, HeaderType),
+        (ffcv_format.FIELD, FieldDescType),
+        (ffcv_format.ALLOCATION, ALLOC_TABLE_TYPE),
+        (ffcv_format.ROW, rows),
+        (ffcv_format.IMAGE, rows["f0"]),
     ):
         assert (ours.itemsize, layout(ours)) == (theirs.itemsize, layout(theirs))
-    assert beton_format.VERSION == CURRENT_VERSION
-    assert [TYPE_ID_HANDLER[kind] for kind in beton_format.FIELDS.values()] == [RGBImageField, IntField]
-    assert dict(IMAGE_MODES) == {"jpg": beton_format.JPEG, "raw": beton_format.RAW}
+    assert ffcv_format.VERSION == CURRENT_VERSION
+    assert [TYPE_ID_HANDLER[kind] for kind in ffcv_format.FIELDS.values()] == [RGBImageField, IntField]
+    assert dict(IMAGE_MODES) == {"jpg": ffcv_format.JPEG, "raw": ffcv_format.RAW}
 
 
 def smooth_jpeg(height: int, width: int) -> bytes:
@@ -70,8 +70,8 @@ def test_reading_imports_neither_ffcv_nor_numba_and_keeps_torchs_threads() -> No
     program = """
 import io, sys, torch, numpy as np
 torch.set_num_threads(2)
-from data_pipelines.dataset import open_set
-from data_pipelines.turbojpeg import decode_jpeg, need_ffcv
+from data_pipelines.loading.dataset import open_set
+from data_pipelines.formats.turbojpeg import decode_jpeg, need_ffcv
 need_ffcv()
 assert torch.get_num_threads() == 2 and not {"ffcv", "numba"} & sys.modules.keys(), sorted(sys.modules)
 """

@@ -27,17 +27,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_pipelines import locations
 from data_pipelines.config import DataConfig
-from data_pipelines.dataset import Cache, DataSet, open_set
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.indexing import Indexed, index_shards, read_classes, state_of
-from data_pipelines.loading import train_batches, train_order
-from data_pipelines.manifest import MANIFEST, read_manifest
-from data_pipelines.shard_lists import ShardList, find_shards
-from data_pipelines.shards import scan_tar, split_name
-from data_pipelines.unfinished import working_folder
-from data_pipelines.verify import Check, verify
+from data_pipelines.formats.manifest import MANIFEST, read_manifest
+from data_pipelines.formats.wds_shards import scan_tar, split_name
+from data_pipelines.loading.dataloader import train_batches, train_sampler
+from data_pipelines.loading.dataset import Cache, DataSet, open_set
+from data_pipelines.prepare.indexing import Indexed, index_shards, read_classes, state_of
+from data_pipelines.prepare.journal import working_folder
+from data_pipelines.prepare.shard_lists import ShardList, find_shards
+from data_pipelines.prepare.verify import Check, verify
+from data_pipelines.storage import urls
 from launch.cli import app
 from tests.conftest import REPOSITORY, stored, tdformer, write_config
 from tests.unit.conftest import MemorySource, contents, keys_of, noise_png, noise_sample
@@ -130,7 +130,7 @@ def serving(folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def web(tars: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(locations, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(urls, "PAUSES", (0.01, 0.01))
     with serving(tars) as server:
         yield server
 
@@ -191,7 +191,7 @@ def test_micro_batches_are_the_same_from_anywhere(tars: Path, out: Path, web: Se
     runs = []
     for folder in (out, tmp_path / "remote", tmp_path / "own"):
         data = open_set(folder, cache)
-        order = train_order(config, data, 1, global_batch=6, micro_batch=3, rank=0, world=1)
+        order = train_sampler(config, data, 1, global_batch=6, micro_batch=3, rank=0, world_size=1)
         runs.append(list(train_batches(config, data, order, 0, 6)))
     for batches in runs[1:]:
         for left, right in zip(runs[0], batches, strict=True):

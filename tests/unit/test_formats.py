@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.batch import Batch
 from data_pipelines.config import AugmentConfig, DataConfig
-from data_pipelines.dataset import DataSet, open_set
-from data_pipelines.loading import evaluation_batches, train_batches, train_order
-from data_pipelines.manifest import Format
-from data_pipelines.order import TrainOrder
+from data_pipelines.formats.manifest import Format
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.sampler import TrainSampler
 from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import CLASSES, PER_SHARD, MemorySource, keys_of, noise_png
@@ -53,12 +53,12 @@ def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
 
 
 def trained_on(taken: DataConfig, data: DataSet) -> list[Batch]:
-    order = train_order(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world=1)
+    order = train_sampler(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world_size=1)
     return list(train_batches(taken, data, order, 0, EPOCHS * order.steps_per_epoch))
 
 
 def evaluated(taken: DataConfig, data: DataSet) -> list[Batch]:
-    return [batch for rank in range(2) for batch in evaluation_batches(taken, data, batch=4, rank=rank, world=2)]
+    return [batch for rank in range(2) for batch in evaluation_batches(taken, data, batch=4, rank=rank, world_size=2)]
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "area"])
@@ -201,10 +201,12 @@ class Layout:
     """How one run shares out its global batches."""
 
     micro_batch: int
-    world: int
+    world_size: int
 
-    def order(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainOrder:
-        return train_order(taken, data, seed, global_batch=global_batch, micro_batch=self.micro_batch, rank=rank, world=self.world)
+    def order(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainSampler:
+        return train_sampler(
+            taken, data, seed, global_batch=global_batch, micro_batch=self.micro_batch, rank=rank, world_size=self.world_size
+        )
 
 
 @st.composite
@@ -212,7 +214,7 @@ def two_layouts(draw: st.DrawFn, samples: int) -> tuple[int, Layout, Layout]:
     """A global batch of at most so many samples, and two ways to share it out with the same micro-batch."""
     micro_batch = draw(st.integers(1, min(3, samples)))
     micro_batches = draw(st.integers(1, samples // micro_batch))
-    worlds = [world for world in range(1, micro_batches + 1) if micro_batches % world == 0]
+    worlds = [world_size for world_size in range(1, micro_batches + 1) if micro_batches % world_size == 0]
     return micro_batch * micro_batches, *(Layout(micro_batch, draw(st.sampled_from(worlds))) for _ in range(2))
 
 
@@ -234,7 +236,7 @@ def test_any_interruption_and_any_world_size_continue_the_same_run(pool: Any, fo
     def steps(layout: Layout, first: int, end: int) -> list[list[tuple[str, bytes]]]:
         """What each global step sees: keys and pixels, in the order of its micro-batches."""
         per_rank = []
-        for rank in range(layout.world):
+        for rank in range(layout.world_size):
             order = layout.order(taken, data, seed, global_batch, rank)
             per_rank.append(list(train_batches(taken, data, order, first, end)))
             assert len(per_rank[-1]) == (end - first) * order.accumulation

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import decode, encode_jpeg, encode_png
+from data_pipelines.formats.images import decode, encode_jpeg, encode_png
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:

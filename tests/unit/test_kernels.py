@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from tdformer.config import RecomputePolicy
-from tdformer.membranes import Membranes
 from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
 from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
 from tdformer.models.layers import SpikingLayer
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
-from tdformer.training.kernels import are_wanted
-from tdformer.training.objective import Objective
+from tdformer.training.kernel_choice import are_wanted
+from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.on_paper import activations_on_paper
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
@@ -35,14 +35,14 @@ def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor
     for is_fused in (False, True):
         own, lif.fused = copy.deepcopy(norm), is_fused
         inputs = [tensor.detach().requires_grad_() for tensor in (x, v) if tensor is not None]  # no clones: those have layouts of their own
-        membranes = Membranes({lif: inputs[1]} if v is not None else None)
-        spikes = lif(inputs[0], membranes, own)
+        neuron_state = NeuronState({lif: inputs[1]} if v is not None else None)
+        spikes = lif(inputs[0], neuron_state, own)
         generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in (spikes, membranes.after[lif])]
+        weights = [torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator) for tensor in (spikes, neuron_state.after[lif])]
         (spikes * weights[0]).sum().backward(retain_graph=True)
-        (membranes.after[lif] * weights[1]).sum().backward()
+        (neuron_state.after[lif] * weights[1]).sum().backward()
         gradients = [tensor.grad for tensor in (*inputs, *(own.parameters() if own else ())) if tensor.grad is not None]
-        results.append([spikes, membranes.after[lif], *gradients, *(own.buffers() if own else ())])
+        results.append([spikes, neuron_state.after[lif], *gradients, *(own.buffers() if own else ())])
     return results
 
 
@@ -102,10 +102,10 @@ def test_spikes_lie_in_memory_as_currents_do_and_after_batch_norm_in_channels_la
     lif.fused = True
     for name in ("contiguous", "channels_last"):
         x = layouts()[name]
-        assert lif(x, Membranes()).stride() == x.stride()
-        assert channels_are_last(lif(x, Membranes(), nn.BatchNorm2d(3)).flatten(0, 1))
-    assert channels_are_last(lif(layouts()["image at every step, channels_last"], Membranes()).flatten(0, 1))
-    assert channels_are_last(lif(torch.randn(3, 2, 4, 7), Membranes(), nn.BatchNorm1d(4)).flatten(0, 1))
+        assert lif(x, NeuronState()).stride() == x.stride()
+        assert channels_are_last(lif(x, NeuronState(), nn.BatchNorm2d(3)).flatten(0, 1))
+    assert channels_are_last(lif(layouts()["image at every step, channels_last"], NeuronState()).flatten(0, 1))
+    assert channels_are_last(lif(torch.randn(3, 2, 4, 7), NeuronState(), nn.BatchNorm1d(4)).flatten(0, 1))
 
 
 def test_evaluation_and_statistics_left_alone() -> None:
@@ -124,7 +124,7 @@ def test_bfloat16_currents_are_not_rounded_again() -> None:
     torch.manual_seed(0)
     y, norm, lif = torch.randn(4, 2, 8, 9).bfloat16(), nn.BatchNorm1d(8), LIF()
     lif.fused = True
-    spikes, expected = lif(y, Membranes(), copy.deepcopy(norm)), lif(y.float(), Membranes(), norm)
+    spikes, expected = lif(y, NeuronState(), copy.deepcopy(norm)), lif(y.float(), NeuronState(), norm)
     assert spikes.dtype == torch.bfloat16
     assert torch.equal(spikes.float(), expected)
 
@@ -136,26 +136,26 @@ def test_more_steps_than_a_kernel_takes_run_step_by_step() -> None:
         assert all(torch.equal(one, other) for one, other in zip(plain, own, strict=True))
 
 
-def run(objective: Objective, backbone: str, is_fused: bool, dtype: torch.dtype) -> tuple[torch.Tensor, list, list]:
-    objective = copy.deepcopy(objective)
-    objective.model.use_fused_kernels(is_fused)
-    config = objective.model.config
+def run(model_with_loss: ModelWithLoss, backbone: str, is_fused: bool, dtype: torch.dtype) -> tuple[torch.Tensor, list, list]:
+    model_with_loss = copy.deepcopy(model_with_loss)
+    model_with_loss.model.use_fused_kernels(is_fused)
+    config = model_with_loss.model.config
     frames = config.time_steps if config.backbone.in_channels == 2 else None
     x = images(2, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone], frames=frames, channels=config.backbone.in_channels).to(dtype)
-    loss = objective(x, torch.arange(2))
+    loss = model_with_loss(x, torch.arange(2))
     loss.backward()
-    return loss, [p.grad for p in objective.parameters() if p.grad is not None], list(objective.buffers())
+    return loss, [p.grad for p in model_with_loss.parameters() if p.grad is not None], list(model_with_loss.buffers())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_networks_are_the_same_function(backbone: str) -> None:
     torch.manual_seed(0)
-    objective = lively(Objective(small(BACKBONES[backbone].model_copy(update={"drop_path": 0.3})), 0.1).double())
+    model_with_loss = lively(ModelWithLoss(small(BACKBONES[backbone].model_copy(update={"drop_path": 0.3})), 0.1).double())
     results = []
     for is_fused in (False, True):
         torch.manual_seed(1)
-        results.append(run(objective, backbone, is_fused, torch.float64))
+        results.append(run(model_with_loss, backbone, is_fused, torch.float64))
     (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
     torch.testing.assert_close(loss, other_loss, **CLOSE[torch.float64])
     for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True):
@@ -169,7 +169,7 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
     policies: tuple[RecomputePolicy, ...] = ("none", policy)
     for own in policies:
         torch.manual_seed(0)
-        results.append(run(lively(Objective(small(), 0.1, own)), "qkformer-imagenet", True, torch.float32))
+        results.append(run(lively(ModelWithLoss(small(), 0.1, own)), "qkformer-imagenet", True, torch.float32))
     (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
     assert torch.equal(loss, other_loss)
     assert all(torch.equal(one, other) for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True))
@@ -187,7 +187,7 @@ def test_only_the_input_of_batch_norm_is_kept() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-            spikes = layer(x, Membranes())
+            spikes = layer(x, NeuronState())
         kept[is_fused] = sum(size for size in own.values() if size >= spikes.nbytes)
     assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
 
@@ -236,7 +236,7 @@ def test_maps_over_channels_are_the_same_in_both_layouts_and_keep_them(shape: tu
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) -> None:
     """Or each of them would make a copy of its own."""
-    objective = lively(Objective(small(BACKBONES[backbone]), 0.1))
+    model_with_loss = lively(ModelWithLoss(small(BACKBONES[backbone]), 0.1))
     wrong: list[str] = []
 
     def see(name: str) -> Any:
@@ -246,10 +246,10 @@ def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) 
 
         return hook
 
-    for name, module in objective.named_modules():
+    for name, module in model_with_loss.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | ChannelLinear):
             module.register_forward_pre_hook(see(name))
-    run(objective, backbone, True, torch.float32)
+    run(model_with_loss, backbone, True, torch.float32)
     assert wrong == []
 
 

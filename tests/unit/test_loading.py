@@ -13,12 +13,12 @@ import psutil
 import pytest
 import torch
 
-from data_pipelines.batch import PADDING_LABEL, Batch
 from data_pipelines.config import AugmentConfig, DataConfig
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
-from data_pipelines.loading import evaluation_batches, train_batches
-from data_pipelines.order import Shuffle, TrainOrder
+from data_pipelines.loading.batch import PADDING_LABEL, Batch
+from data_pipelines.loading.dataloader import evaluation_batches, train_batches
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.sampler import Shuffle, TrainSampler
 from tests.unit.conftest import SAMPLES, MemorySource, keys_of, overwrite_image, path_of
 
 SEED, GLOBAL_BATCH = 5, 6
@@ -30,16 +30,16 @@ def config(workers: int = 0) -> DataConfig:
     return DataConfig(train=Path("train"), val=Path("val"), image_size=16, augment=EVERYTHING, workers=workers)
 
 
-def order(micro_batch: int = 3, rank: int = 0, world: int = 1, seed: int = SEED) -> TrainOrder:
-    return TrainOrder(Shuffle(seed, (SAMPLES,)), GLOBAL_BATCH, micro_batch, rank, world)
+def sampler(micro_batch: int = 3, rank: int = 0, world_size: int = 1, seed: int = SEED) -> TrainSampler:
+    return TrainSampler(Shuffle(seed, (SAMPLES,)), GLOBAL_BATCH, micro_batch, rank, world_size)
 
 
-def train(shards: DataSet, taken: TrainOrder, first_step: int, last_step: int, workers: int = 0) -> list[Batch]:
+def train(shards: DataSet, taken: TrainSampler, first_step: int, last_step: int, workers: int = 0) -> list[Batch]:
     return list(train_batches(config(workers), shards, taken, first_step, last_step))
 
 
-def evaluate(shards: DataSet, rank: int = 0, world: int = 1, batch: int = 4, workers: int = 0) -> list[Batch]:
-    return list(evaluation_batches(config(workers), shards, batch=batch, rank=rank, world=world))
+def evaluate(shards: DataSet, rank: int = 0, world_size: int = 1, batch: int = 4, workers: int = 0) -> list[Batch]:
+    return list(evaluation_batches(config(workers), shards, batch=batch, rank=rank, world_size=world_size))
 
 
 def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
@@ -65,8 +65,8 @@ def assert_same_images(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 def test_batches_keep_the_contract(source: MemorySource, shards: DataSet) -> None:
     label_of = {sample.key: sample.label for sample in source.samples}
-    batches = train(shards, order(), 0, STEPS_PER_EPOCH)
-    assert len(batches) == STEPS_PER_EPOCH * order().accumulation
+    batches = train(shards, sampler(), 0, STEPS_PER_EPOCH)
+    assert len(batches) == STEPS_PER_EPOCH * sampler().accumulation
     for batch in batches:
         assert (batch.images_BCHW.dtype, batch.images_BCHW.shape) == (torch.float32, (3, 3, 16, 16))
         assert batch.labels_B.dtype == torch.int64
@@ -75,30 +75,30 @@ def test_batches_keep_the_contract(source: MemorySource, shards: DataSet) -> Non
 
 def test_worker_processes_change_nothing(shards: DataSet) -> None:
     steps = 2 * STEPS_PER_EPOCH + 1  # into the third epoch
-    assert_same(train(shards, order(), 0, steps, workers=2), train(shards, order(), 0, steps, workers=0))
+    assert_same(train(shards, sampler(), 0, steps, workers=2), train(shards, sampler(), 0, steps, workers=0))
 
 
 @pytest.mark.parametrize("first_step", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
 def test_a_later_start_is_exactly_the_continuation(shards: DataSet, first_step: int) -> None:
-    taken, last_step = order(), 2 * STEPS_PER_EPOCH
+    taken, last_step = sampler(), 2 * STEPS_PER_EPOCH
     whole = train(shards, taken, 0, last_step)
     assert_same(train(shards, taken, first_step, last_step), whole[first_step * taken.accumulation :])
 
 
-@pytest.mark.parametrize(("micro_batch", "world"), [(3, 2), (1, 3), (2, 3), (6, 1), (1, 6)])
-def test_the_pixels_of_a_sample_do_not_depend_on_world_size_rank_or_micro_batch(shards: DataSet, micro_batch: int, world: int) -> None:
+@pytest.mark.parametrize(("micro_batch", "world_size"), [(3, 2), (1, 3), (2, 3), (6, 1), (1, 6)])
+def test_the_pixels_of_a_sample_do_not_depend_on_world_size_rank_or_micro_batch(shards: DataSet, micro_batch: int, world_size: int) -> None:
     for epoch in range(2):
         steps = epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH
-        alone = by_key(train(shards, order(), *steps))
-        together = [batch for rank in range(world) for batch in train(shards, order(micro_batch, rank, world), *steps)]
+        alone = by_key(train(shards, sampler(), *steps))
+        together = [batch for rank in range(world_size) for batch in train(shards, sampler(micro_batch, rank, world_size), *steps)]
         assert_same_images(by_key(together), alone)
 
 
 def test_another_epoch_and_another_seed_augment_otherwise(shards: DataSet) -> None:
-    first = by_key(train(shards, order(), 0, STEPS_PER_EPOCH))
+    first = by_key(train(shards, sampler(), 0, STEPS_PER_EPOCH))
     for other in (
-        by_key(train(shards, order(), STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)),
-        by_key(train(shards, order(seed=SEED + 1), 0, STEPS_PER_EPOCH)),
+        by_key(train(shards, sampler(), STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)),
+        by_key(train(shards, sampler(seed=SEED + 1), 0, STEPS_PER_EPOCH)),
     ):
         shared = first.keys() & other.keys()
         assert len(shared) > SAMPLES // 2
@@ -106,41 +106,43 @@ def test_another_epoch_and_another_seed_augment_otherwise(shards: DataSet) -> No
 
 
 def test_two_ranks_together_give_each_sample_of_an_epoch_once(shards: DataSet) -> None:
-    keys = Counter(key for rank in range(2) for batch in train(shards, order(rank=rank, world=2), 0, STEPS_PER_EPOCH) for key in batch.keys)
+    keys = Counter(
+        key for rank in range(2) for batch in train(shards, sampler(rank=rank, world_size=2), 0, STEPS_PER_EPOCH) for key in batch.keys
+    )
     assert set(keys.values()) == {1}
     assert set(keys) <= set(keys_of(shards))
     assert len(keys) == SAMPLES - SAMPLES % GLOBAL_BATCH
 
 
 def test_a_finished_run_gets_no_batch(shards: DataSet) -> None:
-    assert train(shards, order(), STEPS_PER_EPOCH, STEPS_PER_EPOCH) == []
+    assert train(shards, sampler(), STEPS_PER_EPOCH, STEPS_PER_EPOCH) == []
 
 
 # --- evaluation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 4, 50])
-def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource, shards: DataSet, world: int, batch: int) -> None:
-    per_rank = [evaluate(shards, rank, world, batch) for rank in range(world)]
+def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource, shards: DataSet, world_size: int, batch: int) -> None:
+    per_rank = [evaluate(shards, rank, world_size, batch) for rank in range(world_size)]
     assert len({tuple(len(one.keys) for one in batches) for batches in per_rank}) == 1  # the same sizes on all ranks
     slots = [slot for batches in per_rank for one in batches for slot in zip(one.keys, one.labels_B.tolist(), strict=True)]
     counted = sorted((key, label) for key, label in slots if label != PADDING_LABEL)
     assert counted == sorted((sample.key, sample.label) for sample in source.samples)
     padding = [key for key, label in slots if label == PADDING_LABEL]
-    assert padding == [""] * (-SAMPLES % world)
+    assert padding == [""] * (-SAMPLES % world_size)
 
 
 def test_evaluation_images_do_not_depend_on_world_size_or_workers(shards: DataSet) -> None:
     alone = by_key(evaluate(shards))
-    together = by_key(batch for rank in range(3) for batch in evaluate(shards, rank, world=3, batch=5, workers=1 if rank == 0 else 0))
+    together = by_key(batch for rank in range(3) for batch in evaluate(shards, rank, world_size=3, batch=5, workers=1 if rank == 0 else 0))
     assert together.pop("").shape == (3, 16, 16)
     assert_same_images(together, alone)
 
 
 def test_more_ranks_than_samples_leave_some_ranks_with_padding_only(source: MemorySource, shards: DataSet) -> None:
-    world = SAMPLES + 2
-    batches = [evaluate(shards, rank, world) for rank in range(world)]
+    world_size = SAMPLES + 2
+    batches = [evaluate(shards, rank, world_size) for rank in range(world_size)]
     assert all(len(of_rank) == 1 for of_rank in batches)
     assert [of_rank[0].labels_B.tolist() for of_rank in batches[SAMPLES:]] == [[PADDING_LABEL], [PADDING_LABEL]]
     assert Counter(of_rank[0].keys[0] for of_rank in batches[:SAMPLES]) == Counter(sample.key for sample in source.samples)
@@ -169,11 +171,11 @@ def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySourc
     shards = open_set(folder)
     overwrite_image(shards, source[7].key)
     children_before = multiprocessing.active_children()
-    delivered, text = load_until_error(train_batches(config(workers), shards, order(), 0, 2 * STEPS_PER_EPOCH))
+    delivered, text = load_until_error(train_batches(config(workers), shards, sampler(), 0, 2 * STEPS_PER_EPOCH))
     sample = keys_of(shards).index(source[7].key)
     assert f"sample {source[7].key} in {path_of(shards, sample)}" in text
     assert f"remove {shards.location} and prepare it again" in text
-    places = order().from_step(0, 2 * STEPS_PER_EPOCH)
+    places = sampler().from_step(0, 2 * STEPS_PER_EPOCH)
     due = next(number for number, micro_batch in enumerate(places) if sample in [index for _, index in micro_batch])
     assert due > 0
     assert len(delivered) == due
@@ -183,7 +185,7 @@ def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySourc
 def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folder: Path) -> None:
     shards = open_set(folder)
     overwrite_image(shards, source[7].key, start=300)
-    _, text = load_until_error(evaluation_batches(config(), shards, batch=4, rank=0, world=1))
+    _, text = load_until_error(evaluation_batches(config(), shards, batch=4, rank=0, world_size=1))
     assert f"sample {source[7].key} in {shards.location}/shard-" in text
 
 
@@ -192,14 +194,14 @@ def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Ca
     shards = open_set(folder)
     damaged = folder / "shard-000002.tar"
     damage(damaged)
-    delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world=1))
+    delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world_size=1))
     assert str(damaged) in text
     assert "the shard ends after" in text or "the shard cannot be read (No such file" in text
     assert len(delivered) >= 10  # the samples of the two shards before it
 
 
 def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> None:
-    batches = evaluation_batches(config(), open_set(folder), batch=1, rank=0, world=1)
+    batches = evaluation_batches(config(), open_set(folder), batch=1, rank=0, world_size=1)
     next(batches)
     os.truncate(folder / "shard-000000.tar", 1000)
     _, text = load_until_error(batches)
@@ -212,7 +214,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> No
 
 def test_closing_the_batches_ends_the_worker_processes(shards: DataSet) -> None:
     before = {child.pid for child in multiprocessing.active_children()}
-    with closing(train_batches(config(workers=2), shards, order(), 0, 1000)) as batches:
+    with closing(train_batches(config(workers=2), shards, sampler(), 0, 1000)) as batches:
         next(batches)
         workers = [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.pid not in before]
         assert len(workers) == 2
@@ -223,5 +225,5 @@ def test_closing_the_batches_ends_the_worker_processes(shards: DataSet) -> None:
 
 def test_batches_that_were_never_asked_for_start_no_process(shards: DataSet) -> None:
     before = multiprocessing.active_children()
-    train_batches(config(workers=2), shards, order(), 0, 1000).close()
+    train_batches(config(workers=2), shards, sampler(), 0, 1000).close()
     assert multiprocessing.active_children() == before

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.augment import draws_apart, seed_draws, train_transform
-from data_pipelines.batch import Batch
 from data_pipelines.config import AugmentConfig, DataConfig
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
-from data_pipelines.loading import evaluation_batches, train_batches
-from data_pipelines.manifest import Format
-from data_pipelines.micro_batches import MOST_IN_A_ROW
-from data_pipelines.order import Shuffle, TrainOrder
+from data_pipelines.formats.manifest import Format
+from data_pipelines.loading.augment import fork_rng, seed_rng, train_transform
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.dataloader import evaluation_batches, train_batches
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.micro_batches import MOST_IN_A_ROW
+from data_pipelines.loading.sampler import Shuffle, TrainSampler
 from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import PER_SHARD, SAMPLES, MemorySource, error_of, keys_of, noise_png, overwrite_image, reseal, rewrite_members
@@ -58,12 +58,12 @@ def damaged(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> d
     return sets
 
 
-def order(rank: int = 0, world: int = 1, micro_batch: int = 3, samples: int = SAMPLES) -> TrainOrder:
-    return TrainOrder(Shuffle(SEED, (samples,)), GLOBAL_BATCH, micro_batch, rank, world)
+def sampler(rank: int = 0, world_size: int = 1, micro_batch: int = 3, samples: int = SAMPLES) -> TrainSampler:
+    return TrainSampler(Shuffle(SEED, (samples,)), GLOBAL_BATCH, micro_batch, rank, world_size)
 
 
 def train(data: DataSet, taken: DataConfig | None = None, **layout: int) -> list[Batch]:
-    return list(train_batches(taken or config(), data, order(**layout), 0, STEPS))
+    return list(train_batches(taken or config(), data, sampler(**layout), 0, STEPS))
 
 
 def assert_same(one: list[Batch], other: list[Batch]) -> None:
@@ -90,7 +90,7 @@ def test_the_next_readable_sample_in_the_order_of_storage_takes_the_place_of_a_b
     source: MemorySource, damaged: dict[str, DataSet], format: Format
 ) -> None:
     data, label_of = damaged[format], {sample.key: sample.label for sample in source.samples}
-    asked = [sample for micro_batch in order().from_step(0, STEPS) for _, sample in micro_batch]
+    asked = [sample for micro_batch in sampler().from_step(0, STEPS) for _, sample in micro_batch]
     assert set(BAD) <= set(asked)
     taken = [(key, label) for key, label, _ in visits(train(data))]
     keys = [data.index.key_of(REPLACEMENT.get(sample, sample)) for sample in asked]
@@ -101,11 +101,11 @@ def test_the_next_readable_sample_in_the_order_of_storage_takes_the_place_of_a_b
 def test_the_replacement_is_augmented_with_the_draws_of_the_sample_that_was_asked_for(damaged: dict[str, DataSet], format: Format) -> None:
     data, transform = damaged[format], train_transform(config())
     expected = []
-    with draws_apart():
-        for micro_batch in order().from_step(0, STEPS):
+    with fork_rng():
+        for micro_batch in sampler().from_step(0, STEPS):
             for epoch, asked in micro_batch:
                 pixels = data.read(REPLACEMENT.get(asked, asked))
-                seed_draws(SEED, epoch, asked)
+                seed_rng(SEED, epoch, asked)
                 expected.append(transform(pixels).permute(2, 0, 1).contiguous().numpy().tobytes())
     assert [image for *_, image in visits(train(data))] == expected
 
@@ -114,7 +114,7 @@ def test_the_replacement_is_augmented_with_the_draws_of_the_sample_that_was_aske
 def test_sound_samples_are_what_they_are_without_the_bad_ones(
     sound: dict[str, DataSet], damaged: dict[str, DataSet], format: Format
 ) -> None:
-    asked = [sample for micro_batch in order().from_step(0, STEPS) for _, sample in micro_batch]
+    asked = [sample for micro_batch in sampler().from_step(0, STEPS) for _, sample in micro_batch]
     pairs = zip(asked, visits(train(sound[format])), visits(train(damaged[format])), strict=True)
     same = [one == other for sample, one, other in pairs if sample not in BAD]
     assert all(same)
@@ -125,7 +125,7 @@ def test_sound_samples_are_what_they_are_without_the_bad_ones(
 def test_every_bad_sample_is_named_with_shard_and_key_in_the_batch_that_asked_for_it(damaged: dict[str, DataSet], format: Format) -> None:
     data = damaged[format]
     bad_before = {0: [0], 4: [4, 5, 6], 5: [5, 6], 6: [6], SAMPLES - 1: [SAMPLES - 1, 0]}
-    for places, batch in zip(order().from_step(0, STEPS), train(data), strict=True):
+    for places, batch in zip(sampler().from_step(0, STEPS), train(data), strict=True):
         expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in places for bad in bad_before.get(asked, [])]
         assert [line.split(" (")[0] for line in batch.skipped] == expected
 
@@ -148,10 +148,10 @@ def test_replacements_are_the_same_with_loader_processes(damaged: dict[str, Data
 
 
 @both_formats
-@pytest.mark.parametrize("world", [2, 3])
-def test_replacements_are_the_same_at_any_world_size(damaged: dict[str, DataSet], format: Format, world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_replacements_are_the_same_at_any_world_size(damaged: dict[str, DataSet], format: Format, world_size: int) -> None:
     alone = train(damaged[format], micro_batch=1)
-    per_rank = [train(damaged[format], micro_batch=1, rank=rank, world=world) for rank in range(world)]
+    per_rank = [train(damaged[format], micro_batch=1, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert_same([batch for side_by_side in zip(*per_rank, strict=True) for batch in side_by_side], alone)
 
 
@@ -166,7 +166,7 @@ def many(samples: int, bad: Iterable[int], folder: Path) -> DataSet:
 def test_a_hundred_bad_samples_in_a_row_are_an_error_and_one_less_is_not(tmp_path: Path) -> None:
     for bad, fails in ((MOST_IN_A_ROW, True), (MOST_IN_A_ROW - 1, False)):
         data = many(150, range(20, 20 + bad), tmp_path / str(bad))
-        taken = TrainOrder(Shuffle(SEED, (150,)), 150, 150)
+        taken = TrainSampler(Shuffle(SEED, (150,)), 150, 150)
         batches = train_batches(config(), data, taken, 0, 1)
         if fails:
             text = error_of(lambda batches=batches: list(batches), f"{MOST_IN_A_ROW} samples in a row cannot be read", data.location)
@@ -179,7 +179,7 @@ def test_a_hundred_bad_samples_in_a_row_are_an_error_and_one_less_is_not(tmp_pat
 
 def test_a_small_set_of_bad_samples_alone_is_an_error(tmp_path: Path) -> None:
     data = many(6, range(6), tmp_path / "set")
-    error_of(lambda: list(train_batches(config(), data, order(samples=6), 0, 1)), "100 samples in a row cannot be read")
+    error_of(lambda: list(train_batches(config(), data, sampler(samples=6), 0, 1)), "100 samples in a row cannot be read")
 
 
 # --- raise -------------------------------------------------------------------------------------------------
@@ -194,10 +194,10 @@ def test_unless_told_to_skip_training_stops_at_the_first_bad_sample(damaged: dic
     data, delivered = damaged[format], []
 
     def take() -> None:
-        delivered.extend(train_batches(config(on_bad_sample="raise"), data, order(), 0, STEPS))
+        delivered.extend(train_batches(config(on_bad_sample="raise"), data, sampler(), 0, STEPS))
 
     text = error_of(take, data.location, "cannot be decoded", "prepare it again")
-    places = list(order().from_step(0, STEPS))
+    places = list(sampler().from_step(0, STEPS))
     first = next(number for number, micro_batch in enumerate(places) if set(BAD) & {sample for _, sample in micro_batch})
     assert len(delivered) == first
     bad = next(sample for _, sample in places[first] if sample in BAD)
@@ -208,7 +208,7 @@ def test_unless_told_to_skip_training_stops_at_the_first_bad_sample(damaged: dic
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_evaluation_stops_at_a_bad_sample_even_if_training_skips_them(damaged: dict[str, DataSet], format: Format, workers: int) -> None:
     data = damaged[format]
-    error_of(lambda: list(evaluation_batches(config(workers=workers), data, batch=4, rank=0, world=1)), data.describe(0))
+    error_of(lambda: list(evaluation_batches(config(workers=workers), data, batch=4, rank=0, world_size=1)), data.describe(0))
 
 
 # --- hostile and odd images --------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def bomb() -> bytes:
 
 def test_an_image_that_claims_gigapixels_is_refused_or_skipped_like_any_bad_one(source: MemorySource, tmp_path: Path) -> None:
     data = with_image(source, tmp_path / "set", bomb())
-    error_of(lambda: list(evaluation_batches(config(), data, batch=4, rank=0, world=1)), source[7].key, "pixels")
+    error_of(lambda: list(evaluation_batches(config(), data, batch=4, rank=0, world_size=1)), source[7].key, "pixels")
     skipped = [line for batch in train(data) for line in batch.skipped]
     assert skipped
     assert all(f"sample {source[7].key} in " in line and "pixels" in line for line in skipped)
@@ -259,8 +259,8 @@ def test_an_image_of_hardly_any_pixels_gives_a_batch_or_one_sentence(
     skipped = [line for batch in skipping for line in batch.skipped]
     assert all(f"sample {source[7].key} in " in line and "\n" not in line for line in skipped)
     for batches in (
-        evaluation_batches(taken, data, batch=4, rank=0, world=1),
-        train_batches(taken.model_copy(update={"on_bad_sample": "raise"}), data, order(), 0, STEPS),
+        evaluation_batches(taken, data, batch=4, rank=0, world_size=1),
+        train_batches(taken.model_copy(update={"on_bad_sample": "raise"}), data, sampler(), 0, STEPS),
     ):
         try:
             assert all(batch.images_BCHW.shape[1:] == (3, 16, 16) for batch in batches)

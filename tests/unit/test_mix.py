@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from timm.data import Mixup
 from torch import nn
 
-from data_pipelines.augment import Mix, draws_apart, seed_draws
 from data_pipelines.config import AugmentConfig
+from data_pipelines.loading.augment import Mix, fork_rng, seed_rng
 from tdformer.config import RunConfig
 
 CLASSES = 5
@@ -37,8 +37,8 @@ def test_the_same_key_mixes_alike_and_another_key_otherwise(augment: AugmentConf
 
 def test_it_is_timms_mixup_with_labels_as_probabilities() -> None:
     images, labels = mixed(AugmentConfig(mixup=0.8, cutmix=1.0), 1, 2, 3)
-    with draws_apart():
-        seed_draws(1, 2, 3)
+    with fork_rng():
+        seed_rng(1, 2, 3)
         expected_images, expected_labels = Mixup(0.8, 1.0, label_smoothing=0.0, num_classes=CLASSES)(*batch())
     assert torch.equal(images, expected_images)
     assert torch.equal(labels, expected_labels)
@@ -56,8 +56,8 @@ def test_the_loss_smooths_mixed_labels_as_timm_does() -> None:
     """Label smoothing is left to the loss, and comes to the same."""
     logits_BK = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(1))
     _, labels_BK = mixed(AugmentConfig(mixup=0.8), 1, 2, 3)
-    with draws_apart():
-        seed_draws(1, 2, 3)
+    with fork_rng():
+        seed_rng(1, 2, 3)
         _, smoothed_BK = Mixup(0.8, label_smoothing=0.1, num_classes=CLASSES)(*batch())
     ours = nn.CrossEntropyLoss(label_smoothing=0.1)(logits_BK, labels_BK)
     torch.testing.assert_close(ours, -(smoothed_BK * logits_BK.log_softmax(1)).sum(1).mean())

@@ -10,14 +10,14 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from tdformer.config import FeedbackConfig, ModelConfig
-from tdformer.membranes import Membranes
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.layers import batch_norm_of_repeated
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF, SURROGATE, ParametricLIF
 from tdformer.models.registry import create_model
 from tdformer.models.tdformer import BACKBONES as FAMILIES
 from tdformer.models.tdformer import TDFormer
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 
@@ -45,10 +45,10 @@ def test_every_parameter_gets_a_gradient(backbone: str, segments: int, carry_mem
     torch.manual_seed(0)
     feedback = FeedbackConfig(blocks=blocks, init_std=0.3)  # type: ignore[arg-type]
     config = small(backbone, segments=segments, carry_membrane=carry_membrane, feedback=feedback)
-    objective = Objective(config, label_smoothing=0.1)
-    lively(objective)
-    objective(images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone]), torch.arange(4)).backward()
-    trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    model_with_loss = ModelWithLoss(config, label_smoothing=0.1)
+    lively(model_with_loss)
+    model_with_loss(images(4, IMAGE_SIZE[backbone], IMAGE_SIZE[backbone]), torch.arange(4)).backward()
+    trained = {name: parameter for name, parameter in model_with_loss.named_parameters() if parameter.requires_grad}
     assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
 
 
@@ -139,8 +139,8 @@ def test_processing_module_is_the_papers_formula(variant: str, width: int, neuro
     padded = nn.functional.pad(x, (width // 2,) * 4)
     windows = padded.unfold(3, width, 1).unfold(4, width, 1)  # [T, B, C, H, W, width, width]
     spatial_map = torch.einsum("cij,tbchwij->tbhw", w[0], windows).clamp(0.1, 1.5)[:, :, None]
-    expected = neurons().double()(x * spatial_map, Membranes())
-    assert torch.equal(module(x, Membranes()), expected)
+    expected = neurons().double()(x * spatial_map, NeuronState())
+    assert torch.equal(module(x, NeuronState()), expected)
     assert expected.any()
 
 
@@ -149,12 +149,12 @@ def test_objective_weighs_the_segments_losses() -> None:
     config = small(segments=4)
     assert config.segment_loss_weights() == pytest.approx((0.1, 0.2, 0.3, 0.4))
     assert small(segments=2).segment_loss_weights() == (0.3, 0.7)
-    objective, x, labels = Objective(config, label_smoothing=0.1).eval(), images(2), torch.tensor([0, 4])
-    logits = objective(x)
+    model_with_loss, x, labels = ModelWithLoss(config, label_smoothing=0.1).eval(), images(2), torch.tensor([0, 4])
+    logits = model_with_loss(x)
     expected = sum(
         weight * nn.functional.cross_entropy(logits[n], labels, label_smoothing=0.1) for n, weight in enumerate((0.1, 0.2, 0.3, 0.4))
     )
-    torch.testing.assert_close(objective(x, labels), expected)
+    torch.testing.assert_close(model_with_loss(x, labels), expected)
 
 
 # --- neurons ------------------------------------------------------------------------------------------------------
@@ -162,10 +162,10 @@ def test_objective_weighs_the_segments_losses() -> None:
 
 def test_membranes_carry_is_the_same_as_one_long_run() -> None:
     lif, x = LIF(), torch.rand(6, 2, 3) * 2
-    first = Membranes()
+    first = NeuronState()
     start = lif(x[:4], first)
-    in_pieces = torch.cat([start, lif(x[4:], Membranes(first.after))])
-    assert torch.equal(in_pieces, lif(x, Membranes()))
+    in_pieces = torch.cat([start, lif(x[4:], NeuronState(first.after))])
+    assert torch.equal(in_pieces, lif(x, NeuronState()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -182,8 +182,8 @@ def test_lif_is_spikingjellys_with_gradients(dtype: torch.dtype, threshold: floa
                 x, v, tau=2.0, v_threshold=threshold, v_reset=0.0, surrogate_function=SURROGATE, detach_reset=True
             )
         else:
-            membranes = Membranes({lif: v})
-            spikes, after = lif(x, membranes), membranes.after[lif]
+            neuron_state = NeuronState({lif: v})
+            spikes, after = lif(x, neuron_state), neuron_state.after[lif]
         weights = torch.linspace(-1, 1, spikes.numel()).view_as(spikes)
         ((spikes * weights).sum() + (after * weights[0]).sum()).backward()
         results.append((spikes.float(), after, x.grad.float(), v.grad))

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from data_pipelines.dataset import open_set
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.images import decode
-from data_pipelines.index import Index, row_type
-from data_pipelines.manifest import Format
-from data_pipelines.prepare import LEFT_OUT, Plan, Storage, prepare
+from data_pipelines.formats.images import decode
+from data_pipelines.formats.index import Index, row_type
+from data_pipelines.formats.manifest import Format
+from data_pipelines.loading.dataset import open_set
+from data_pipelines.prepare.verify import verify
+from data_pipelines.prepare.writing import LEFT_OUT, Plan, Storage, prepare
 from data_pipelines.sources import ImageFolderSource
 from data_pipelines.sources.lists import ListSource
-from data_pipelines.verify import verify
 from launch.cli import app
 from tests.conftest import REPOSITORY, StripesSource, stored
 from tests.unit.conftest import noise_png

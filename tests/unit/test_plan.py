@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from data_pipelines.errors import UserError
 from tdformer.bench.memory import saved_and_flops
 from tdformer.config import RecomputePolicy, RunConfig
+from tdformer.estimate.plan import plan
 from tdformer.models.tdformer import TDFormer
-from tdformer.plan import plan
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.on_paper import activations_on_paper, flops_on_paper
 from tests.conftest import tdformer, write_config
 from tests.unit.networks import small
@@ -30,8 +30,8 @@ def run_of(**training: Any) -> RunConfig:
     return RunConfig(name="paper", data=data, model=small(), training=training)
 
 
-def objective_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> Objective:
-    model = Objective(config.model, 0.1, policy, config.training.precision).to(device)
+def objective_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> ModelWithLoss:
+    model = ModelWithLoss(config.model, 0.1, policy, config.training.precision).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model

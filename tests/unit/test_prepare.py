@@ -19,13 +19,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Format
-from data_pipelines.parts import Storage
-from data_pipelines.prepare import Plan, Prepared, prepare
+from data_pipelines.formats.manifest import Format
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.verify import Check, verify
+from data_pipelines.prepare.writing import Plan, Prepared, prepare
 from data_pipelines.sources import RawSample
-from data_pipelines.verify import Check, verify
 from tests.conftest import REPOSITORY, stored
 from tests.unit import slow_prepare
 from tests.unit.conftest import CLASSES, PER_SHARD, SAMPLES, MemorySource, contents, error_of, image_at, keys_of
@@ -272,7 +272,7 @@ def test_with_a_quality_every_image_is_encoded_again(tmp_path: Path) -> None:
 
 
 def modes_of(folder: Path) -> list[int]:
-    from data_pipelines.beton_format import read_rows
+    from data_pipelines.formats.ffcv_format import read_rows
 
     return read_rows(folder / "samples.beton")["image"]["mode"].tolist()
 

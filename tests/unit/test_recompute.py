@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy
+from tdformer.models.checkpointing.activation_checkpointing import _Unit
 from tdformer.models.tdformer import TDFormer
-from tdformer.recompute import _Unit
-from tdformer.training.objective import Objective
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, PUBLISHED, images, lively, small
 
 POLICIES = [policy for policy in get_args(RecomputePolicy) if policy != "none"]
@@ -25,16 +25,16 @@ Results = dict[str, torch.Tensor | None]
 def two_steps(config: ModelConfig, policy: RecomputePolicy, x: torch.Tensor, autocast: bool = False) -> Results:
     """Two training passes, gradients accumulating: losses, gradients, statistics, and the random state that is left."""
     torch.manual_seed(0)
-    objective = Objective(config, label_smoothing=0.1, recompute=policy)
-    lively(objective)
+    model_with_loss = ModelWithLoss(config, label_smoothing=0.1, recompute=policy)
+    lively(model_with_loss)
     results: Results = {}
     for step in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = objective(x, torch.arange(x.shape[-4]))
+            loss = model_with_loss(x, torch.arange(x.shape[-4]))
         loss.backward()
         results[f"loss {step}"] = loss.detach()
-    results |= {name: parameter.grad for name, parameter in objective.named_parameters()}
-    return results | dict(objective.named_buffers()) | {"random state": torch.get_rng_state()}
+    results |= {name: parameter.grad for name, parameter in model_with_loss.named_parameters()}
+    return results | dict(model_with_loss.named_buffers()) | {"random state": torch.get_rng_state()}
 
 
 def different(one: Results, other: Results) -> list[str]:
@@ -140,14 +140,14 @@ def test_the_largest_network_keeps_a_tenth_and_grows_slowly_with_time() -> None:
 
 
 def test_a_second_backward_pass_through_the_same_graph_is_the_same() -> None:
-    objective = Objective(small(), label_smoothing=0.1, recompute="block")
-    lively(objective)
-    loss = objective(images(2), torch.arange(2))
+    model_with_loss = ModelWithLoss(small(), label_smoothing=0.1, recompute="block")
+    lively(model_with_loss)
+    loss = model_with_loss(images(2), torch.arange(2))
     loss.backward(retain_graph=True)
-    first = [parameter.grad.clone() for parameter in objective.parameters()]
-    objective.zero_grad()
+    first = [parameter.grad.clone() for parameter in model_with_loss.parameters()]
+    model_with_loss.zero_grad()
     loss.backward()
-    assert all(torch.equal(parameter.grad, once) for parameter, once in zip(objective.parameters(), first, strict=True))
+    assert all(torch.equal(parameter.grad, once) for parameter, once in zip(model_with_loss.parameters(), first, strict=True))
 
 
 def test_evaluation_keeps_nothing_and_recomputes_nothing() -> None:
@@ -185,7 +185,7 @@ def test_a_users_own_random_layer_is_repeated() -> None:
         model = TDFormer(small(), policy)
         lively(model)
         model.backbone.transform()[0].mlp = torch.nn.Sequential()  # replaced below, so that the weights before stay the same
-        model.backbone.transform()[0].mlp.forward = lambda x, membranes: torch.nn.functional.dropout(x, 0.5)
+        model.backbone.transform()[0].mlp.forward = lambda x, neuron_state: torch.nn.functional.dropout(x, 0.5)
         model.forward_segments(images(2)).square().sum().backward()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert different(*results) == []

@@ -18,9 +18,10 @@ import yaml
 
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
+from tdformer.rundir import lock_file
+from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import comparing, configs, metric_rows, paper, reading, rows, wording
 from tdformer.runs.comparing import compare
-from tdformer.training import lock_file
 from tests.conftest import REPOSITORY, tdformer, write_config
 from tests.unit.generated_runs import BEGAN, write_metrics, write_run
 from tests.unit.test_structure import HEAVY
@@ -116,7 +117,7 @@ def test_values_that_are_not_finite_are_never_the_best(tmp_path: Path) -> None:
 
 
 def test_hours_are_those_of_all_sessions_times_processes(tmp_path: Path) -> None:
-    half, quarter = {"seen": BEGAN + 1800, "world": 4, "gpus": 4}, {"seen": BEGAN + 900, "world": 2, "gpus": 2}
+    half, quarter = {"seen": BEGAN + 1800, "world_size": 4, "gpus": 4}, {"seen": BEGAN + 900, "world_size": 2, "gpus": 2}
     run = reading.read(write_run(tmp_path / "gpu", sessions=[half, quarter]))
     assert run.gpu_hours == pytest.approx(0.5 * 4 + 0.25 * 2)
     assert run.cpu_process_hours is None
@@ -130,16 +131,16 @@ def test_states(tmp_path: Path) -> None:
         assert reading.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
     killed = write_run(tmp_path / "killed", sessions=[{"status": "running"}])
     assert reading.read(killed).state == "lost"
-    (killed / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
+    RunDir(killed).lock.write_text(json.dumps(asdict(lock_file.this_process())))
     assert reading.read(killed).state == "running"
     dead = {**asdict(lock_file.this_process()), "started": "0"}
-    (killed / lock_file.NAME).write_text(json.dumps(dead))
+    RunDir(killed).lock.write_text(json.dumps(dead))
     assert reading.read(killed).state == "lost"
     elsewhere = {**dead, "machine": "another"}
-    (killed / lock_file.NAME).write_text(json.dumps(elsewhere))
+    RunDir(killed).lock.write_text(json.dumps(elsewhere))
     assert reading.read(killed).state == "running"  # gave a sign of life just now
     old = time.time() - 10 * lock_file.STALE_SECONDS
-    os.utime(killed / lock_file.NAME, (old, old))
+    os.utime(RunDir(killed).lock, (old, old))
     assert reading.read(killed).state == "lost"
 
 
@@ -181,7 +182,11 @@ DAMAGES = {
     "metrics are other JSON": ("metrics.jsonl", b'{"val/top1": 3}\n', "metrics.jsonl is damaged"),
     "a session is half": ("sessions/0001.json", b'{"began": 17', "sessions/0001.json cannot be read"),
     "a session is other JSON": ("sessions/0001.json", b"[]", "sessions/0001.json cannot be read"),
-    "a session has no numbers": ("sessions/0001.json", b'{"began": "x", "seen": null, "world": {}}', "sessions/0001.json cannot be read"),
+    "a session has no numbers": (
+        "sessions/0001.json",
+        b'{"began": "x", "seen": null, "world_size": {}}',
+        "sessions/0001.json cannot be read",
+    ),
     "a pointer is garbage": ("checkpoints/latest", bytes(range(256)), None),
     "the lock is garbage": ("lock.json", b"\xff\xff", None),
 }
@@ -210,8 +215,8 @@ def test_a_row_that_is_cut_off_is_left_out_and_told_unless_the_run_is_alive(tmp_
     found = reading.read(run)
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
-    (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world": 1}))
-    (run / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
+    (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
+    RunDir(run).lock.write_text(json.dumps(asdict(lock_file.this_process())))
     assert not reading.read(run).notes
 
 

@@ -27,11 +27,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines import locations, shard_cache
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.locations import BACKENDS, TransferError, check_location, is_remote, join, read_small
-from data_pipelines.manifest import MANIFEST, ShardInfo
-from data_pipelines.shard_cache import ShardCache
+from data_pipelines.formats.manifest import MANIFEST, ShardInfo
+from data_pipelines.storage import shard_cache, urls
+from data_pipelines.storage.shard_cache import ShardCache
+from data_pipelines.storage.urls import BACKENDS, TransferError, check_location, is_remote, join, read_small
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 
@@ -107,7 +107,7 @@ def endless(request: BaseHTTPRequestHandler, data: bytes) -> None:
 @pytest.fixture
 def server(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(locations, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(urls, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(shard_cache, "TOUCH_SECONDS", 0.0)
     server = Server(shared_folder)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -297,7 +297,7 @@ def test_a_failure_that_passes_is_not_noticed(server: Server, shared_folder: Pat
 
 
 def test_a_silent_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locations, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(urls, "SILENCE_SECONDS", 0.3)
     server.answers[MANIFEST] = [hang]
     start = time.monotonic()
     error_of(lambda: read_small(join(server.url, MANIFEST), 10**6), server.url, "no answer for 0.3 seconds")
@@ -312,9 +312,9 @@ class StubbornBackend:
 
 
 def test_a_backend_that_never_returns_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locations, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(locations, "PAUSES", ())
-    monkeypatch.setattr(locations, "_filesystem", lambda url: StubbornBackend())
+    monkeypatch.setattr(urls, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(urls, "PAUSES", ())
+    monkeypatch.setattr(urls, "_filesystem", lambda url: StubbornBackend())
     error_of(lambda: read_small("s3://bucket/train/manifest.json", 10), "s3://bucket", "no answer")
 
 

@@ -35,7 +35,7 @@ def test_help_needs_no_heavy_package(arguments: list[str]) -> None:
 def test_a_configuration_is_read_without_torch() -> None:
     """As on a login node."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom tdformer.config_io import load_config\n"
+        "import sys\nfrom pathlib import Path\nfrom tdformer.config.yaml_io import load_config\n"
         "load_config(Path('configs/demo.yaml'))\nprint([name for name in sys.modules if name in " + repr(HEAVY) + "])"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout

@@ -12,10 +12,11 @@ import yaml
 
 from data_pipelines.errors import UserError
 from launch.slurm import attempts
-from launch.slurm.config import ClusterConfig, load_cluster
+from launch.slurm.cluster_config import ClusterConfig, load_cluster
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import REPOSITORY, write_config
 
 
@@ -183,5 +184,5 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, monkeypatch: pyte
     start(tmp_path, 0, monkeypatch)
     with (tmp_path / "slurm" / "attempts.jsonl").open("a") as file:
         file.write('{"job": "5", "rest')
-    assert [attempt.restart for attempt in attempts.read(tmp_path)] == [0]
-    assert attempts.read(tmp_path / "nowhere") == []
+    assert [attempt.restart for attempt in attempts.read(RunDir(tmp_path))] == [0]
+    assert attempts.read(RunDir(tmp_path / "nowhere")) == []

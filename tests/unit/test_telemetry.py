@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from tdformer.config import RecomputePolicy
-from tdformer.training import time_left
-from tdformer.training.firing import FiringRates
-from tdformer.training.objective import Objective
-from tdformer.training.stopwatch import PARTS, Stopwatch
-from tdformer.training.time_left import TimeLeft, duration
-from tdformer.training.traces import Traces
+from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.telemetry import time_left
+from tdformer.training.telemetry.firing_rates import FiringRates
+from tdformer.training.telemetry.stopwatch import PARTS, Stopwatch
+from tdformer.training.telemetry.time_left import TimeLeft, duration
+from tdformer.training.telemetry.traces import Traces
 from tests.conftest import tdformer, write_config
 from tests.unit.networks import images, lively, small
 
 
 def test_parts_of_a_step_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 20.0, 22.0, 24.0])
-    monkeypatch.setattr("tdformer.training.stopwatch.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tdformer.training.telemetry.stopwatch.time.perf_counter", lambda: next(clock))
     watch = Stopwatch(torch.device("cpu"))
     for part in PARTS:
         watch.enter(part)
@@ -33,7 +33,7 @@ def test_parts_of_a_step_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(watch.take().values()) == {0}
 
 
-def gradients(model: Objective, rates: FiringRates | None) -> list[torch.Tensor]:
+def gradients(model: ModelWithLoss, rates: FiringRates | None) -> list[torch.Tensor]:
     torch.manual_seed(1)
     if rates:
         rates.watch(model.model)
@@ -46,7 +46,7 @@ def gradients(model: Objective, rates: FiringRates | None) -> list[torch.Tensor]
 @pytest.mark.parametrize("policy", ["none", "segment", "block", "block_segment"])
 def test_firing_rates_change_no_bit_and_count_once(policy: RecomputePolicy) -> None:
     torch.manual_seed(0)
-    model, rates = Objective(small("qkformer-cifar"), 0.1, policy), FiringRates()
+    model, rates = ModelWithLoss(small("qkformer-cifar"), 0.1, policy), FiringRates()
     lively(model)
     for plain, watched in zip(gradients(model, None), gradients(model, rates), strict=True):
         assert (plain is None and watched is None) or torch.equal(plain, watched)
@@ -59,7 +59,7 @@ def test_firing_rates_change_no_bit_and_count_once(policy: RecomputePolicy) -> N
 
 
 def test_firing_rate_is_spikes_over_neurons_and_time_steps() -> None:
-    model, rates = Objective(small("qkformer-cifar"), 0.1).model, FiringRates()
+    model, rates = ModelWithLoss(small("qkformer-cifar"), 0.1).model, FiringRates()
     counted: list[torch.Tensor] = []
     model.processing.lif.register_forward_hook(lambda module, inputs, spikes: counted.append(spikes))
     rates.watch(lively(model))

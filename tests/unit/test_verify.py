@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.beton_format import HEAD, ROW, read_rows
-from data_pipelines.dataset import DataSet, open_set
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Format
+from data_pipelines.formats.ffcv_format import HEAD, ROW, read_rows
+from data_pipelines.formats.manifest import Format
+from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.prepare.verify import Check, verify
 from data_pipelines.sources import RawSample
-from data_pipelines.verify import Check, verify
 from tests.conftest import stored
 from tests.unit.conftest import (
     PER_SHARD,
@@ -35,7 +35,7 @@ from tests.unit.conftest import (
     reseal,
     rewrite_members,
 )
-from tests.unit.test_shards import converted, index_of, same_index, truncate
+from tests.unit.test_wds_shards import converted, index_of, same_index, truncate
 
 FORMATS: tuple[Format, ...] = ("wds", "ffcv")
 both_formats = pytest.mark.parametrize("format", FORMATS)

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tdformer.watchdog.posts import Hub, Spoke, connect, host
-from tdformer.watchdog.progress import Progress, Status
-from tdformer.watchdog.verdict import Limits, Member, judge, limits
+from tdformer.distributed.watchdog.posts import Hub, Spoke, connect, host
+from tdformer.distributed.watchdog.progress import Progress, Status
+from tdformer.distributed.watchdog.verdict import Limits, Member, judge, limits
 
 LIMITS = Limits(usual_s=60, slow_s=300)
 NOW = 1000.0

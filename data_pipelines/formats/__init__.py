@@ -1,0 +1,1 @@
+"""Knows how samples lie on disk: WebDataset shards, FFCV files, index and manifest."""

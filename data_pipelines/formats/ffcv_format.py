@@ -1,0 +1,58 @@
+"""The layout of an FFCV file with the fields `image` and `label`, as FFCV 1.0 writes it (its format version 2).
+
+    header | descriptions of the fields | one row per sample | pages of images | allocation table
+
+Stated here, and not asked of the package, because importing that takes three seconds in every loader process and sets torch's
+number of threads. Tests hold it to the package's own types.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.formats.manifest import prepare_again
+
+VERSION = 2
+FIELDS = {b"image": 2, b"label": 1}
+"""Name -> FFCV's number of the kind of field: RGBImageField, IntField."""
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")], align=True
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", ("<u1", (1024,)))], align=True)
+HEAD = np.dtype([("header", HEADER), ("fields", FIELD, 2)])
+
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+ROW = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+JPEG, RAW = 0, 1
+"""Values of `mode`."""
+
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+
+def new_head(samples: int, page_size: int, alloc_table_ptr: int) -> np.ndarray:
+    head = np.zeros((), HEAD)
+    head["header"] = (VERSION, len(FIELDS), page_size, samples, alloc_table_ptr)
+    for place, (name, kind) in enumerate(FIELDS.items()):
+        head["fields"]["name"][place], head["fields"]["type_id"][place] = name, kind
+    return head
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """The row of each sample. Raises DataError if the file is no FFCV file with just these fields."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(HEAD.itemsize)
+            head = np.frombuffer(start.ljust(HEAD.itemsize, b"\0"), HEAD)[0]
+            samples = int(head["header"]["num_samples"])
+            fits = len(start) == HEAD.itemsize and HEAD.itemsize + samples * ROW.itemsize <= path.stat().st_size
+            rows = np.fromfile(file, ROW, samples) if fits else np.zeros(0, ROW)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {prepare_again(path.parent)}.") from None
+    found = dict(zip(head["fields"]["name"].tolist(), head["fields"]["type_id"].tolist(), strict=True))
+    if not fits or (head["header"]["version"], head["header"]["num_fields"], found) != (VERSION, len(FIELDS), FIELDS):
+        raise DataError(f"{path} is no FFCV file with the fields image and label; {prepare_again(path.parent)}.")
+    return rows

@@ -1,0 +1,1 @@
+"""Writes data sets, indexes the shards of others, and verifies both."""

@@ -1,0 +1,1 @@
+"""Holds the commands of `tdformer`, one file per verb."""

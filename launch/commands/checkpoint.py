@@ -1,0 +1,89 @@
+"""`tdformer checkpoint`: look into checkpoints, bring weights in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from data_pipelines.errors import UserError
+from launch.options import Ema, Json, Trained, Which, plain_typer
+from launch.output import show
+
+if TYPE_CHECKING:
+    from tdformer.config import ModelConfig
+
+
+checkpoint_app = plain_typer(help="Look into checkpoints, bring weights in and out.")
+
+
+@checkpoint_app.command("inspect")
+def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
+    """Verify a checkpoint's files and show what it holds."""
+    from tdformer.checkpoint.format import inspect as inspect_checkpoint
+    from tdformer.checkpoint.store import find
+
+    show(inspect_checkpoint(find(trained, which)), as_json)
+
+
+@checkpoint_app.command("import")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A published QKFormer, Spikformer or SDT checkpoint: .pth, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The weights folder to write; a run starts from it by `init=FOLDER`.")],
+    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that is to start from it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Or a name from `tdformer models`.")] = None,
+    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to start a new one.")] = "keep",
+    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network has no place for.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a published checkpoint as plain tensors, check every name and shape, and write what a run can start from."""
+    from tdformer.models import pretrained
+
+    if (config is None) == (model is None):
+        raise UserError("give either --config FILE (the run that is to start from it) or --model NAME.")
+    network = _model_config(config, model)
+    imported = pretrained.read_published(file, network, head, ignore_unused)
+    pretrained.write_weights(out, imported.state, network, {**pretrained.origin_of(file), "head": head})
+    report = {"weights": str(out), "used": imported.used, "unused": imported.unused, "missing": imported.missing}
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(f"{out}: {len(imported.used)} tensors of {file} are used")
+    for title, names in (("left out of the file", imported.unused), ("start fresh in the network", imported.missing)):
+        typer.echo(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
+    if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
+        typer.echo(
+            "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off: "
+            "it starts from a slightly other function, in which no sample depends on its batch (see the README)."
+        )
+
+
+def _model_config(config: Path | None, model: str | None) -> ModelConfig:
+    if config is not None:
+        from tdformer.config.yaml_io import load_config
+
+        return load_config(config).model
+    from tdformer.models.registry import find_model
+
+    assert model is not None
+    return find_model(model).config
+
+
+@checkpoint_app.command("export")
+def export_checkpoint(
+    trained: Trained,
+    out: Annotated[Path, typer.Argument(help="The weights folder to write.")],
+    which: Which = "latest",
+    ema: Ema = False,
+) -> None:
+    """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
+    from tdformer.checkpoint.export import export
+    from tdformer.checkpoint.store import find
+
+    checkpoint = find(trained, which)
+    train_state = export(checkpoint, out, averaged=ema)
+    metric = "top1_ema" if ema else "top1"
+    top1 = f", validation top-1 {train_state.metrics[metric]:.2f} %" if metric in train_state.metrics else ""
+    typer.echo(f"{out}: the network of step {train_state.step}{top1}")

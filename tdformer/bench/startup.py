@@ -1,0 +1,111 @@
+"""How soon training has its first batch, from the start and from the middle of an epoch, on small sets and on sets of ImageNet's size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from data_pipelines.config import DataConfig
+from data_pipelines.formats import ffcv_file
+from data_pipelines.formats.index import Index, keep_index
+from data_pipelines.formats.manifest import ShardInfo
+from data_pipelines.formats.wds_shards import shard_name
+from data_pipelines.loading.dataloader import train_batches, train_sampler
+from data_pipelines.loading.dataset import DataSet, open_set
+from tdformer.bench.loader import IMAGE_SIZE, Load, Sets
+
+IMAGENET_SAMPLES = 1_281_167
+STARTS = 4
+"""Sets whose start is measured: of both formats and both sizes."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds, medians over the rounds, in a process that has imported everything. first_batch: from the call of train_batches."""
+
+    pipeline: str
+    samples: int
+    open_s: float
+    first_batch_s: float
+    first_batch_after_resume_s: float
+
+
+def measure_starts(
+    sets: Sets,
+    load: Load,
+    rounds: int,
+    folder: Path,
+    *,
+    samples: int = IMAGENET_SAMPLES,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Start]:
+    """How soon training has its first batch, from the start and from the middle of an epoch: of the set, and of one of ImageNet's size.
+
+    folder: an empty one for the latter. progress is called with 1 after each of STARTS.
+    """
+    large = {"wds": _enlarged_wds, "ffcv": _enlarged_ffcv}
+    small = {"wds": sets.opened["original"], "ffcv": sets.opened["proportion"]}
+    folders = [(name, Path(small[name].location)) for name in large]
+    for name, enlarge in large.items():
+        (folder / name).mkdir()
+        enlarge(small["wds"], folder / name, samples)
+        folders.append((name, folder / name))
+    times: dict[tuple[str, Path], list[tuple[float, float, float]]] = {each: [] for each in folders}
+    for _ in range(rounds):
+        for name, at in folders:
+            times[name, at].append(_start(at, load))
+            progress(1)
+    return [
+        Start(name, len(open_set(at)), *(median(column) for column in zip(*seconds, strict=True))) for (name, at), seconds in times.items()
+    ]
+
+
+def _start(folder: Path, load: Load) -> tuple[float, float, float]:
+    started = time.perf_counter()
+    data = open_set(folder)
+    opened = time.perf_counter() - started
+    config = DataConfig(train=data.location, val=data.location, image_size=IMAGE_SIZE, workers=load.workers)
+    sampler = train_sampler(config, data, seed=0, global_batch=load.batch, micro_batch=load.batch, rank=0, world_size=1)
+
+    def first_batch(step: int) -> float:
+        called = time.perf_counter()
+        with closing(train_batches(config, data, sampler, step, step + 1000)) as batches:
+            next(batches)
+            return time.perf_counter() - called
+
+    return opened, first_batch(0), first_batch(sampler.steps_per_epoch // 2)
+
+
+def _enlarged_wds(data: DataSet, folder: Path, samples: int) -> None:
+    """A set of so many samples: its shards are links to this one's, again and again."""
+    shards, rows = data.manifest.shards, data.index.rows[np.arange(samples) % len(data)]
+    rows["shard"] += np.arange(samples) // len(data) * len(shards)
+    filled = np.bincount(rows["shard"]).tolist()
+    links = []
+    for number, count in enumerate(filled):
+        original = shards[number % len(shards)]
+        (folder / shard_name(number)).symlink_to((Path(data.location) / original.name).absolute())
+        links.append(ShardInfo(shard_name(number), count, original.bytes, original.sha256))
+    keep_index(folder, links, Index(rows))
+    replace(data.manifest, shards=links, blocks=filled).write(folder)
+
+
+def _enlarged_ffcv(data: DataSet, folder: Path, samples: int) -> None:
+    """An FFCV file of so many samples that share the pixels of a few."""
+    few = range(min(len(data), 256))
+    stored = (ffcv_file.StoredSample(data.index.key_of(n), data.index.label_of(n), np.asarray(data.read(n)), n % 2 == 0) for n in few)
+    pages, again = folder / "pages", np.arange(samples) % len(few)
+    part = ffcv_file.write_part(pages, stored, max_side=500, quality=90)
+    allocations = part.allocations[again]
+    allocations["sample_id"] = np.arange(samples)
+    shard, index = ffcv_file.join_parts(folder, [(pages, ffcv_file.Part(part.metadata[again], allocations, part.keys[again]))], 500)
+    pages.unlink()
+    keep_index(folder, [shard], index)
+    blocks = [min(1000, samples - start) for start in range(0, samples, 1000)]
+    replace(data.manifest, format="ffcv", shards=[shard], blocks=blocks).write(folder)

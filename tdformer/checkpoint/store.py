@@ -1,0 +1,166 @@
+"""The checkpoints of one run: saved so that a crash loses none, thinned out, and found again.
+
+A checkpoint is written under a hidden name, synced to the disk and then renamed. Therefore a folder named step-… has all its files.
+Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tdformer.checkpoint.format import NAME, Checkpoint, CheckpointError, all_in, check, sync_to_disk, was_best, write_files
+from tdformer.checkpoint.train_state import Snapshot, TrainState
+from tdformer.rundir.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class RetentionPolicy:
+    """Says which checkpoints stay: the last ones, those whose step is a multiple of `every`, and the best one."""
+
+    last: int = 2
+    every: int | None = None
+
+
+# --- saving ------------------------------------------------------------------------------------------------
+
+
+def save(
+    run_dir: RunDir, snapshot: Snapshot, config_yaml: str, *, is_best: bool = False, retention: RetentionPolicy = RetentionPolicy()
+) -> Checkpoint:
+    """Write a checkpoint, point `latest` (and `best`) to it, and remove old ones. Only rank 0 calls this.
+
+    Raises CheckpointError if the disk does not take it. Earlier checkpoints stay as they are then.
+    """
+    root = run_dir.checkpoints
+    final = Checkpoint.of_step(root, snapshot.train_state.step)
+    partial = Checkpoint(root, f".partial-{final.name}")
+    shutil.rmtree(partial.path, ignore_errors=True)
+    try:
+        write_files(partial, snapshot, config_yaml, is_best)
+        _put(partial, final)
+        _point(run_dir.latest, final)
+        if is_best:
+            _point(run_dir.best, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial.path, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
+    _remove_old(run_dir, retention)
+    return final
+
+
+def _put(partial: Checkpoint, final: Checkpoint) -> None:
+    """Give a complete checkpoint its name. An older one of the same step is moved aside until then, so that it is not lost."""
+    replaced = final.root / f".replaced-{final.name}"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.path.exists():
+        final.path.rename(replaced)
+    partial.path.rename(final.path)
+    sync_to_disk(final.root)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _point(pointer: Path, checkpoint: Checkpoint) -> None:
+    partial = _partial_of(pointer)
+    partial.write_text(checkpoint.name + "\n")
+    sync_to_disk(partial)
+    partial.replace(pointer)
+
+
+def _named_by(pointer: Path) -> str:
+    """Return the text of a pointer file; "" if there is none. A damaged file may hold anything."""
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+
+
+def _partial_of(pointer: Path) -> Path:
+    return pointer.with_name(f".{pointer.name}")
+
+
+def _remove_old(run_dir: RunDir, retention: RetentionPolicy) -> None:
+    """Remove the checkpoints that the policy does not keep.
+
+    They are renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
+    """
+    root, pointers = run_dir.checkpoints, (run_dir.latest, run_dir.best)
+    named = {_named_by(pointer) for pointer in pointers}
+    for old in all_in(root)[: -retention.last]:
+        if old.name not in named and not (retention.every and old.step % retention.every == 0):
+            shutil.rmtree(old.path.rename(root / f".removed-{old.name}"), ignore_errors=True)
+    for left_behind in itertools.chain.from_iterable(root.glob(f".{kind}-*") for kind in ("partial", "replaced", "removed")):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    for pointer in pointers:
+        _partial_of(pointer).unlink(missing_ok=True)
+
+
+# --- finding -----------------------------------------------------------------------------------------------
+
+
+def find(path: Path, which: str = "latest") -> Checkpoint:
+    """Return the checkpoint that a user means by a run directory, by its folder `checkpoints`, or by a checkpoint itself.
+
+    which: latest or best. Raises CheckpointError if there is none.
+    """
+    if Checkpoint.at(path).manifest.exists() or path.name.startswith("step-"):
+        return Checkpoint.at(path)
+    root = path if path.name == "checkpoints" else RunDir(path).checkpoints
+    if not (root / which).exists():
+        raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
+    return _pointed_to(root / which, root)
+
+
+def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
+    name = _named_by(pointer)
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{pointer} does not name a checkpoint; write the name of a folder step-… beside it into it.")
+    return Checkpoint(root, name)
+
+
+def has_any(run_dir: RunDir) -> bool:
+    """Tell whether a run directory holds anything that a resume could mean: a pointer or a checkpoint, valid or not."""
+    return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
+
+
+def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
+    """Return the checkpoint to go on from, its state, and a warning for each newer one that is damaged.
+
+    That is the checkpoint that `latest` names, else the newest one before it. Raises CheckpointError if none is valid: a run that has
+    checkpoints never begins again from nothing.
+    """
+    _restore_replaced(run_dir.checkpoints)
+    candidates, warnings = _candidates(run_dir)
+    for candidate in candidates:
+        try:
+            train_state = check(candidate)
+            _restore_best(run_dir, candidate)
+            return candidate, train_state, warnings
+        except CheckpointError as error:
+            warnings.append(str(error))
+    raise CheckpointError(f"no checkpoint of {run_dir} is whole; restore one from a copy, or start a new run. {warnings[0]}")
+
+
+def _candidates(run_dir: RunDir) -> tuple[list[Checkpoint], list[str]]:
+    """Return the checkpoints to try, in this order, and a warning if `latest` names none."""
+    newest_first = all_in(run_dir.checkpoints)[::-1]
+    try:
+        named = find(run_dir.path)
+    except CheckpointError as error:
+        return newest_first, [str(error)]
+    return [named, *(checkpoint for checkpoint in newest_first if checkpoint.step < named.step)], []
+
+
+def _restore_replaced(root: Path) -> None:
+    """Give a checkpoint its name back if a crash came between the two renames of its replacement."""
+    for replaced in root.glob(".replaced-step-*"):
+        final = root / replaced.name.removeprefix(".replaced-")
+        if not final.exists():
+            replaced.rename(final)
+
+
+def _restore_best(run_dir: RunDir, checkpoint: Checkpoint) -> None:
+    """Point `best` to a checkpoint if a crash came after it got its name and before `best` did."""
+    if was_best(checkpoint) and _named_by(run_dir.best) != checkpoint.name:
+        _point(run_dir.best, checkpoint)

@@ -1,0 +1,176 @@
+"""DistContext: which rank this process is, and how all ranks agree.
+
+A run has one process per GPU, or any number on CPUs. `tdformer train --processes`, torchrun or srun start them; a run may also be one
+process alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+from tdformer.distributed.launch_environment import gpu_index, launcher_variables
+from tdformer.distributed.watchdog.posts import connect, host
+from tdformer.distributed.watchdog.verdict import PeerLostError
+from tdformer.distributed.watchdog.watchdog import Watchdog
+
+Result = TypeVar("Result")
+
+SECONDS_FOR_FIRST_TO_SPEAK = 2.0
+"""Seconds by which the other ranks leave after rank 0, which prints the error that all have. srun and torchrun kill all ranks when the
+first one leaves."""
+COLLECTIVE_TIMEOUT = timedelta(hours=4)
+"""Time limit of torch's collectives. It is longer than the watchdog's, which can name the rank, and counts where the watchdog is off."""
+JOIN_TIMEOUT = timedelta(minutes=10)
+SECONDS_TO_BLAME = 5.0
+"""How much later than an error of the network the watchdog may know whose it is."""
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """Says which rank this process is, and offers the collectives of the run. Every collective counts as progress for the watchdog."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    watchdog: Watchdog = field(default_factory=Watchdog, repr=False, compare=False)
+
+    @property
+    def is_rank0(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest of all ranks' values. It sends a few bytes between CPUs, which is cheap enough for every step."""
+        tensor = torch.tensor(value)
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether any rank has set it."""
+        tensor = torch.tensor(flags, dtype=torch.int32)
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tuple(map(bool, tensor.tolist()))
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor element-wise over the ranks, in place, on its device."""
+        with self.watchdog.progress.meeting():
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on all ranks."""
+        box = [value]
+        with self.watchdog.progress.meeting():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks, on all ranks."""
+        values: list[Any] = [None] * self.world_size
+        with self.watchdog.progress.meeting():
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_to_rank0(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks, on rank 0, and an empty list on the others."""
+        values: list[Any] | None = [None] * self.world_size if self.is_rank0 else None
+        with self.watchdog.progress.meeting():
+            dist.gather_object(value, values, dst=0)
+        return values or []
+
+    def on_all_ranks(self, action: Callable[[], Result]) -> Result:
+        """Run an action that may raise UserError. If it does so on any rank, it is raised on all ranks, with the same words."""
+        try:
+            result, failure = action(), None
+        except UserError as error:
+            result, failure = None, error
+        self.raise_on_all_ranks(failure)
+        return result  # type: ignore[return-value]  # only None if failure was raised above
+
+    def raise_on_all_ranks(self, failure: UserError | None) -> None:
+        """Raise on all ranks the failure of any rank. Return if no rank has one."""
+        if not self.all_reduce_max(int(failure is not None)):
+            return
+        failures = self.all_gather(str(failure) if failure else None)
+        rank, text = next((rank, text) for rank, text in enumerate(failures) if text)
+        everywhere = len(set(failures)) == 1
+        raise UserError(text if everywhere else f"{text} (on rank {rank} of {self.world_size})")
+
+
+@contextmanager
+def init_distributed() -> Iterator[DistContext]:
+    """Join the other processes, and leave them at the end of the context.
+
+    Collectives on CPU tensors use gloo, those on CUDA tensors NCCL. The environment variables that torch and DeepSpeed read are set. Raises
+    PeerLostError if another rank is lost.
+    """
+    os.environ.update(launcher_variables(os.environ))
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    place = torch.device("cuda", gpu_index(os.environ, torch.cuda.device_count())) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    _join("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    watchdog = Watchdog(dist.get_rank())
+    context = DistContext(dist.get_rank(), dist.get_world_size(), place, watchdog)
+    try:
+        _start(watchdog, context)
+        yield context
+        watchdog.leave()
+    except UserError as error:
+        watchdog.leave(str(error), is_shared=True)
+        if not context.is_rank0:
+            # As soon as rank 0 has left srun ends the others: killed by that, their exit code would hide its own.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
+        raise
+    except BaseException as error:
+        if watchdog.blame(SECONDS_TO_BLAME if _is_of_network(error) else 0):
+            watchdog.leave()
+            raise PeerLostError from None
+        watchdog.leave(f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join torch's process group. Raises PeerLostError if the other ranks do not come."""
+    rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        minutes = JOIN_TIMEOUT.total_seconds() / 60
+        reason = str(error).partition("\n")[0]
+        raise PeerLostError(
+            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that "
+            f"did not start, and at MASTER_ADDR and MASTER_PORT ({reason})."
+        ) from None
+
+
+def _start(watchdog: Watchdog, context: DistContext) -> None:
+    own, address = context.on_all_ranks(lambda: host(os.environ) if context.is_rank0 else (None, None))
+    hub = context.broadcast(address)
+    watchdog.start(context.on_all_ranks(lambda: own or connect(context.rank, hub)), hub)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether torch.distributed may have raised this because another rank is gone. gloo's errors are plain RuntimeErrors."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection", "peer"))

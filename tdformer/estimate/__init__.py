@@ -1,0 +1,1 @@
+"""Tells what a run would be and need, without running it."""

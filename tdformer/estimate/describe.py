@@ -1,0 +1,57 @@
+"""Describes what a configuration would run: what `tdformer describe` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipelines.storage.urls import is_remote
+from tdformer.checkpoint.export import initial_state
+from tdformer.config import RunConfig
+from tdformer.models.registry import parameter_counts
+from tdformer.models.tdformer import TDFormer
+from tdformer.training.datasets import open_data
+
+
+def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """Return sizes and rates of a run on `world_size` ranks. If the data set is not on this machine, data.train_samples stands for it.
+
+    Raises UserError if the global batch does not divide, or if the run would refuse the data or the initial weights that are here.
+    """
+    training = config.training
+    accumulation = training.accumulation(world_size)
+    total, of_backbone = parameter_counts(config.model)
+    init = None if config.init is None else f"{config.init} (not on this machine, not checked)"
+    if config.init is not None and config.init.exists():
+        with torch.device("meta"):
+            model = TDFormer(config.model)
+        init = f"{config.init} ({len(initial_state(model, config.init)[1])} tensors start fresh)"
+    samples = len(open_data(config)[0]) if is_remote(config.data.train) or Path(config.data.train).exists() else config.data.train_samples
+    backbone, feedback = config.model.backbone, config.model.feedback
+    return {
+        "name": config.name,
+        "init": init,
+        "backbone": f"{backbone.family} ({backbone.variant}), {backbone.embed_dims} dims, {backbone.num_heads} heads, "
+        f"depths {'-'.join(map(str, backbone.depths))}",
+        "feedback": feedback and f"{feedback.control}, {feedback.processing}, blocks {feedback.blocks}, clamp {feedback.clamp}",
+        "parameters": total,
+        "backbone_parameters": of_backbone,
+        "time_steps": config.model.time_steps,
+        "segments": config.model.segments,
+        "image_size": config.data.image_size,
+        "classes": config.model.num_classes,
+        "micro_batch": training.micro_batch,
+        "world_size": world_size,
+        "accumulation": accumulation,
+        "global_batch": training.global_batch,
+        "samples": samples,
+        "steps_per_epoch": samples // training.global_batch if samples is not None else None,
+        "left_out_per_epoch": samples % training.global_batch if samples is not None else None,
+        "epochs": training.epochs,
+        "lr": config.learning_rate(),
+        "precision": training.precision,
+        "zero_stage": training.zero_stage,
+        "recompute": training.recompute,
+    }

@@ -1,0 +1,135 @@
+"""Estimates what a run needs of every GPU: memory by part, communication per step, and from a measured speed its length.
+
+P is the number of trained parameters, B that of values in BatchNorm's buffers, N that of GPUs. DeepSpeed is used as training.engine
+configures it: parameters, gradients and moments are fp32 at every precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tdformer.config import RunConfig, TrainingConfig
+from tdformer.training.engine import REDUCE_BUCKET
+from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.on_paper import activations_on_paper
+
+FP32, FP64 = 4, 8
+LIVE_PARAMETERS = 10**9
+"""Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
+networks have."""
+WORKSPACE_BYTES = 10**9
+"""Allowance for memory outside the run's tensors: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Says how long a run takes, if communication does not overlap with computing and no step waits for data."""
+
+    step_s: float
+    communication_share: float
+    images_per_s: float
+    days: float | None
+    """Days of training without evaluations. None if data.train_samples is not given."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    gpus: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    fitting_gpus: list[int]
+    """Numbers of GPUs over which the global batch divides."""
+    memory_bytes: dict[str, int]
+    """Memory per GPU by part, in bytes."""
+    communication_bytes: dict[str, int]
+    """Bytes that each GPU sends (and receives) per optimizer step, by purpose."""
+    speed: Speed | None
+
+    @property
+    def total_memory_bytes(self) -> int:
+        return sum(self.memory_bytes.values())
+
+
+def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_per_s: float = 100.0) -> Plan:
+    """Estimate memory, communication and duration of a run on a number of GPUs.
+
+    images_per_s: measured on one GPU, at the same micro-batch and recompute policy. gbit_per_s: what a GPU can send to its neighbour.
+    Raises UserError if the global batch does not divide.
+    """
+    training = config.training
+    accumulation = training.accumulation(gpus)
+    with torch.device("meta"):
+        model_with_loss = ModelWithLoss(config.model, training.label_smoothing)
+    parameters = sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad)
+    statistics = sum(buffer.numel() for buffer in model_with_loss.buffers())
+    communication = _communication(training, parameters, statistics, gpus)
+    communication_s = 8 * sum(communication.values()) / (gbit_per_s * 1e9)
+    pieces = training.global_batch // training.micro_batch
+    return Plan(
+        gpus,
+        training.global_batch,
+        training.micro_batch,
+        accumulation,
+        [number for number in range(1, pieces + 1) if training.global_batch % (training.micro_batch * number) == 0],
+        _state(training, parameters, statistics, gpus) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
+        communication,
+        _speed(config, gpus, images_per_s, communication_s) if images_per_s else None,
+    )
+
+
+def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
+    """Return the memory by part before the first image, in bytes."""
+    stage, full = training.zero_stage, FP32 * parameters
+    share = -(-full // gpus)
+    bucket = FP32 * REDUCE_BUCKET if stage else 0
+    state = {
+        "parameters": share + min(full, FP32 * LIVE_PARAMETERS) if stage == 3 else full,
+        "gradients": {0: full, 1: full + share, 2: 2 * share, 3: 2 * share}[stage] + bucket,
+        "global_batch_sums": FP64 * (parameters + statistics + 1),
+        "batch_norm_statistics": 2 * FP32 * statistics,  # the moving average also keeps a copy from before the step
+        # Two moments, and from ZeRO 1 on the parameters that the optimizer steps.
+        "optimizer": 2 * full if stage == 0 else 3 * share,
+        "average": (share if stage else full) + FP32 * statistics if training.ema_decay is not None else 0,
+    }
+    if training.offload != "none":
+        state["optimizer"] = 0
+    if training.offload == "all":
+        state["parameters"] = 0
+    return state
+
+
+def _activations(config: RunConfig) -> dict[str, int]:
+    activations = activations_on_paper(config)
+    return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
+
+
+def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
+    """Return the bytes that a GPU sends per step, by purpose, for ring collectives.
+
+    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
+    """
+    passed_on = (gpus - 1) / gpus
+    all_gather = int(FP32 * parameters * passed_on)
+    gathers = {0: 0, 1: 1, 2: 1, 3: 0}[training.zero_stage]
+    traffic = {
+        "sums_all_reduce": int(2 * FP64 * (parameters + statistics + 1) * passed_on),
+        "parameters_all_gather": gathers * all_gather,
+    }
+    if training.zero_stage == 3:
+        # Parameters are gathered for the forward pass, the backward pass and the recompute in it. DeepSpeed then scatters gradients.
+        gathers = 2 if training.recompute == "none" else 3
+        micro_batches = training.accumulation(gpus)
+        traffic["parameters_all_gather"] = gathers * micro_batches * all_gather
+        traffic["gradients_reduce_scatter"] = micro_batches * all_gather
+    return traffic
+
+
+def _speed(config: RunConfig, gpus: int, images_per_s: float, communication_s: float) -> Speed:
+    training, samples = config.training, config.data.train_samples
+    step_s = training.global_batch / (gpus * images_per_s) + communication_s
+    steps = None if samples is None else training.epochs * (samples // training.global_batch)
+    days = None if steps is None else steps * step_s / 86_400
+    return Speed(step_s, communication_s / step_s, training.global_batch / step_s, days)

@@ -1,0 +1,1 @@
+"""Holds the published networks that the top-down path is added to, one file each."""

@@ -1,0 +1,87 @@
+"""Finds the MLflow run of a run directory, or makes it.
+
+That is the run whose id the directory holds; else one that was made for it while noting the id failed; else a new one.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from tdformer.config import RunConfig
+from tdformer.rundir import sessions
+from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.sessions import Session
+from tdformer.tracking import description
+from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
+from tdformer.tracking.run_ids import note_run_id, read_run_ids
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment that makes MLflow's page show training, and not chats."""
+
+
+def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
+    """Return the id of the MLflow run, and note it in the run directory. Raises RefusedError if that run was deleted."""
+    name, first = config.tracking.experiment, _first_session(run_dir)
+    run_id = _noted(client, run_dir, uri) or _unnoted(client, name, first)
+    if run_id is None:
+        experiment, tags = _experiment(client, name, artifacts_beside_sqlite(uri)), {description.KEY_TAG: description.key(first)}
+        run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=run_dir.name, tags=tags)
+        run_id = str(run.info.run_id)
+    if read_run_ids(run_dir).get(uri) != run_id:
+        with suppress(OSError):  # on a full disk or in somebody else's folder; the run is found again by its tag
+            note_run_id(run_dir, uri, run_id)
+    return run_id
+
+
+def last_session(run_dir: RunDir) -> Session:
+    """Return the newest session that can be read. A run without any gets a stand-in that has stopped."""
+    for path in reversed(sessions.files(run_dir)):
+        try:
+            return sessions.read(path)
+        except (OSError, ValueError):
+            continue
+    modified = (run_dir.config).stat().st_mtime
+    return Session(began=modified, seen=modified, world_size=1, status="stopped")
+
+
+def _first_session(run_dir: RunDir) -> Session:
+    known, _ = sessions.read_all(run_dir)
+    return known[0] if known else last_session(run_dir)
+
+
+def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
+    """Return the noted run if this server has it. Ids noted under other URIs are tried too: the server may have had another name."""
+    from mlflow.exceptions import MlflowException
+
+    ids = read_run_ids(run_dir)
+    for run_id in [ids[uri]] if uri in ids else ids.values():
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "deleted":
+                raise RefusedError(f"its run {run_id} is deleted; restore it with: mlflow runs restore --run-id {run_id}")
+            return run_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return None
+
+
+def _unnoted(client: Any, name: str, first: Session) -> str | None:
+    """Return a run that was made for this directory but not noted, because the answer was lost or the process was killed."""
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        return None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{description.KEY_TAG}` = '{description.key(first)}'")
+    return next((run.info.run_id for run in runs), None)
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    try:
+        return client.create_experiment(name, artifacts, KIND)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id  # another run made it at the same moment

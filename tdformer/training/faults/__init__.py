@@ -1,0 +1,1 @@
+"""Handles what goes wrong or stops a run: non-finite numbers, unreadable samples, signals and deadlines."""

@@ -1,0 +1,47 @@
+"""ModelWithLoss: the network together with what training minimises."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdformer.config import ModelConfig, Precision, RecomputePolicy
+from tdformer.models.tdformer import TDFormer
+
+AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtype of autocast at each precision. fp32 has no autocast."""
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context for a forward pass at a precision."""
+    return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+
+
+class ModelWithLoss(nn.Module):
+    """Joins a TDFormer and its loss in one module, which DeepSpeed runs.
+
+    loss = sum_n alpha_n * cross_entropy(O(n), y), where alpha sums to 1 [paper section 4.3].
+    """
+
+    def __init__(
+        self, config: ModelConfig, label_smoothing: float, recompute: RecomputePolicy = "none", precision: Precision = "fp32"
+    ) -> None:
+        super().__init__()
+        self.model, self.precision = TDFormer(config, recompute), precision
+        self.weights = config.segment_loss_weights()
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the loss if labels are given, a scalar, the mean over the samples; else the logits [segments, B, classes].
+
+        labels: int64 [B], or after mixup float32 [B, classes].
+        """
+        with autocast(images_BCHW.device, self.precision):
+            logits_NBK = self.model.forward_segments(images_BCHW)
+        if labels is None:
+            return logits_NBK
+        losses = [self.cross_entropy(logits_BK.float(), labels) for logits_BK in logits_NBK]
+        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))

@@ -1,0 +1,93 @@
+"""Makes the engine of a run, from its configuration alone or from its latest checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from data_pipelines.loading.dataset import DataSet
+from tdformer.checkpoint import store
+from tdformer.checkpoint.export import initial_state
+from tdformer.checkpoint.format import Checkpoint, load_average, load_model, load_optimizer
+from tdformer.checkpoint.loss_scale import LossScale
+from tdformer.checkpoint.train_state import TrainState
+from tdformer.config import RunConfig
+from tdformer.distributed.context import DistContext
+from tdformer.rundir.run_dir import RunDir
+from tdformer.training.engine import Engine
+from tdformer.training.kernel_choice import choose_kernels
+from tdformer.training.model_with_loss import ModelWithLoss
+
+
+def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
+    """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike."""
+    if not context.broadcast(store.has_any(run_dir)):
+        engine, notes = _start(config, context)
+        train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
+        return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes
+    checkpoint, train_state, passed_over = latest_valid(run_dir, context)
+    _check_data(config, train_state, train_set)
+    notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
+    engine, kernel_notes = load_engine(config, checkpoint, train_state, context)
+    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes
+
+
+def latest_valid(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:
+    """Find the checkpoint to go on from on rank 0, as store.latest_valid does, and tell all ranks."""
+    return context.broadcast(context.on_all_ranks(lambda: store.latest_valid(run_dir) if context.is_rank0 else None))
+
+
+def load_engine(config: RunConfig, checkpoint: Checkpoint, train_state: TrainState, context: DistContext) -> tuple[Engine, list[str]]:
+    """Return an engine with the weights, statistics and moments of a checkpoint, and notes for the user.
+
+    The checkpoint may come from another number of ranks and another ZeRO stage.
+    """
+    model_with_loss, notes = _model_with_loss(config, context)
+    context.on_all_ranks(lambda: load_model(checkpoint, model_with_loss.model))
+    engine = Engine(model_with_loss, config, context)
+    engine.load_optimizer_state(context.on_all_ranks(lambda: load_optimizer(checkpoint)), train_state.updates)
+    if engine.has_average:
+        engine.load_average(context.on_all_ranks(lambda: load_average(checkpoint)))
+    return engine, notes
+
+
+def _start(config: RunConfig, context: DistContext) -> tuple[Engine, list[str]]:
+    model_with_loss, notes = _model_with_loss(config, context)
+    if config.init is not None:
+        state, fresh = context.on_all_ranks(lambda: initial_state(model_with_loss.model, config.init))  # type: ignore[arg-type]  # not None
+        model_with_loss.model.load_state_dict(state, strict=False)
+        notes.append(f"started from the weights in {config.init}; {len(fresh)} tensors start fresh")
+    return Engine(model_with_loss, config, context), notes
+
+
+def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWithLoss, list[str]]:
+    torch.manual_seed(config.seed)
+    training = config.training
+    model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision).to(context.device)
+    notes = choose_kernels(model_with_loss.model, training.kernels, context)
+    if not training.sync_batch_norm or context.world_size == 1:
+        return model_with_loss, notes
+    if context.device.type != "cuda":
+        raise UserError("training.sync_batch_norm needs a CUDA device for each of several ranks; on a CPU set it to false.")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model_with_loss), notes
+
+
+def _check_data(config: RunConfig, train_state: TrainState, train_set: DataSet) -> None:
+    """Raise UserError unless the training set holds the same samples, in the same stored order, as the run began on.
+
+    The format (WebDataset or FFCV) may differ.
+    """
+    if train_state.data == train_set.digest() and train_state.classes == train_set.classes:
+        return
+    if (train_state.samples, train_state.classes) != (len(train_set), train_set.classes):
+        raise UserError(
+            f"{config.data.train} holds {len(train_set)} samples of {len(train_set.classes)} classes, the run began "
+            f"on {train_state.samples} of {len(train_state.classes)} or other classes; give data.train the set that it began on."
+        )
+    raise UserError(
+        f"{config.data.train} holds other samples than the run began on, or stores them in another order (another --seed or "
+        f"--samples-per-shard when it was prepared); give data.train the set that it began on, in any format."
+    )

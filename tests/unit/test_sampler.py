@@ -1,0 +1,212 @@
+"""The order of samples is a pure function of seed and epoch; ranks only share it out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from data_pipelines.loading.sampler import PADDING, DataCursor, Shuffle, TrainSampler, block_order, evaluation_samples, full_order
+
+seeds = st.integers(0, 2**32 - 1)
+epochs = st.integers(0, 500)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set is shuffled and shared out."""
+
+    shuffle: Shuffle
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def samples(self) -> int:
+        return self.shuffle.samples
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.global_batch
+
+    def order(self, rank: int) -> TrainSampler:
+        return TrainSampler(self.shuffle, self.global_batch, self.micro_batch, rank, self.world_size)
+
+    def alone(self) -> TrainSampler:
+        """The same training in one process."""
+        return TrainSampler(self.shuffle, self.global_batch, self.micro_batch)
+
+
+@st.composite
+def shuffles(draw: st.DrawFn, samples: int) -> Shuffle:
+    """Of so many samples, in blocks of which the last may be smaller, as sets are written; full or by blocks."""
+    size = draw(st.integers(1, max(samples, 1)))
+    blocks = tuple(min(size, samples - start) for start in range(0, samples, size))
+    return Shuffle(draw(seeds), blocks, draw(st.none() | st.integers(1, len(blocks) + 1)))
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    micro_batch, accumulation, world_size = (draw(st.integers(1, 4)) for _ in range(3))
+    global_batch = micro_batch * accumulation * world_size
+    samples = draw(st.integers(1, 4)) * global_batch + draw(st.integers(0, global_batch - 1))
+    return Layout(draw(shuffles(samples)), micro_batch, accumulation, world_size)
+
+
+def of_epoch(order: TrainSampler, epoch: int) -> list[list[tuple[int, int]]]:
+    return list(order.from_step(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch))
+
+
+def flat(micro_batches: Iterable[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    return [place for micro_batch in micro_batches for place in micro_batch]
+
+
+@given(layouts(), epochs)
+def test_an_epoch_visits_each_sample_once_over_all_ranks_but_for_the_left_out_rest(layout: Layout, epoch: int) -> None:
+    visits = Counter(place for rank in range(layout.world_size) for place in flat(of_epoch(layout.order(rank), epoch)))
+    assert set(visits.values()) == {1}
+    assert {visited_epoch for visited_epoch, _ in visits} == {epoch}
+    assert {sample for _, sample in visits} <= set(range(layout.samples))
+    assert layout.samples - len(visits) == layout.samples % layout.global_batch
+
+
+@given(layouts(), epochs)
+def test_every_rank_takes_equally_many_micro_batches_of_equal_size(layout: Layout, epoch: int) -> None:
+    for rank in range(layout.world_size):
+        order = layout.order(rank)
+        assert (order.steps_per_epoch, order.accumulation) == (layout.steps, layout.accumulation)
+        sizes = [len(micro_batch) for micro_batch in of_epoch(order, epoch)]
+        assert sizes == [layout.micro_batch] * (layout.steps * layout.accumulation)
+
+
+@given(layouts(), epochs)
+def test_micro_batches_of_a_global_batch_do_not_depend_on_the_world_size(layout: Layout, epoch: int) -> None:
+    alone = of_epoch(layout.alone(), epoch)
+    per_rank = [of_epoch(layout.order(rank), epoch) for rank in range(layout.world_size)]
+    # zip puts the a-th micro-batches of all ranks side by side: together they are the run that one process takes in a row.
+    together = [micro_batch for side_by_side in zip(*per_rank, strict=True) for micro_batch in side_by_side]
+    assert together == alone
+
+
+@given(layouts(), epochs)
+def test_steps_are_consecutive_runs_of_the_epochs_order(layout: Layout, epoch: int) -> None:
+    visited = [sample for _, sample in flat(of_epoch(layout.alone(), epoch))]
+    assert visited == layout.shuffle.order(epoch)[: layout.steps * layout.global_batch].tolist()
+
+
+@given(layouts(), st.data())
+def test_starting_later_gives_the_tail_of_the_whole(layout: Layout, data: st.DataObject) -> None:
+    order = layout.order(data.draw(st.integers(0, layout.world_size - 1)))
+    last = data.draw(st.integers(0, 3 * layout.steps))
+    first = data.draw(st.integers(0, last))
+    whole = list(order.from_step(0, last))
+    assert len(whole) == last * layout.accumulation
+    assert list(order.from_step(first, last)) == whole[first * layout.accumulation :]
+
+
+@given(st.data(), st.integers(1, 300), epochs)
+def test_an_epochs_order_is_a_permutation_and_the_same_every_time(data: st.DataObject, samples: int, epoch: int) -> None:
+    shuffle = data.draw(shuffles(samples))
+    order = shuffle.order(epoch)
+    assert order.dtype == np.int64
+    assert sorted(order.tolist()) == list(range(samples))
+    assert np.array_equal(order, shuffle.order(epoch))
+
+
+WINDOWS = [None, 1, 5, 20]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@given(seeds, seeds, epochs, epochs)
+def test_other_seeds_and_other_epochs_give_other_orders(
+    window: int | None, seed: int, other_seed: int, epoch: int, other_epoch: int
+) -> None:
+    assume((seed, epoch) != (other_seed, other_epoch))
+    # 1,000 samples have so many orders that two are equal only if the generator was started alike.
+    one, other = (Shuffle(of, (100,) * 10, window) for of in (seed, other_seed))
+    assert not np.array_equal(one.order(epoch), other.order(other_epoch))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_seed_and_epoch_do_not_stand_in_for_each_other(window: int | None) -> None:
+    assert not np.array_equal(Shuffle(3, (100,) * 10, window).order(4), Shuffle(4, (100,) * 10, window).order(3))
+
+
+def test_without_a_window_blocks_do_not_matter() -> None:
+    orders = [Shuffle(3, blocks).order(4) for blocks in ((100,), (30, 30, 40), (1,) * 100)]
+    assert all(np.array_equal(order, full_order(100, 3, 4)) for order in orders)
+
+
+def test_with_a_window_the_order_is_by_blocks() -> None:
+    assert np.array_equal(Shuffle(3, (4, 5, 6), 2).order(4), block_order((4, 5, 6), 2, 3, 4))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 14), seeds, epochs)
+def test_each_window_takes_whole_blocks_and_each_block_is_in_one_window(blocks: list[int], window: int, seed: int, epoch: int) -> None:
+    order = block_order(blocks, window, seed, epoch)
+    assert sorted(order.tolist()) == list(range(sum(blocks)))
+    block_at = np.repeat(np.arange(len(blocks)), blocks)[order].tolist()
+    start = windows = 0
+    while start < len(order):
+        of_window = list(dict.fromkeys(block_at[start:]))[:window]
+        end = start + sum(blocks[block] for block in of_window)
+        assert set(block_at[start:end]) == set(of_window)
+        start, windows = end, windows + 1
+    assert windows == -(-len(blocks) // window)
+
+
+def test_blocks_are_shuffled_and_samples_are_shuffled_over_their_window() -> None:
+    block_at = block_order((100,) * 50, 5, 3, 4) // 100
+    first_windows = [tuple(sorted(set(block_order((100,) * 50, 5, 3, epoch)[:500] // 100))) for epoch in range(10)]
+    assert len(set(first_windows)) == 10
+    neighbours_of_one_block = np.count_nonzero(block_at[1:] == block_at[:-1])
+    assert 500 < neighbours_of_one_block < 1500  # a fifth of them, as chance has it; stored as they were it would be nearly all
+
+
+@given(layouts(), st.integers(0, 50))
+def test_the_position_before_a_step_is_what_was_consumed_of_its_epoch(layout: Layout, step: int) -> None:
+    order = layout.alone()
+    epoch, consumed = order.cursor(step)
+    assert order.cursor(step) == DataCursor(step // layout.steps, step % layout.steps * layout.global_batch)
+    of_step = flat(order.from_step(step, step + 1))
+    assert of_step == [(epoch, sample) for sample in layout.shuffle.order(epoch)[consumed : consumed + layout.global_batch].tolist()]
+
+
+def test_each_epoch_leaves_out_other_samples() -> None:
+    order = TrainSampler(Shuffle(0, (103,)), global_batch=20, micro_batch=5)
+    assert order.left_out == 3
+    left_out = [set(range(103)) - {sample for _, sample in flat(of_epoch(order, epoch))} for epoch in range(20)]
+    assert {len(samples) for samples in left_out} == {3}
+    assert len(set().union(*left_out)) > 20
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_order_of_imagenet_takes_eight_bytes_per_sample(window: int | None) -> None:
+    samples = 1_281_167
+    order = Shuffle(0, (1000,) * 1281 + (167,), window).order(0)
+    assert (order.dtype, order.shape, order.nbytes) == (np.int64, (samples,), 8 * samples)
+    assert np.array_equal(np.bincount(order, minlength=samples), np.ones(samples))
+
+
+@given(st.integers(1, 200), st.integers(1, 9))
+def test_evaluation_covers_each_sample_once_with_equal_shares(samples: int, world_size: int) -> None:
+    shares = [evaluation_samples(samples, rank, world_size).tolist() for rank in range(world_size)]
+    assert {len(share) for share in shares} == {-(-samples // world_size)}
+    slots = Counter(index for share in shares for index in share)
+    assert slots.pop(PADDING, 0) == -samples % world_size
+    assert slots == Counter(range(samples))
+
+
+@given(st.integers(1, 200), st.integers(1, 9))
+def test_evaluation_pads_at_most_the_last_slot_of_a_rank(samples: int, world_size: int) -> None:
+    for rank in range(world_size):
+        assert PADDING not in evaluation_samples(samples, rank, world_size)[:-1]
