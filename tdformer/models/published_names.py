@@ -7,13 +7,13 @@ A backbone names a tensor by the path of attributes to it. The public code of ea
     stages.2.blocks.0.attn.q.norm         stage3.0.ssa.q_bn       (QKFormer, cifar)
     stages.0.patch_embed.position.norm    patch_embed.rpe_bn      (Spikformer, SDT)
 
-Checkpoints are imported by published names. All that this program writes holds the names of the Backbone.
+A checkpoint is imported by its published names. The files that this program writes hold the names of the Backbone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from tdformer.config import BackboneConfig
 
@@ -31,7 +31,7 @@ def published_name(name: str, backbone: BackboneConfig) -> str:
     return name
 
 
-def own_names(names: Iterable[str], backbone: BackboneConfig) -> dict[str, str]:
+def own_names(names: Collection[str], backbone: BackboneConfig) -> dict[str, str]:
     """Return {published name: name in the Backbone}, in the order of `names`, which are all names of a Backbone's state dict."""
     own = {published_name(name, backbone): name for name in names}
     assert set(own.values()) == set(names), "two tensors have one published name"

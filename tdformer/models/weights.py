@@ -1,4 +1,4 @@
-"""Comparing a set of tensors with a network's names and shapes, before anything is changed."""
+"""Compares a set of tensors with the names and shapes of a network, before anything is changed."""
 
 from __future__ import annotations
 
