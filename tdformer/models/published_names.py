@@ -47,7 +47,7 @@ def _rules(backbone: BackboneConfig) -> list[Rule]:
         case "qkformer", "dvs":
             return _qkformer_rules([["proj", "proj1", "proj2", "proj3"], ["proj", "proj4"]], "mlp", "ssa")
         case "spikformer", "cifar":
-            return [*SINGLE_STAGE_RULES, (r"^(block\..+)_conv\.", r"\1_linear.")]
+            return [*SINGLE_STAGE_RULES, (r"^(block\.\d+\.\w+\.\w+)_conv\.", r"\1_linear.")]
     return SINGLE_STAGE_RULES
 
 

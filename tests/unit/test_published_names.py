@@ -71,3 +71,12 @@ def test_a_name_in_both_words(network: str, own: str, published: str) -> None:
     config = NETWORKS[network]
     assert own in names_of(config)
     assert published_name(own, config) == published
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_control_modules_have_no_published_name(network: str) -> None:
+    """Only the path to them is in published words."""
+    config = NETWORKS[network]
+    last = len(config.depths) - 1
+    published = published_name(f"stages.{last}.blocks.0.attn.control.td_conv.weight", config)
+    assert published.endswith((".0.attn.control.td_conv.weight", ".0.ssa.control.td_conv.weight"))
