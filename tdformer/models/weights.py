@@ -1,4 +1,4 @@
-"""Compares a set of tensors with the names and shapes of a network, before anything is changed."""
+"""Compares tensors with a network's names and shapes before anything is changed, and loads them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from data_pipelines.errors import UserError
 
 
 class WeightsError(UserError):
-    """Weights that cannot be used."""
+    """Says that weights cannot be used."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How given tensors fit a network. Names stand in the order of the network."""
+    """Holds the names that differ between tensors and a network, in the network's order."""
 
     used: list[str]
     """Names of both, with the same shape."""
     missing: list[str]
-    """Names of the network that were not given."""
+    """Names of the network that are not among the tensors."""
     unused: list[str]
-    """Names that were given and are not in the network."""
+    """Names of tensors that are not in the network."""
     misshapen: list[str]
-    """Names of both with other shapes, as "name: [shape given], [shape of the network]"."""
+    """Names in both with different shapes: "name: [shape given], [shape of the network]"."""
 
 
 def match(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Match:
@@ -45,7 +45,7 @@ def match(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Load a state dict after comparing names and shapes. Raises WeightsError, with nothing loaded, if they differ."""
+    """Load a state dict. Raises WeightsError, in one sentence and before any change, if names or shapes do not fit."""
     check_exactly(model, state, what)
     model.load_state_dict(dict(state))
 
@@ -87,7 +87,7 @@ def check_sound(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """Return a name from a file in a form that is safe to be shown on a terminal."""
+    """Return a name from a file in a form that is safe to show on a terminal."""
     return name if name.isprintable() else repr(name)
 
 

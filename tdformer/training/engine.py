@@ -40,7 +40,7 @@ class Engine:
         self.context, self.zero_stage = context, config.training.zero_stage
         self.clip_grad = config.training.clip_grad
         self.accumulation = config.training.accumulation(context.world_size)
-        with _torchs_linear():
+        with _keeping_torch_linear():
             self._engine, self._optimizer, *_ = deepspeed.initialize(
                 model=model_with_loss,
                 optimizer=make_optimizer(model_with_loss.model, config.optimizer),
@@ -50,8 +50,8 @@ class Engine:
         self._utils = deepspeed.utils
         self._gathered_parameters = deepspeed.zero.GatheredParameters
         self._make_optimizer_state()
-        self._send_no_zeros()
-        self.global_batch = GradientAccumulator(
+        self._switch_off_reduction()
+        self.accumulator = GradientAccumulator(
             [parameter for _, parameter in self._trained_parameters()], list(model_with_loss.buffers()), context
         )
         decay = config.training.ema_decay
@@ -69,10 +69,10 @@ class Engine:
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float = 1.0) -> torch.Tensor:
         """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
-        with self.global_batch.micro_batch():
+        with self.accumulator.micro_batch():
             loss = self._engine(images_BCHW, labels)
             self._engine.backward(loss * loss_scale)
-        self.global_batch.add_loss(loss)
+        self.accumulator.add_loss(loss)
         return loss.detach()
 
     def reduce(self, loss_scale: float = 1.0) -> tuple[float, float]:
@@ -80,28 +80,28 @@ class Engine:
 
         loss_scale: the one that its micro-steps had. It is taken out of the gradients here.
         """
-        self.global_batch.reduce(self.accumulation * self.context.world_size, loss_scale)
-        return self.global_batch.loss, self.global_batch.gradient_norm()
+        self.accumulator.reduce(self.accumulation * self.context.world_size, loss_scale)
+        return self.accumulator.loss, self.accumulator.gradient_norm()
 
     def optimizer_step(self, learning_rate: float, gradient_norm: float) -> None:
         """Step the optimizer with the gradients that `reduce` has made. gradient_norm: the one that it returned."""
         if self.clip_grad is not None:
-            self.global_batch.clip(self.clip_grad, gradient_norm)
-        for (_, parameter), gradient in zip(self._trained_parameters(), self.global_batch.gradients, strict=True):
+            self.accumulator.clip(self.clip_grad, gradient_norm)
+        for (_, parameter), gradient in zip(self._trained_parameters(), self.accumulator.gradients, strict=True):
             self._set_gradient(parameter, gradient.float())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self._engine.step()
-        self.global_batch.keep_statistics()
+        self.accumulator.keep_statistics()
         if self._average:
             self._average.update()
-        self.global_batch.clear()
+        self.accumulator.clear()
 
     def skip_step(self) -> None:
         """Drop the gradients and statistics of the global batch, so that nothing changes."""
         with self._resting_optimizer():
             self._engine.step()
-        self.global_batch.clear()
+        self.accumulator.clear()
 
     def _set_gradient(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> None:
         if self.zero_stage == 3:
@@ -112,13 +112,13 @@ class Engine:
     @contextmanager
     def _resting_optimizer(self) -> Iterator[None]:
         """Keep DeepSpeed's step from changing parameters and moments inside. It still clears gradients and counts."""
-        self._stepping.step = _rest  # type: ignore[method-assign,assignment]
+        self._stepping.step = _no_step  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
             del self._stepping.step
 
-    def _send_no_zeros(self) -> None:
+    def _switch_off_reduction(self) -> None:
         """Switch off DeepSpeed's own reduction, which would add up zeros. ZeRO 3 keeps it, because it also partitions gradients there."""
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False
@@ -228,7 +228,7 @@ class Engine:
     def kept_between_steps(self) -> list[torch.Tensor]:
         """Return what this rank keeps between two optimizer steps besides the network: moments, and sums of the global batch."""
         moments = [self._stepping.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
-        return [*moments, self.global_batch.sums]
+        return [*moments, self.accumulator.sums]
 
     def _moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
         if self.zero_stage == 0:
@@ -277,14 +277,14 @@ def _offload(what: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _torchs_linear() -> Iterator[None]:
+def _keeping_torch_linear() -> Iterator[None]:
     """Undo at the end that ZeRO 3 replaces torch's linear function by its own, whose gradients are rounded differently."""
     linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear
 
 
-def _rest(closure: object = None) -> None:
+def _no_step(closure: object = None) -> None:
     """Stand in for an optimizer's step, and do nothing."""
 
 

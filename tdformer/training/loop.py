@@ -23,12 +23,12 @@ def train(config: RunConfig, run_dir: RunDir, context: DistContext) -> Outcome:
             trainer.announce(report)
             while not trainer.is_done():
                 if trainer.evaluation_is_due():
-                    trainer.evaluate_and_save(report)
+                    trainer.evaluate(report)
                 else:
                     trainer.step(report)
                 must_stop, must_save = trainer.decide_on_all_ranks()
                 if must_save:
-                    trainer.save(report, at_end=must_stop)
+                    trainer.save(report, at_end=must_stop or trainer.is_done())
                 if must_stop:
                     report.stopped(stop_flag.reason or "a signal to another rank")
                     return trainer.outcome(stopped=True)

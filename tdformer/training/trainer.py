@@ -64,6 +64,8 @@ class Trainer:
         self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, context)
         self.notes = notes_on(config, self.train_set, self.val_set) + notes
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
+        """The state that was handed to the writer last."""
+        self.best_is_unsaved = False
         self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context)
         self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
         self.mix = Mix(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
@@ -217,15 +219,15 @@ class Trainer:
             report.say(f"skipped: {sentence}")
         self.train_state = replace(self.train_state, bad_samples=self.bad_samples.total)
 
-    def evaluate_and_save(self, report: Report) -> None:
-        """Evaluate the epoch just finished, and save. If told to stop meanwhile, leave both to the resume."""
+    def evaluate(self, report: Report) -> None:
+        """Evaluate the epoch just finished. If the run is told to stop meanwhile, the evaluation is left to the resume."""
         try:
-            result = self._evaluate()
-            averaged = self._evaluate_average() if self.engine.has_average else None
+            result = self._accuracy()
+            averaged = self._accuracy_of_average() if self.engine.has_average else None
         except Stopped:
             return
         top1 = (averaged or result).top1
-        is_best = top1 > self.train_state.best_top1
+        self.best_is_unsaved = top1 > self.train_state.best_top1
         self.train_state = replace(
             self.train_state,
             evaluated_epochs=self.train_state.evaluated_epochs + 1,
@@ -233,9 +235,8 @@ class Trainer:
             metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss} | ({"top1_ema": averaged.top1} if averaged else {}),
         )
         report.evaluation(self.train_state.step, self.train_state.evaluated_epochs, result, averaged)
-        self.save(report, is_best=is_best, at_end=self.is_done())
 
-    def _evaluate(self) -> Evaluation:
+    def _accuracy(self) -> Evaluation:
         model, size = self.engine.model_with_loss, self.config.training.eval_batch
         batches = evaluation_batches(self.config.data, self.val_set, batch=size, rank=self.context.rank, world_size=self.context.world_size)
         model.eval()
@@ -244,16 +245,17 @@ class Trainer:
         finally:
             model.train()
 
-    def _evaluate_average(self) -> Evaluation:
+    def _accuracy_of_average(self) -> Evaluation:
         with self.engine.averaged():
-            return self._evaluate()
+            return self._accuracy()
 
     def decide_on_all_ranks(self) -> tuple[bool, bool]:
         """Return whether the run must stop now, and whether it must save now. All ranks get the same answer."""
         must_stop, time_is_up = self.context.any(bool(self.stop_flag), self.writer.time_is_up())
-        return must_stop, must_stop or time_is_up or self.writer.is_due(self.train_state.step)
+        is_evaluated = self.train_state.evaluated_epochs > (self.saved.evaluated_epochs if self.saved else 0)
+        return must_stop, must_stop or time_is_up or is_evaluated or self.writer.is_due(self.train_state.step)
 
-    def save(self, report: Report, *, is_best: bool = False, at_end: bool = False) -> None:
+    def save(self, report: Report, *, at_end: bool) -> None:
         """Save the state, unless this very state is saved already.
 
         at_end: no later save can make up for a failure, so a failure is an error (CheckpointError on all ranks).
@@ -264,8 +266,8 @@ class Trainer:
                 report.say(f"warning: {failure}")
             if failure or self.saved != self.train_state:
                 self._count_bad_samples(report)
-                self.writer.save(self._snapshot(), is_best=is_best)
-                self.saved = self.train_state
+                self.writer.save(self._snapshot(), is_best=self.best_is_unsaved)
+                self.saved, self.best_is_unsaved = self.train_state, False
             if at_end:
                 self.writer.finish(raising=True)
 

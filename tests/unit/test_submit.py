@@ -147,7 +147,7 @@ def test_the_snapshot_is_the_code_that_runs(tmp_path: Path) -> None:
 def start(run: Path, restart: int, monkeypatch: pytest.MonkeyPatch, job: str = "5", **limits: str) -> str:
     for name, value in {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]", **limits}.items():
         monkeypatch.setenv(name, value)
-    return begin(run)
+    return begin(RunDir(run))
 
 
 def reach(run: Path, step: int) -> None:
