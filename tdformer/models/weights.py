@@ -24,6 +24,7 @@ class Match:
     """Holds the names that differ between tensors and a network, in the network's order."""
 
     used: list[str]
+    """Names of both, with the same shape."""
     missing: list[str]
     """Names of the network that are not among the tensors."""
     unused: list[str]
@@ -32,8 +33,8 @@ class Match:
     """Names in both with different shapes: "name: [shape given], [shape of the network]"."""
 
 
-def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
-    expected = model.state_dict()
+def match(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Match:
+    """Compare names and shapes of tensors with those of a network's state dict, `expected`."""
     misshapen = {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape}
     return Match(
         used=[name for name in expected if name in state and name not in misshapen],
@@ -50,7 +51,8 @@ def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str)
 
 
 def check_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    found = match(model, state)
+    """Raise WeightsError unless names and shapes are those of the network. `what` begins the sentence."""
+    found = match(model.state_dict(), state)
     if found.missing or found.unused:
         raise WeightsError(
             f"{what} is of another model: {len(found.missing)} of this model's tensors are not in it"
@@ -90,6 +92,7 @@ def printable(name: str) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file by their names. Raises WeightsError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Moments that AdamW and LAMB keep for each parameter, besides a count of their steps."""
 
 
+STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(patch_embed|blocks\.(?P<block>\d+))\.")
+
+
 def layer_of(name: str, backbone: BackboneConfig) -> int:
     """Return the layer of a parameter of a TDFormer, counted from 0 at the image.
 
@@ -23,16 +27,12 @@ def layer_of(name: str, backbone: BackboneConfig) -> int:
     layers of their own. The head comes last. Top-down modules count as the head, because they start fresh at any depth [our choice: layer
     decay comes from BEiT and MAE, whose networks have no stages].
     """
-    last_stage = len(backbone.depths)
-    head = last_stage + backbone.depths[-1]
-    part, _, rest = name.removeprefix("backbone.").partition(".")
-    if name.startswith("processing.") or ".control." in name or part == "head":
-        return head
-    if part in ("patch_embed", "block"):  # networks of one stage
-        part += "1" if part == "patch_embed" else ""
-    stage = last_stage if part == "block" else int(part.removeprefix("patch_embed").removeprefix("stage"))
-    is_last_block = stage == last_stage and not part.startswith("patch_embed")
-    return stage + int(rest.partition(".")[0]) if is_last_block else stage - 1
+    last_stage = len(backbone.depths) - 1
+    part = STAGE_PART.match(name)
+    if part is None or ".control." in name:
+        return last_stage + 1 + backbone.depths[-1]
+    stage, block = int(part["stage"]), part["block"]
+    return stage + 1 + int(block) if stage == last_stage and block else stage
 
 
 def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str,
     lr_scale of a group is its factor on the learning rate. Weights of two or more dimensions are decayed. Biases, BatchNorm and other
     vectors are not, as in the public code. Frozen weights are left out.
     """
-    head = layer_of("backbone.head", model.config.backbone)
+    head = layer_of("backbone.head.weight", model.config.backbone)
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -165,7 +165,7 @@ def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> No
     assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 4 -> 2")
 
     result = tdformer("evaluate", run, "model.backbone.depths=[1, 1, 2]", "--processes", 2)
-    assert_one_sentence(result, "is of another model", "stage3.1")
+    assert_one_sentence(result, "is of another model", "stages.2.blocks.1")
     assert fingerprint(run) == before
 
 

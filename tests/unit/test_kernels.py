@@ -18,7 +18,7 @@ from tdformer.estimate.activations import estimate_activations
 from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
 from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
-from tdformer.models.layers import SpikingModule
+from tdformer.models.layers import SpikingLayer
 from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 from tdformer.training.kernel_choice import are_wanted
@@ -176,11 +176,10 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
 
 
 def test_only_the_input_of_batch_norm_is_kept() -> None:
-    module = SpikingModule()
-    module.add("proj_{}", ChannelConv2d(4, 8, bias=False))
+    layer = SpikingLayer(ChannelConv2d(4, 8, bias=False))
     x, kept = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)), {}
     for is_fused in (False, True):
-        module.get_submodule("proj_lif").fused = is_fused  # type: ignore[assignment]
+        layer.neurons.fused = is_fused
         own: dict[int, int] = {}
 
         def see(tensor: torch.Tensor, own: dict[int, int] = own) -> torch.Tensor:
@@ -188,7 +187,7 @@ def test_only_the_input_of_batch_norm_is_kept() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-            spikes = module.fire("proj_{}", x, NeuronState())
+            spikes = layer(x, NeuronState())
         kept[is_fused] = sum(size for size in own.values() if size >= spikes.nbytes)
     assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -48,6 +49,15 @@ class FiringRates:
         return count
 
 
+STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(?P<part>patch_embed|blocks)\.")
+
+
 def _stage(name: str) -> str:
-    """Return the part of the network that a module belongs to: stage1 for backbone.stage1.0.mlp.fc1_lif, processing for processing.lif."""
+    """Return the part of the network that a module belongs to, as metrics call it.
+
+    backbone.stages.0.patch_embed.shortcut.neurons -> patch_embed1, backbone.stages.0.blocks.0.attn.q.neurons -> stage1,
+    processing.lif -> processing.
+    """
+    if found := STAGE_PART.match(name):
+        return f"{'patch_embed' if found['part'] == 'patch_embed' else 'stage'}{int(found['stage']) + 1}"
     return name.removeprefix("backbone.").partition(".")[0]
