@@ -80,8 +80,8 @@ class SpikingSelfAttention(ControlledAttention):
     """Spiking self-attention without softmax, of QKFormer and Spikformer: q (kᵀ v), at a cost linear in the tokens.
 
     samples_share_projection: the public QKFormer code hands its projection neurons the currents with time steps
-    and samples as one axis. A membrane then goes on from each sample to the next one of the batch, and a result
-    depends on its batch. The published checkpoints were trained so. Off, each sample has its own membranes.
+    and samples as one axis. A potential then goes on from each sample to the next one of the batch, and a result
+    depends on its batch. The published checkpoints were trained so. If false, each sample has potentials of its own.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ from tdformer.models.weights import WeightsError, check_exactly, check_sound, ma
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "tdformer weights 1"
 LISTED = 20
-"""An error lists at most so many names of each kind."""
+"""An error lists at most this number of names of each kind."""
 
 Head = Literal["keep", "new"]
 

@@ -51,7 +51,7 @@ class Backbone(nn.Module):
     """
 
     sums_of_spikes = True
-    """Whether the pieces hand on small integers (sums of spikes), and not currents."""
+    """True if the pieces return small integers (sums of spikes); false if they return currents."""
     head: nn.Linear | nn.Identity
     stages: TypedModuleList[Stage]
 
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
 
     @property
     def patch_stem(self) -> PatchStem:
-        """The first module."""
+        """The patch embedding that reads the network's input."""
         first, *_ = self.stages
         return first.patch_embed
 
@@ -100,18 +100,21 @@ class Backbone(nn.Module):
         return h_TBC
 
     def passes_integers(self) -> bool:
-        """Return whether each piece hands on whole numbers. Drop path scales what it keeps, so that its sums are none."""
+        """Tell whether each piece returns whole numbers. An active drop path scales what it keeps, so its sums are not whole."""
         return self.sums_of_spikes and not any(isinstance(part, DropPath) and part.is_active for part in self.modules())
 
     # --- how it runs ----------------------------------------------------------------------------------------------
 
     def forward_head(self, h_TBCHW: torch.Tensor, neuron_state: NeuronState | None = None, pre_logits: bool = False) -> torch.Tensor:
-        """Features of some time steps -> logits [B, classes]: mean over tokens, mean over time steps, linear map."""
+        """Return the logits [B, classes] of features: mean over tokens, mean over time steps, linear map."""
         h_BC = self.head_spikes(h_TBCHW.flatten(3).mean(3), neuron_state or NeuronState()).mean(0)
         return h_BC if pre_logits else self.head(h_BC)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> [T, B, D, H/stride, W/stride]."""
+        """Return the features [T, B, D, H/stride, W/stride].
+
+        x: images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W].
+        """
         neuron_state, from_frames = NeuronState(), x.dim() == 5
         if not from_frames:
             x = self.patch_stem.stem(x, self.time_steps, segments=1)
@@ -121,7 +124,7 @@ class Backbone(nn.Module):
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images or event sequences -> logits [B, classes]."""
+        """Return the logits [B, classes] of images or event sequences."""
         return self.forward_head(self.forward_features(x))
 
 
