@@ -1,6 +1,6 @@
-"""The networks that are measured side by side, and a training step of each: forward pass, loss, backward pass, AdamW.
+"""Makes the networks that `bench step` compares, and a training step of each: forward pass, loss, backward pass, AdamW.
 
-All are given the same images, precision and optimizer.
+All candidates get the same images, precision and optimizer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import UserError
-from tdformer.bench.op_categories import optimizing
+from tdformer.bench.op_categories import optimizer_range
 from tdformer.bench.reference import REFERENCE, make_reference
 from tdformer.config import FeedbackConfig, Kernels, ModelConfig, Precision, RecomputePolicy, RunConfig, TrainingConfig
 from tdformer.config.yaml_io import checked
@@ -24,13 +24,16 @@ from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss, autocast
 
-CONTENDERS = ("backbone", "tdformer", REFERENCE, "tdformer-recompute", "tdformer-engine")
-"""tdformer-recompute: under the recompute policy block_segment. tdformer-engine: as `tdformer train` runs it, under DeepSpeed and with
-gradients and statistics added exactly; the others are trained by a plain loop."""
+CANDIDATES = ("backbone", "tdformer", REFERENCE, "tdformer-recompute", "tdformer-engine")
+"""tdformer-recompute runs under the recompute policy block_segment. tdformer-engine runs as under `tdformer train`: by DeepSpeed, with
+exact sums of gradients and statistics. The other candidates are trained by a plain loop."""
 
 
 def network(embed_dims: int, image_size: int, time_steps: int, segments: int) -> ModelConfig:
-    """HST-10 with so many channels, feedback in all blocks of its last stage. Raises UserError for sizes that do not fit."""
+    """Return the configuration of HST-10 with this many channels and with feedback in all blocks of its last stage.
+
+    Raises UserError if the sizes do not fit together.
+    """
     if embed_dims % 64:
         raise UserError(f"--embed-dims must be a multiple of 64, as heads have 64 channels, got {embed_dims}")
     if image_size % 16:
@@ -41,9 +44,10 @@ def network(embed_dims: int, image_size: int, time_steps: int, segments: int) ->
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders have in common. model: that of tdformer, whose backbone is the others'."""
+    """The conditions that all candidates share."""
 
     model: ModelConfig
+    """The network of the candidate `tdformer`. The other candidates have the same backbone."""
     image_size: int
     precision: Precision
     kernels: Kernels
@@ -55,24 +59,26 @@ class Setting:
 
 
 @dataclass
-class Contender:
-    """One network, and a training step of it on a number of images."""
+class Candidate:
+    """One network with its training step, and the times that were measured."""
 
     name: str
     network: nn.Module
     step: Callable[[int], object]
+    """A function that trains one step on this number of images."""
     state: Callable[[], list[torch.Tensor]]
-    """What stays in memory between two steps."""
+    """A function that returns the tensors that stay in memory between two steps."""
     batch: int = 0
     seconds: list[float] = field(default_factory=list)
-    """Per step, of each round."""
+    """Seconds per step, one value for each round."""
 
 
-def make(name: str, setting: Setting) -> Contender:
+def make_candidate(name: str, setting: Setting) -> Candidate:
+    """Make one of CANDIDATES, with the same random weights at each call."""
     torch.manual_seed(0)
     if name == REFERENCE:
         network = make_reference(setting.model, setting.model.time_steps).to(setting.device)
-        return _plain_loop(name, network, partial(_peers_loss, network, setting), setting)
+        return _plain_loop(name, network, partial(_reference_loss, network, setting), setting)
     feedback, segments = (None, 1) if name == "backbone" else (setting.model.feedback or FeedbackConfig(), setting.model.segments)
     model = setting.model.model_copy(update={"feedback": feedback, "segments": segments, "loss_weights": None})
     policy: RecomputePolicy = "block_segment" if name == "tdformer-recompute" else "none"
@@ -84,13 +90,13 @@ def make(name: str, setting: Setting) -> Contender:
     return _plain_loop(name, model_with_loss, model_with_loss, setting)
 
 
-def _plain_loop(name: str, network: nn.Module, loss: Callable[..., torch.Tensor], setting: Setting) -> Contender:
+def _plain_loop(name: str, network: nn.Module, loss: Callable[..., torch.Tensor], setting: Setting) -> Candidate:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
     batches = _Batches(setting)
 
     def step(batch: int) -> None:
         loss(*batches.of(batch)).backward()
-        with optimizing():
+        with optimizer_range():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -98,10 +104,10 @@ def _plain_loop(name: str, network: nn.Module, loss: Callable[..., torch.Tensor]
         moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         return [*network.parameters(), *network.buffers(), *moments]
 
-    return Contender(name, network, step, state)
+    return Candidate(name, network, step, state)
 
 
-def _peers_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+def _reference_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     from spikingjelly.activation_based.functional import reset_net
 
     reset_net(network)
@@ -110,7 +116,7 @@ def _peers_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Tensor,
     return nn.functional.cross_entropy(logits_BK.float(), labels_B)
 
 
-def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig, setting: Setting) -> Contender:
+def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig, setting: Setting) -> Candidate:
     training = TrainingConfig(global_batch=2, micro_batch=2, precision=setting.precision, kernels=setting.kernels, label_smoothing=0.0)
     config = RunConfig(name=name, data=DataConfig(train="none", val="none", image_size=setting.image_size), model=model, training=training)
     engine, batches = Engine(model_with_loss, config, setting.context), _Batches(setting)
@@ -118,17 +124,17 @@ def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig,
     def step(batch: int) -> None:
         engine.micro_step(*batches.of(batch))
         _, norm = engine.reduce()
-        with optimizing():
+        with optimizer_range():
             engine.optimizer_step(1e-6, norm)
 
     def state() -> list[torch.Tensor]:
         return [*model_with_loss.parameters(), *model_with_loss.buffers(), *engine.kept_between_steps()]
 
-    return Contender(name, model_with_loss, step, state)
+    return Candidate(name, model_with_loss, step, state)
 
 
 class _Batches:
-    """The same random images for all contenders, on the device."""
+    """Random images [B, C, H, W] and labels [B] on the device. The batch size alone decides about their values."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting

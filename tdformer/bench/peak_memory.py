@@ -1,4 +1,4 @@
-"""The most memory that is allocated at once."""
+"""Measures the peak of allocated memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
-    """Bytes that tensors take at once while `action` runs, beyond those that they took before."""
+    """Return the peak of bytes that tensors take while `action` runs, without the bytes that they took before.
+
+    On CUDA `action` runs twice: the first call allocates workspaces that are kept.
+    """
     if device.type != "cuda":
         return _peak_on_cpu(action)
-    action()  # workspaces are kept from here on
+    action()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
