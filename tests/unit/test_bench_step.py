@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tdformer.bench.ceilings import measure_ceilings
 from tdformer.bench.candidates import CANDIDATES, network
+from tdformer.bench.ceilings import measure_ceilings
 from tdformer.bench.op_categories import optimizer_range, time_by_category
 from tdformer.bench.peak_memory import peak_bytes
 from tdformer.bench.reference import make_reference
