@@ -33,8 +33,8 @@ def import_checkpoint(
     out: Annotated[Path, typer.Argument(help="The folder of weights to write; a run starts from it with `init=FOLDER`.")],
     config: Annotated[Path | None, typer.Option(help="The YAML file of the run that will start from the weights.")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `tdformer models`, in place of --config.")] = None,
-    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out so that a new one is trained.")] = "keep",
-    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors in the file that the network does not use.")] = False,
+    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to train a new one.")] = "keep",
+    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network does not use.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint into weights that a run can start from.

@@ -29,3 +29,10 @@ Which = Annotated[
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Use the averaged weights of a run with training.ema_decay.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+RUNS = Path("runs")
+"""The default folder of runs, as in `output` of a configuration."""
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", metavar="KEY=VALUE", help="Keep only runs with this value, such as state=failed; can be repeated."),
+]

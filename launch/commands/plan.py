@@ -20,7 +20,7 @@ def plan(
     images_per_s: Annotated[
         float | None, typer.Option(min=1e-9, max=1e9, help="The measured speed of one GPU with this micro-batch and recompute policy.")
     ] = None,
-    gbit_per_s: Annotated[float, typer.Option(min=1e-9, max=1e9, help="The bandwidth of the slowest link between two neighbouring GPUs.")] = 100.0,
+    gbit_per_s: Annotated[float, typer.Option(min=1e-9, max=1e9, help="The bandwidth of the slowest link between GPUs.")] = 100.0,
     as_json: Json = False,
 ) -> None:
     """Estimate memory per GPU, communication per step, and with --images-per-s the length of the run. No GPU is needed."""

@@ -13,6 +13,7 @@ from launch.commands.options import Json, Overrides, RunDirOption, Target
 if TYPE_CHECKING:
     from launch.slurm.submit import Submitted
 
+
 def submit(
     target: Target,
     overrides: Overrides = None,
@@ -24,10 +25,12 @@ def submit(
     account: Annotated[str | None, typer.Option(help="The account that is charged, as in sbatch --account.")] = None,
     qos: Annotated[str | None, typer.Option(help="The quality of service, as in sbatch --qos.")] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="A YAML file with the settings of the cluster, such as modules and container (see configs/clusters).")
+        Path | None,
+        typer.Option(help="The YAML file of the cluster, with modules, container and environment (see configs/clusters)."),
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=[VALUE,...]", help="Submit one run per value as a job array; repeat it for all combinations.")
+        list[str] | None,
+        typer.Option(metavar="KEY=[VALUE,...]", help="Submit one run per value as a job array; can be repeated."),
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="The number of jobs of an array that run at the same time.")] = None,
     run_dir: RunDirOption = None,

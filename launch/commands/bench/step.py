@@ -22,9 +22,7 @@ def bench_step(
     embed_dims: Annotated[
         int | None, typer.Option(min=64, help="The number of channels of the last stage.", show_default="768; on a CPU 384")
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=32, help="The side of an image in pixels.", show_default="224; on a CPU 96")
-    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="The side of an image in pixels.", show_default="224; on a CPU 96")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images per step.", show_default="the fastest of each network; on a CPU 4")
     ] = None,

@@ -1,7 +1,7 @@
-"""A comparison as one self-contained HTML file: no request to anywhere, and nothing in a name or a configuration can run.
+"""Writes a comparison as one self-contained HTML file. The page requests nothing, and no text from a run can be executed.
 
-Jinja escapes every text. Should one slip through nevertheless, the page's own policy lets a browser run one script and apply one style
-alone: those with the hashes of ours.
+Jinja escapes every text. As a second barrier, the content security policy of the page allows only the script and the style with the
+hashes of ours.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from markupsafe import Markup
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import replace_file
-from tdformer.runs import tables
-from tdformer.runs.comparing import Comparison
-from tdformer.runs.figures import figures
+from tdformer.runs.comparison import Comparison
+from tdformer.runs.report.figures import figures
+from tdformer.runs.report.page import page
 
 GENERATOR = "tdformer runs compare"
+"""The program that the page names as its generator."""
 MARK = f'<meta name="generator" content="{GENERATOR}">'
 
 
 def render(comparison: Comparison) -> str:
-    style, script, template = (_own(name) for name in ("report.css", "report.js", "report.html.j2"))
+    """Return the page as text."""
+    style, script, template = (_resource(name) for name in ("report.css", "report.js", "report.html.j2"))
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    # In <style> and <script> nothing is escaped: these two are ours, whole, and hold no value of a run.
+    # Nothing is escaped in <style> and <script>. Both are our own files, and hold no value of a run.
     ours = {"style": Markup(style), "script": Markup(script), "style_hash": _hash(style), "script_hash": _hash(script)}
-    context = tables.page(comparison) | {"generator": GENERATOR, "figures": figures(comparison)}
+    context = page(comparison) | {"generator": GENERATOR, "figures": figures(comparison)}
     return environment.from_string(template).render(**context, **ours)
 
 
 def write(path: Path, comparison: Comparison, force: bool) -> None:
-    """Raises UserError where the file cannot be written, or is none of ours and `force` does not say so."""
-    check_free(path, force)
+    """Write the report. Raises UserError if the file cannot be written, or if it exists, is no report, and `force` is off."""
+    check_replaceable(path, force)
     text = render(comparison)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +46,8 @@ def write(path: Path, comparison: Comparison, force: bool) -> None:
         raise UserError(f"report {path} cannot be written ({error.strerror}); choose another --html.") from None
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Before anything is read: a report may be replaced by a report, nothing else may."""
+def check_replaceable(path: Path, force: bool) -> None:
+    """Check that a report may be written to this path. Only another report may be replaced, unless `force` is on. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of a file to --html.")
     try:
@@ -59,8 +61,8 @@ def check_free(path: Path, force: bool) -> None:
         raise UserError(f"{path} is there and is no report of this command; choose another --html, or replace it with --force.")
 
 
-def _own(name: str) -> str:
-    return resources.files("tdformer.runs").joinpath(name).read_text(encoding="utf-8")
+def _resource(name: str) -> str:
+    return resources.files("tdformer.runs.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Curves and points as SVG: no dependency, no script, and 500 runs in a tenth of a second. Colours are classes of the page's style."""
+"""Draws curves and points as SVG, without a dependency or a script. 500 runs take a tenth of a second.
+
+Colours are CSS classes of the page.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,28 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 34, 12, 40
-CUT = 0.4
-"""Share of each curve, at its beginning, that does not decide about the range of the axis: else all ends would look the same."""
+IGNORED_START = 0.4
+"""The share at the start of each curve that does not count for the range of the axis. Otherwise the ends of all curves would look equal."""
 
 
 @dataclass(frozen=True)
 class Curve:
+    """The points (x, y) of one run, or of the mean of a group."""
+
     points: Sequence[tuple[float, float]]
     tag: str
-    """Letter of its group."""
+    """The letter of the group."""
     style: str
-    """Class of its colour."""
+    """The CSS class of the colour."""
     title: str
     is_mean: bool = False
-    """Of a group: drawn over its runs, with the letter at its end."""
+    """True for the mean of a group. It is drawn above the runs, with the letter of the group at its end."""
 
 
 @dataclass(frozen=True)
 class Scale:
+    """A linear map from the values low..high to the pixels start..end."""
+
     low: float
     high: float
     start: float
@@ -38,7 +45,7 @@ class Scale:
 
     @property
     def ticks(self) -> list[float]:
-        """Round numbers: 1, 2 or 5 times a power of ten apart."""
+        """Round numbers within the scale. Their distance is 1, 2 or 5 times a power of ten."""
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -47,18 +54,18 @@ class Scale:
 
 
 def scale(values: Sequence[float], start: float, end: float, margin: float = 0.05) -> Scale:
-    """That shows all of them with some room, also if they are all the same."""
+    """Return a scale that shows all values with a margin, also if they are all equal. The margin is a share of their range."""
     low, high = min(values), max(values)
     room = (high - low) * margin or abs(high) * 0.05 or 1.0
     return Scale(low - room, high + room, start, end)
 
 
 def curves(lines: Sequence[Curve], x_label: str) -> Markup | None:
-    """None if there is nothing to draw."""
+    """Draw curves over a common axis. Return None if there is nothing to draw."""
     lines = [line for line in map(_finite, lines) if line.points]
     if not lines:
         return None
-    deciding = [y for line in lines for _, y in line.points[int(len(line.points) * CUT) :]]
+    deciding = [y for line in lines for _, y in line.points[int(len(line.points) * IGNORED_START) :]]
     xs = [x for line in lines for x, _ in (line.points[0], line.points[-1])]
     across = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT) if max(xs) > min(xs) else scale(xs, LEFT, WIDTH - RIGHT)
     up = scale(deciding, HEIGHT - BOTTOM, TOP)
@@ -70,7 +77,7 @@ def curves(lines: Sequence[Curve], x_label: str) -> Markup | None:
 
 
 def scatter(marks: Sequence[Curve], x_label: str, y_label: str) -> Markup | None:
-    """One letter per run; a Curve of one point each."""
+    """Draw one letter per run. Each mark is a Curve of one point. Return None if there is nothing to draw."""
     marks = [mark for mark in map(_finite, marks) if mark.points]
     if not marks:
         return None
@@ -89,7 +96,7 @@ def scatter(marks: Sequence[Curve], x_label: str, y_label: str) -> Markup | None
 
 
 def strip(values: Sequence[float], mean: float, deviation: float | None, style: str, along: Scale) -> Markup:
-    """One row of a ranking: a dot per run, their mean, and one standard deviation to both sides."""
+    """Draw one row of a ranking: a dot per run, their mean, and a band of one standard deviation to both sides."""
     height, middle = 22, 11
     parts = [Markup('<line class="rule" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(along.start, along.end, middle, middle)]
     if deviation is not None:
@@ -114,7 +121,7 @@ def _curve(line: Curve, across: Scale, up: Scale) -> Markup:
 
 
 def _labels(lines: Sequence[Curve], across: Scale, up: Scale) -> Markup:
-    """The letters at the ends of the curves, moved apart where they would lie on one another."""
+    """Draw the letters at the ends of curves. Letters that would overlap are moved apart."""
     ends = sorted(lines, key=lambda line: -line.points[-1][1])
     heights: list[float] = []
     for line in ends:
@@ -149,7 +156,7 @@ def _picture(inner: Markup) -> Markup:
 
 
 def thinned(points: Sequence[tuple[float, float]], at_most: int) -> Sequence[tuple[float, float]]:
-    """Every so manieth point, and the last."""
+    """Return about `at_most` points at equal distances, and the last one."""
     every = -(-len(points) // at_most)
     return points if every <= 1 else [*points[:-1:every], points[-1]]
 

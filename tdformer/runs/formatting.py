@@ -1,4 +1,4 @@
-"""Numbers as people read them: the same on a terminal and in the report."""
+"""Formats numbers and values for people. The terminal and the report use the same formats."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tdformer.runs.comparing import Spread
+from tdformer.runs.comparison import Spread
 from tdformer.runs.configs import ABSENT, short_names
 
 NOTHING = ABSENT
+"""The text for a value that does not exist."""
 
 
 def number(metric: str, value: float | None) -> str:
-    """Accuracies with two decimals, as papers have them."""
+    """Return the value of a metric as text. Accuracies have two decimals, as in papers."""
     if value is None:
         return NOTHING
     if not math.isfinite(value):
@@ -24,35 +25,40 @@ def number(metric: str, value: float | None) -> str:
 
 
 def spread_of(metric: str, found: Spread | None) -> str:
+    """Return a mean and its standard deviation, such as 80.50 ± 0.71."""
     if found is None:
         return NOTHING
     return number(metric, found.mean) + (f" ± {number(metric, found.deviation)}" if found.deviation is not None else "")
 
 
 def hours(value: float | None) -> str:
+    """Return hours as text, with two decimals below 100."""
     return NOTHING if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def speed(value: float | None) -> str:
+    """Return images per second as text."""
     return NOTHING if value is None else f"{value:.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def when(seconds: float) -> str:
+    """Return a time in seconds since 1970 as a local date and time. Zero is no time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else NOTHING
 
 
 def config_value(value: Any) -> str:
+    """Return a value of a configuration as text. Everything but text is written as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def setting(values: Mapping[str, Any]) -> str:
-    """ "base_lr 0.001, control cm1" """
+    """Return the values of a group with short names, such as: base_lr 0.001, control cm1."""
     names = short_names(values)
     return ", ".join(f"{names[key]} {config_value(value)}" for key, value in values.items())
 
 
 def tag(index: int) -> str:
-    """A to Z, then AA, AB, …"""
+    """Return the letters of a group by its place: A to Z, then AA, AB, …"""
     letters = ""
     index += 1
     while index:
@@ -62,7 +68,7 @@ def tag(index: int) -> str:
 
 
 def sparkline(values: list[float], width: int = 60) -> str:
-    """Eight heights of a block, lowest to highest; values that are not finite are gaps."""
+    """Return a curve as text of `width` blocks in eight heights. Values that are not finite become gaps."""
     chosen = [values[index * len(values) // min(width, len(values))] for index in range(min(width, len(values)) - 1)] + values[-1:]
     finite = [value for value in chosen if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)

@@ -1,20 +1,17 @@
-"""One run as one row: for `list`, for JSON, for a terminal."""
+"""Converts runs and comparisons to dictionaries for JSON."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.errors import UserError
-from tdformer.config.yaml_io import did_you_mean
 from tdformer.runs import configs
-from tdformer.runs.comparing import Comparison, Group, Outcome, Spread, outcome
-from tdformer.runs.reading import Run
+from tdformer.runs.comparison import Comparison, Group, Outcome, Spread, outcome
+from tdformer.runs.run import Run
 
 
-def as_row(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
-    """For programs: numbers as they are, None where there is none."""
+def run_as_dict(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
+    """Return one run with the best and the last value of each metric. A value that does not exist is None."""
     return {
         "name": run.name,
         "path": str(run.path),
@@ -31,50 +28,25 @@ def as_row(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def as_tree(comparison: Comparison) -> dict[str, Any]:
-    """A comparison for programs."""
+def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison: metrics, keys that differ, settings, runs and numbers of the paper."""
     configured = {run: {key: configs.value(run.config, key) for key in comparison.differing} for run in comparison.runs}
     return {
         "metrics": comparison.metrics,
         "differing": comparison.differing,
         "settings": [_group(group, comparison) for group in comparison.groups],
-        "runs": [{**as_row(run, comparison.metrics), "config": configured[run]} for run in comparison.runs],
+        "runs": [{**run_as_dict(run, comparison.metrics), "config": configured[run]} for run in comparison.runs],
         "paper": [vars(row) for row in comparison.references],
     }
 
 
 def without_nan(tree: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """Return the tree with text in place of NaN and infinity, which JSON does not have."""
     if isinstance(tree, dict):
         return {key: without_nan(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [without_nan(value) for value in tree]
     return str(tree) if isinstance(tree, float) and tree - tree != 0 else tree
-
-
-def filtered(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
-    """Runs for which every KEY=VALUE holds; `state` is a key too. Raises UserError for what is no condition, or a key of no run."""
-    kept, known = list(runs), {"state", *(key for run in runs for key in run.config)}
-    for condition in conditions:
-        key, equals, text = condition.partition("=")
-        if not (key and equals):
-            raise UserError(f"--filter {condition!r} is not of the form section.key=value, or state=…")
-        if runs and key not in known:
-            raise UserError(f"--filter {condition!r}: no run has a key {key}{did_you_mean(key, known)}")
-        kept = [run for run in kept if _is(run.state if key == "state" else run.config.get(key, _NO_VALUE), text)]
-    return kept
-
-
-_NO_VALUE = object()
-
-
-def _is(found: Any, text: str) -> bool:
-    """Whether a value is what was typed: 3e-4, null and [1, 2] are JSON, the rest is text."""
-    try:
-        wanted = json.loads(text)
-    except ValueError:
-        wanted = text
-    return found is not _NO_VALUE and (found == wanted if isinstance(found, bool) is isinstance(wanted, bool) else False)
 
 
 def _outcome(found: Outcome | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configurations, what came out, and what remains of it over several seeds."""
+"""Compares runs: what differs in their configurations, their results, and mean and deviation over several seeds."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from tdformer.config.yaml_io import did_you_mean
-from tdformer.runs import configs, paper
+from tdformer.runs import configs, paper_results
 from tdformer.runs.metric_rows import Point
-from tdformer.runs.reading import Run
+from tdformer.runs.run import Run
 
 TOP1, EMA, LOSS = "val/top1", "val/top1_ema", "val/loss"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one metric in one run."""
+    """The best and the last point of one metric in one run."""
 
     best: Point
     last: Point
@@ -28,58 +28,61 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Spread:
-    """Over runs."""
+    """Mean and standard deviation over runs."""
 
     mean: float
     deviation: float | None
-    """The sample standard deviation; None of a single run."""
+    """The sample standard deviation. None for a single run."""
     count: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one experiment: nothing that decides about the result differs but the seed."""
+    """The runs of one experiment. They differ only in the seed and in keys that do not change the result."""
 
     runs: list[Run]
-    """The best one first."""
+    """The runs, best first."""
     setting: dict[str, Any]
-    """Its values of the keys that differ between the groups."""
+    """The values of this group for the keys that differ between groups."""
 
     @property
     def seeds(self) -> list[Any]:
+        """The seed of each run."""
         return [run.config.get(configs.SEED) for run in self.runs]
 
     @property
     def notes(self) -> list[str]:
-        """What a mean over these runs does not tell."""
+        """Remarks on the runs that their mean does not show."""
         unfinished = sum(run.state != "finished" for run in self.runs)
         twice = len(self.runs) - len(set(map(str, self.seeds)))
         told = [(unfinished, f"{unfinished} not finished"), (twice, f"{twice + 1} runs share a seed" if twice else "")]
         return [text for is_so, text in told if is_so] if len(self.runs) > 1 else []
 
     def spread(self, metric: str, which: str = "best") -> Spread | None:
-        """which: best or last."""
+        """Return mean and deviation of a metric over the runs, or None if no run has it. which: `best` or `last`."""
         return spread([getattr(found, which).value for run in self.runs if (found := outcome(run, metric))])
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """The result of comparing runs."""
+
     runs: list[Run]
-    """The best by the first metric first; those without it last."""
+    """The runs, best first by the first metric. Runs without it come last."""
     names: dict[Run, str]
-    """Each run's, unlike all others'."""
+    """A unique name for each run."""
     metrics: list[str]
     differing: list[str]
-    """All keys that differ."""
+    """All keys of the configuration that differ."""
     shown: list[str]
-    """Those of them that decide about the result or the cost, and the seed."""
+    """The keys that differ and decide about the result or the cost, and the seed."""
     groups: list[Group]
-    """The best first, as the runs."""
-    references: list[paper.Reference]
+    """The groups, best first."""
+    references: list[paper_results.Reference]
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Comparison:
-    """Raises UserError for a metric that no run has."""
+    """Compare runs by the given metrics, or by the default ones. Raises UserError for a metric that no run has."""
     check_metrics(runs, metrics)
     metrics = list(metrics) or default_metrics(runs)
     readable = [run.config for run in runs if run.config]
@@ -91,14 +94,17 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Comparison:
         same = [configs.canonical(configs.value(run.config, key)) for key in deciding] if run.config else [str(run.path)]
         groups.setdefault("\n".join(same), []).append(run)
     made = [Group(members, {key: configs.value(members[0].config, key) for key in deciding}) for members in groups.values()]
-    shown = [key for key in differing if key in deciding or key == configs.SEED or key in configs.OF_COST]
-    references = paper.fitting(readable)
+    shown = [key for key in differing if key in deciding or key == configs.SEED or key in configs.COST_KEYS]
+    references = paper_results.matching_references(readable)
     return Comparison(ranked, unique_names(runs), metrics, differing, shown, _ranked(made, metrics[0]), references)
 
 
 @cache
 def outcome(run: Run, metric: str) -> Outcome | None:
-    """The earliest of equally good points. Values that are not finite are never the best."""
+    """Return the best and the last point of a metric, or None if the run does not have it.
+
+    The earliest of equally good points is the best. Values that are not finite are never the best.
+    """
     points = run.metrics.series(metric)
     if not points:
         return None
@@ -108,27 +114,30 @@ def outcome(run: Run, metric: str) -> Outcome | None:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
+    """Return mean and deviation of values, or None if there are none."""
     if not values:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def lower_is_better(metric: str) -> bool:
-    """Of losses, times, memory and norms."""
+    """Return whether a lower value of a metric is better. That is so for losses, times, memory and norms."""
     return "loss" in metric or metric.startswith("time/") or (metric.endswith(("_s", "_share", "_mb", "_norm")) and "per_s" not in metric)
 
 
 def best_first(runs: Iterable[Run], metric: str) -> list[Run]:
+    """Sort runs by the best value of a metric. Runs without it come last."""
     return sorted(runs, key=lambda run: (_rank(found.best.value if (found := outcome(run, metric)) else None, metric), str(run.path)))
 
 
 def default_metrics(runs: Sequence[Run]) -> list[str]:
+    """Return val/top1, val/top1_ema if a run has it, and val/loss."""
     has_average = any(run.metrics.series(EMA) for run in runs)
     return [TOP1, *([EMA] if has_average else []), LOSS]
 
 
 def check_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> None:
-    """Raises UserError for one that no run has, unless there are no metrics at all yet."""
+    """Raise UserError for a metric that no run has, unless no run has any metrics yet."""
     missing = [metric for metric in metrics if not any(run.metrics.series(metric) for run in runs)]
     known = sorted({name for run in runs for name in run.metrics.names()}) if missing else []
     if known:
@@ -136,7 +145,7 @@ def check_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> None:
 
 
 def unique_names(runs: Sequence[Run]) -> dict[Run, str]:
-    """As much of the end of each path as it takes to tell them apart."""
+    """Return a name for each run: as many last parts of its path as make all names unique."""
     paths = [run.path.resolve() for run in runs]
     deepest = max((len(path.parts) for path in paths), default=1)
     for parts in range(1, deepest + 1):

@@ -1,4 +1,4 @@
-"""What the paper states, for runs of the same network on the same data: rows to hold one's own against."""
+"""Holds the results of the paper (arXiv 2505.15840), and finds those for the same network on the same data as some runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tdformer.runs.configs import Flat
 
 PAPER = "arXiv 2505.15840"
 TABLE_1 = f"{PAPER}, table 1"
-TWICE = {85.20: f"{TABLE_1}; 85.25 elsewhere in it"}
+SOURCES = {85.20: f"{TABLE_1}; 85.25 elsewhere in it"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One number of the paper's."""
+    """One number of the paper."""
 
     network: str
     dataset: str
@@ -29,14 +29,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Published:
-    """A backbone with and without the top-down path, on one data set."""
+    """The results of a backbone with and without the top-down path on one data set."""
 
     backbone: BackboneConfig
     dataset: str
     classes: int
     time_steps: int
     path: str
-    """What the folder of that data set is called, as a regular expression over its letters and digits."""
+    """A regular expression for the name of the folder of the data set, of which letters and digits alone are compared."""
     rows: tuple[Reference, ...]
 
 
@@ -56,7 +56,9 @@ def _published() -> list[Published]:
         *(("TDFormer HST-10-768, 1 block", "65.55 M", size, top1) for size, top1 in ((224, 85.37), (288, 86.29))),
         *(("TDFormer HST-10-768", "69.09 M", size, top1) for size, top1 in ((224, 85.57), (288, 86.43), (384, 86.83))),
     )
-    of_imagenet = tuple(Reference(name, "ImageNet-1k", size, top1, TWICE.get(top1, TABLE_1), count) for name, count, size, top1 in imagenet)
+    of_imagenet = tuple(
+        Reference(name, "ImageNet-1k", size, top1, SOURCES.get(top1, TABLE_1), count) for name, count, size, top1 in imagenet
+    )
     counts = ("9.33 M", "9.92 M")
     return [
         Published(hst10, "ImageNet-1k", 1000, 4, "imagenet|ilsvrc", of_imagenet),
@@ -72,10 +74,10 @@ def _published() -> list[Published]:
 PUBLISHED = _published()
 
 
-def fitting(configs: Sequence[Flat]) -> list[Reference]:
-    """For the networks, time steps, data sets and image sizes of these runs: a number of something else would be no reference.
+def matching_references(configs: Sequence[Flat]) -> list[Reference]:
+    """Return the results with the network, the time steps, the data set and the image size of at least one of these runs.
 
-    Which data set it is only the name of its folder says (data.train), and the number of classes.
+    A data set is recognised by the name of its folder (data.train) and the number of classes, because nothing else tells.
     """
     found: dict[Reference, None] = {}
     for published in PUBLISHED:
