@@ -1,6 +1,7 @@
 """Defines the loader pipelines that are compared: the project's own, torchvision's ImageFolder, and FFCV's own Loader.
 
-Every pipeline yields batches of float32 images [B, 3, 224, 224] on the CPU, normalised, once they are passed through `on_cpu`.
+Every pipeline yields batches of 224 x 224 pixels on the CPU. ImageFolder and FFCV yield normalised float32 images [B, 3, 224, 224].
+The project's own pipelines yield a Batch, which is normalised when it is moved to its device.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # Holding it prevents that its address is reused.
+            kept[storage._cdata] = storage  # Holding the storage keeps its address from being reused.
         return tensor
 
     with FlopCounterMode(display=False) as counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,8 @@ from launch.output.tables import show_rows
 
 if TYPE_CHECKING:
     from data_pipelines.prepare.parts import Storage
+    from data_pipelines.prepare.writing import Plan
+    from data_pipelines.sources.base import Source
 
 
 def prepare(
@@ -23,19 +26,26 @@ def prepare(
     layout: Annotated[str, typer.Option(help="The layout of SOURCE; auto detects it, and an unknown name lists all.")] = "auto",
     only: Annotated[list[str] | None, typer.Option(help="Write this data set alone, such as val; can be repeated.")] = None,
     format: Annotated[Literal["wds", "ffcv"], typer.Option(help="Write WebDataset tar shards, or one FFCV file.")] = "wds",
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples per shard; a killed command loses one shard at most.")] = 1000,
+    samples_per_shard: Annotated[
+        int, typer.Option(min=1, help="Samples per shard; also the most that a kill loses, and the block size of shuffle: blocks.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the order in which samples are stored.")] = 0,
     short_side: Annotated[int | None, typer.Option(min=16, help="Reduce larger images to this short side in pixels.")] = None,
     quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="The JPEG quality; for wds it re-encodes all images, which otherwise keep their bytes.")
+        int | None, typer.Option(min=1, max=100, help="The JPEG quality; for wds it re-encodes all images instead of keeping their bytes.")
     ] = None,
     mode: Annotated[
-        Literal["raw", "jpg", "proportion"] | None, typer.Option(help="For ffcv: store raw pixels, JPEG, or a proportion as JPEG.", show_default="proportion")
+        Literal["raw", "jpg", "proportion"] | None,
+        typer.Option(help="For ffcv: store raw pixels, JPEG, or a proportion as JPEG.", show_default="proportion"),
     ] = None,
-    jpeg_share: Annotated[float | None, typer.Option(min=0, max=1, help="For ffcv in mode proportion: the share of JPEGs.", show_default="0.5")] = None,
-    max_side: Annotated[int | None, typer.Option(min=16, max=16384, help="For ffcv: reduce larger images to this long side in pixels.")] = None,
+    jpeg_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="For ffcv in mode proportion: the share of JPEGs.", show_default="0.5")
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=16, max=16384, help="For ffcv: reduce larger images to this long side in pixels.")
+    ] = None,
     on_bad_image: Annotated[
-        Literal["leave-out", "stop"], typer.Option(help="Leave out files that cannot be decoded and list them in left_out.tsv, or stop at the first.")
+        Literal["leave-out", "stop"], typer.Option(help="List files that cannot be decoded in left_out.tsv, or stop at the first.")
     ] = "leave-out",
     time_steps: Annotated[int, typer.Option(min=1, help="For event data: frames per sample.")] = 16,
     processes: Workers = None,
@@ -46,8 +56,7 @@ def prepare(
 
     After a kill at any moment, the same command continues where it was. Existing files are never overwritten.
     """
-    from data_pipelines.prepare.writing import LEFT_OUT, Plan, state_of
-    from data_pipelines.prepare.writing import prepare as write
+    from data_pipelines.prepare.writing import Plan
     from data_pipelines.sources import open_splits
 
     storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
@@ -56,26 +65,46 @@ def prepare(
     splits = open_splits(source, layout, time_steps)
     if unknown := sorted(set(only or []) - splits.keys()):
         raise UserError(f"--only {unknown[0]}: {source} holds {', '.join(splits)}.")
-    rows: list[dict[str, object]] = []
-    for name, samples in splits.items():
-        if only and name not in only:
-            continue
-        row: dict[str, object] = {"data_set": str(out / name), "classes": len(samples.classes), "other_files": samples.left_out}
-        if dry_run:
-            state = state_of(samples, out / name, plan)
-            rows.append(row | {"files": len(samples), "parts": len(plan.parts(len(samples))), "state": state})
-            continue
-        with progress(f"{out / name}", len(samples)) as advance:
-            try:
-                done = write(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
-            except KeyboardInterrupt:
-                typer.echo(f"stopped; finished parts of {out / name} are kept, and the same command goes on", err=True)
-                raise typer.Exit(130) from None
-        state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
-        rows.append(row | {"samples": done.samples, "bad_images": done.left_out, "state": state})
-    show_rows(rows, as_json, "data_sets")
-    if as_json or dry_run:
+    chosen = {name: samples for name, samples in splits.items() if not only or name in only}
+    if dry_run:
+        show_rows([_planned(samples, out / name, plan) for name, samples in chosen.items()], as_json, "data_sets")
         return
+    rows = [_write(samples, out / name, plan, processes or os.cpu_count() or 1) for name, samples in chosen.items()]
+    show_rows(rows, as_json, "data_sets")
+    if not as_json:
+        _advise(rows, splits, out)
+
+
+def _described(samples: Source, folder: Path) -> dict[str, object]:
+    return {"data_set": str(folder), "classes": len(samples.classes), "other_files": samples.left_out}
+
+
+def _planned(samples: Source, folder: Path, plan: Plan) -> dict[str, object]:
+    """Return the row of a data set that would be written."""
+    from data_pipelines.prepare.writing import state_of
+
+    state = state_of(samples, folder, plan)
+    return {**_described(samples, folder), "files": len(samples), "parts": len(plan.parts(len(samples))), "state": state}
+
+
+def _write(samples: Source, folder: Path, plan: Plan, processes: int) -> dict[str, object]:
+    """Write a data set, and return its row. Exits with code 130 after Ctrl-C."""
+    from data_pipelines.prepare.writing import prepare as write
+
+    with progress(f"{folder}", len(samples)) as advance:
+        try:
+            done = write(samples, folder, plan, processes=processes, progress=advance)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; finished parts of {folder} are kept, and the same command goes on", err=True)
+            raise typer.Exit(130) from None
+    state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
+    return {**_described(samples, folder), "samples": done.samples, "bad_images": done.left_out, "state": state}
+
+
+def _advise(rows: list[dict[str, object]], splits: Mapping[str, Source], out: Path) -> None:
+    """Print where bad images are listed, and how to train on the data sets."""
+    from data_pipelines.prepare.writing import LEFT_OUT
+
     for row in rows:
         if row["bad_images"]:
             typer.echo(f"bad images, with reasons: {row['data_set']}/{LEFT_OUT}")

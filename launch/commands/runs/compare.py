@@ -19,7 +19,9 @@ def compare(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            "--metric", help="A metric to compare; can be repeated, the first one ranks.", show_default="val/top1, val/top1_ema, val/loss"
+            "--metric",
+            help="A metric to compare; can be repeated; the first ranks.",
+            show_default="val/top1, val/top1_ema if any, val/loss",
         ),
     ] = None,
     filters: Filters = None,

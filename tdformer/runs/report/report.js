@@ -1,5 +1,5 @@
 "use strict";
-// A click on a heading sorts its table by the data-value of the cells; rows without one, and rows of the paper, stay at the end.
+// A click on a heading sorts its table by the data-value of the cells. Rows without a value, and rows of the paper, stay at the end.
 for (const heading of document.querySelectorAll("th[data-sort]")) {
   heading.tabIndex = 0;
   const sort = () => {
@@ -24,7 +24,7 @@ for (const heading of document.querySelectorAll("th[data-sort]")) {
   heading.addEventListener("click", sort);
   heading.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
 }
-// Of a long table the first twenty rows, until a button is pressed.
+// A long table shows its first twenty rows until a button is pressed.
 for (const table of document.querySelectorAll("div.scroll > table")) {
   const rows = table.tBodies[0].rows.length;
   if (rows <= 25 || !table.tHead) continue;
@@ -34,7 +34,7 @@ for (const table of document.querySelectorAll("div.scroll > table")) {
   button.addEventListener("click", () => { table.classList.remove("folded"); button.remove(); });
   table.parentElement.after(button);
 }
-// Pointing at a row or a curve shows its group alone in the charts.
+// While the pointer is over a row or a curve, the charts show its group alone.
 const tagOf = (event) => event.target.closest?.("[data-tag]")?.dataset.tag;
 let shown;
 document.addEventListener("mouseover", (event) => {
