@@ -157,8 +157,8 @@ def _relative_name(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _notes(notes: dict[str, list[str]]) -> None:
-    for name, told in notes.items():
-        for note in told:
+    for name, texts in notes.items():
+        for note in texts:
             typer.echo(f"note: {name}: {note}", err=True)
 
 

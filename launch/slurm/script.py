@@ -54,7 +54,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
 
 
 def _how_to(job: Job) -> str:
-    what = f"{len(job.runs)} runs, an array" if job.is_array else "Goes on with its run"
+    what = f"{len(job.runs)} runs, an array" if job.is_array else "Continues its run"
     return f"{what}; written by tdformer submit. May be edited and submitted again: sbatch {shlex.quote(str(job.script))}"
 
 

@@ -1,6 +1,6 @@
 """Measures the seconds until training has its first batch.
 
-The run starts at the beginning or in the middle of an epoch, on a small set or on a set with as many samples as ImageNet.
+It does so at the beginning and in the middle of an epoch, on a small set and on a set with as many samples as ImageNet.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ class Group:
         """Remarks on the runs that their mean does not show."""
         unfinished = sum(run.state != "finished" for run in self.runs)
         twice = len(self.runs) - len(set(map(str, self.seeds)))
-        told = [(unfinished, f"{unfinished} not finished"), (twice, f"{twice + 1} runs share a seed" if twice else "")]
-        return [text for is_so, text in told if is_so] if len(self.runs) > 1 else []
+        remarks = [(unfinished, f"{unfinished} not finished"), (twice, f"{twice + 1} runs share a seed" if twice else "")]
+        return [text for is_so, text in remarks if is_so] if len(self.runs) > 1 else []
 
     def spread(self, metric: str, which: str = "best") -> Spread | None:
         """Return mean and deviation of a metric over the runs, or None if no run has it. which: `best` or `last`."""

@@ -78,7 +78,7 @@ class Cluster:
         """Start all daemons, and wait until both nodes are idle. Raises RuntimeError with the logs if they do not come up."""
         for name in ("state", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
-        self.folder.chmod(0o755)  # munge wants its socket to be reachable
+        self.folder.chmod(0o755)  # munge requires that other users can reach its socket.
         nodes = (
             f"NodeName={node} NodeHostname={HOST} NodeAddr=127.0.0.1 Port={free_port()} CPUs=2 RealMemory=4000 Gres=gpu:1" for node in NODES
         )

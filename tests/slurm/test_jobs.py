@@ -46,7 +46,7 @@ def test_a_run_on_two_nodes(reference: Path) -> None:
 def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     jobs: Jobs, cluster: Cluster, reference: Path, tmp_path: Path
 ) -> None:
-    """Requeued by an administrator, warned, bereft of a process, bereft of a node: one job, one run in MLflow, no point twice."""
+    """A job is requeued by an administrator, gets a warning signal, loses a process and twice a node. It stays one run in MLflow."""
     (tmp_path / "cluster.yaml").write_text("environment: {SLURM_WAIT: '4'}\n")
     submitted = jobs.submit(jobs.config("hit"), "--cluster", tmp_path / "cluster.yaml")
     job, run = submitted["job"], Path(submitted["runs"][0])

@@ -81,7 +81,7 @@ def test_best_is_found_among_all_rows_and_last_is_the_last(tmp_path: Path) -> No
     assert found.last == (40, 4, 20.5)
     loss = outcome(run, "val/loss")
     assert loss is not None
-    assert loss.best.value == pytest.approx(3 - 40 / 50)  # the lowest
+    assert loss.best.value == pytest.approx(3 - 40 / 50)  # The lowest loss is the best.
 
 
 def test_a_training_metric_has_its_best_among_rows_that_no_sample_hits(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_states(tmp_path: Path) -> None:
 
 
 def test_states_without_sessions(tmp_path: Path) -> None:
-    assert reader.read(write_run(tmp_path / "whole", sessions=[])).state == "finished"  # 4 epochs of 4
+    assert reader.read(write_run(tmp_path / "whole", sessions=[])).state == "finished"  # It has 4 epochs of 4.
     assert reader.read(write_run(tmp_path / "part", sessions=[], top1=[1, 2])).state == "stopped"
     new = write_run(tmp_path / "new", sessions=[])
     (new / "metrics.jsonl").unlink()
@@ -349,7 +349,7 @@ def test_filters(tmp_path: Path) -> None:
     assert names("model.feedback.control=cm2") == ["c"]
     assert names("model.backbone.depths=[1, 2, 7]") == ["a", "b", "c"]
     assert names("training.clip_grad=null") == ["a", "b", "c"]
-    assert names("model.carry_membrane=1") == []  # true is no number
+    assert names("model.carry_membrane=1") == []  # In JSON, true is no number.
     with pytest.raises(UserError, match=r"no run has a key optimizer\.base_rl; did you mean optimizer\.base_lr"):
         names("optimizer.base_rl=1")
     with pytest.raises(UserError, match="is not of the form"):
@@ -381,7 +381,7 @@ def test_references_are_of_the_same_network_data_and_size(tmp_path: Path) -> Non
     assert found(data={**imagenet, "image_size": 256}) == []
     assert found(data=imagenet, model={"time_steps": 8}) == []
     assert found(data=imagenet, model={"num_classes": 100}) == []
-    assert found() == []  # MNIST
+    assert found() == []  # There are no results on MNIST in the paper.
     cifar = {"backbone": {"variant": "cifar", "embed_dims": 384, "num_heads": 8, "depths": [1, 1, 2]}, "num_classes": 10}
     data = {"train": "data/cifar-10/train", "image_size": 32}
     assert found(model=cifar, data=data) == [("QKFormer HST-4-384", 96.18), ("TDFormer, QKFormer HST-4-384", 96.51)]

@@ -29,7 +29,7 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "title": f"Comparing {len(runs)} run{plural}",
         "subtitle": " · ".join([*facts, f"made {formatting.when(time.time())}"]),
         "best": _best(comparison),
-        "warnings": [f"The runs of setting {tag} are not equal: {told}." for tag, told in _unequal(groups)],
+        "warnings": [f"The runs of setting {tag} are not equal: {remark}." for tag, remark in _unequal(groups)],
         "metric": f"best {metric}" + (", the lowest" if lower_is_better(metric) else ""),
         "group_columns": columns,
         "strip_ends": [formatting.number(metric, end) for end in (along.low, along.high)] if along else [],
@@ -97,8 +97,8 @@ def _with_groups(comparison: Comparison) -> list[tuple[Run, int]]:
 
 def _values(runs: list[Run], key: str) -> str:
     counts = Counter(formatting.config_value(configs.value(run.config, key)) for run in runs if run.config)
-    told = ", ".join(f"{value} ({count})" for value, count in counts.most_common(20))
-    return told + (f", and {len(counts) - 20} others" if len(counts) > 20 else "")
+    listed = ", ".join(f"{value} ({count})" for value, count in counts.most_common(20))
+    return listed + (f", and {len(counts) - 20} others" if len(counts) > 20 else "")
 
 
 def _shared(comparison: Comparison) -> list[dict[str, str]]:
