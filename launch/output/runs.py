@@ -1,4 +1,4 @@
-"""Prints what `tdformer runs` finds: a list, one run, or a comparison."""
+"""Prints runs: a list with one line for each, or everything about one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from launch.output.tables import print_full_width
+from launch.output.tables import show_texts
 from tdformer.rundir.run_directory import how_to_go_on
-from tdformer.runs import configs, formatting
-from tdformer.runs.comparison import Comparison, outcome, spread
+from tdformer.runs import flat_config, formatting
+from tdformer.runs.comparison import outcome
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.json_output import without_nan
 from tdformer.runs.run import Run
 from tdformer.runs.states import MEANING
-
-MAX_ROWS = 40
-"""The largest number of rows of a comparison. The report and --json have all rows."""
 
 
 def print_json(tree: dict[str, Any]) -> None:
@@ -41,9 +36,9 @@ def show_list(runs: Sequence[Run], metric: str) -> None:
         cost = [formatting.speed(run.images_per_s), formatting.hours(hours_of(run))]
         name = _relative_name(run, runs)
         step = str(last.step) if last else formatting.NOTHING
-        rows.append([name, run.state, epoch, step, *_best_and_last(run, metric), *cost, formatting.when(run.changed)])
-    _print(columns, rows, texts=(0, 1, 8))
-    _notes({_relative_name(run, runs): run.notes for run in runs})
+        rows.append([name, run.state, epoch, step, *best_and_last(run, metric), *cost, formatting.when(run.changed)])
+    show_texts(columns, rows, texts=(0, 1, 8))
+    print_notes({_relative_name(run, runs): run.notes for run in runs})
 
 
 def show_one(run: Run, metrics: Sequence[str]) -> None:
@@ -58,60 +53,23 @@ def show_one(run: Run, metrics: Sequence[str]) -> None:
     facts |= {f"{which} checkpoint": name for which, name in run.checkpoints.items()}
     if run.mlflow_id:
         facts["MLflow"] = f"run {run.mlflow_id} at {run.config.get('tracking.uri', '?')}"
-    _print(None, [[name, value] for name, value in facts.items()], texts=(0, 1))
-    own = {key: value for key, value in run.config.items() if value != configs.defaults().get(key)}
-    _section("Configuration that is not the default")
-    _print(None, [[key, formatting.config_value(value), _default(key)] for key, value in own.items()], texts=(0, 1, 2))
+    show_texts(None, [[name, value] for name, value in facts.items()], texts=(0, 1))
+    own = {key: value for key, value in run.config.items() if value != flat_config.defaults().get(key)}
+    print_title("Configuration that is not the default")
+    show_texts(None, [[key, formatting.config_value(value), _default(key)] for key, value in own.items()], texts=(0, 1, 2))
     if run.sessions:
-        _section("Sessions")
+        print_title("Sessions")
         columns = ["began", "last seen", "steps", "processes", "device", "host", "Slurm job", "commit", "state"]
-        _print(columns, [_session(session) for session in run.sessions], texts=tuple(range(9)))
+        show_texts(columns, [_session(session) for session in run.sessions], texts=tuple(range(9)))
     if metrics:
-        _section("Metrics")
-        _print(["metric", "best", "at step", "last", "course"], [_metric(run, name) for name in metrics], texts=(0, 4))
-    _notes({run.name: run.notes})
+        print_title("Metrics")
+        show_texts(["metric", "best", "at step", "last", "course"], [_metric(run, name) for name in metrics], texts=(0, 4))
+    print_notes({run.name: run.notes})
     typer.echo(f"\n{_next_step(run)}")
 
 
-def show_comparison(comparison: Comparison) -> None:
-    """Print the runs side by side, then the settings with mean and standard deviation if a setting has several runs."""
-    metrics, names = comparison.metrics, configs.short_names(comparison.shown)
-    runs = comparison.runs
-    letter = {run: formatting.tag(index) for index, group in enumerate(comparison.groups) for run in group.runs}
-    columns = ["", "run", "state", *names.values(), *(f"{which} {name}" for name in metrics for which in ("best", "last")), "images/s"]
-    rows = []
-    for run in runs[:MAX_ROWS]:
-        config = [formatting.config_value(configs.value(run.config, key)) for key in names]
-        numbers = [text for name in metrics for text in _best_and_last(run, name)]
-        cost = [formatting.speed(run.images_per_s), formatting.hours(hours_of(run))]
-        rows.append([letter[run], comparison.names[run], run.state, *config, *numbers, *cost])
-    _print([*columns, unit_of(runs)], rows, texts=range(3 + len(names)))
-    _rest(len(runs), "runs")
-    if any(len(group.runs) > 1 for group in comparison.groups) or comparison.references:
-        _section("Settings: mean ± standard deviation over seeds")
-        _settings(comparison)
-    _notes({comparison.names[run]: run.notes for run in runs})
-
-
-def _settings(comparison: Comparison) -> None:
-    metrics, rows = comparison.metrics, []
-    for index, group in enumerate(comparison.groups[:MAX_ROWS]):
-        measured = [formatting.spread_of(name, group.spread(name, which)) for name in metrics for which in ("best", "last")]
-        cost = spread([spent for run in group.runs if (spent := hours_of(run)) is not None])
-        name = formatting.setting(group.setting) or group.runs[0].name
-        remark = "; ".join(group.notes)
-        rows.append([formatting.tag(index), name, str(len(group.runs)), *measured, formatting.hours(cost.mean if cost else None), remark])
-    if metrics[0].startswith("val/top1"):
-        for row in comparison.references:
-            name = f"{row.network}, {row.dataset} at {row.image_size}"
-            rows.append(["paper", name, "", f"{row.top1:.2f}", *[""] * (2 * len(metrics) - 1), "", row.source])
-    titles = [f"{which} {name}" for name in metrics for which in ("best", "last")]
-    columns = ["", "setting", "runs", *titles, f"{unit_of(comparison.runs)} each", ""]
-    _print(columns, rows, texts=(0, 1, len(columns) - 1))
-    _rest(len(comparison.groups), "settings")
-
-
-def _best_and_last(run: Run, metric: str) -> tuple[str, str]:
+def best_and_last(run: Run, metric: str) -> tuple[str, str]:
+    """Return the best and the last value of a metric as text."""
     found = outcome(run, metric)
     if found is None:
         return formatting.NOTHING, formatting.NOTHING
@@ -119,7 +77,7 @@ def _best_and_last(run: Run, metric: str) -> tuple[str, str]:
 
 
 def _default(key: str) -> str:
-    return f"default {formatting.config_value(configs.defaults()[key])}" if key in configs.defaults() else ""
+    return f"default {formatting.config_value(flat_config.defaults()[key])}" if key in flat_config.defaults() else ""
 
 
 def _session(session: Any) -> list[str]:
@@ -156,26 +114,13 @@ def _relative_name(run: Run, runs: Sequence[Run]) -> str:
     return "/".join(run.path.parts[depth - 1 :])
 
 
-def _notes(notes: dict[str, list[str]]) -> None:
+def print_notes(notes: dict[str, list[str]]) -> None:
+    """Print the notes of each run to stderr, by the name of the run."""
     for name, texts in notes.items():
         for note in texts:
             typer.echo(f"note: {name}: {note}", err=True)
 
 
-def _rest(count: int, what: str) -> None:
-    if count > MAX_ROWS:
-        typer.echo(f"… and {count - MAX_ROWS} other {what}: --html and --json have all")
-
-
-def _section(title: str) -> None:
+def print_title(title: str) -> None:
+    """Print the title of a part of the output, after an empty line."""
     typer.echo(f"\n{title}")
-
-
-def _print(columns: Sequence[str] | None, rows: Sequence[Sequence[str]], texts: Sequence[int]) -> None:
-    """Print a table. texts: the numbers of the columns that are not numeric. Names are printed as they are, not as markup of rich."""
-    table = Table(box=None, show_header=columns is not None, padding=(0, 2, 0, 0))
-    for index, name in enumerate(columns or rows[0] if rows else ()):
-        table.add_column(Text(name), justify="left" if index in texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    print_full_width(table)

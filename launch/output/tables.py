@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def show_rows(rows: list[dict[str, object]], as_json: bool, name: str) -> None:
@@ -53,6 +55,16 @@ def for_people(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(for_people, value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_texts(columns: Sequence[str] | None, rows: Sequence[Sequence[str]], texts: Sequence[int]) -> None:
+    """Print a table. texts: the numbers of the columns that are not numeric. Names are printed as they are, not as markup of rich."""
+    table = Table(box=None, show_header=columns is not None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(columns or rows[0] if rows else ()):
+        table.add_column(Text(name), justify="left" if index in texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    print_full_width(table)
 
 
 def print_full_width(table: Table) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from tdformer.config.yaml_io import did_you_mean
-from tdformer.runs import configs, paper_results
+from tdformer.runs import config_keys, paper_results
 from tdformer.runs.metric_rows import Point
 from tdformer.runs.run import Run
 
@@ -48,7 +48,7 @@ class Group:
     @property
     def seeds(self) -> list[Any]:
         """The seed of each run."""
-        return [run.config.get(configs.SEED) for run in self.runs]
+        return [run.config.get(config_keys.SEED) for run in self.runs]
 
     @property
     def notes(self) -> list[str]:
@@ -86,15 +86,15 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ()) -> Comparison:
     check_metrics(runs, metrics)
     metrics = list(metrics) or default_metrics(runs)
     readable = [run.config for run in runs if run.config]
-    differing = configs.differing(readable)
-    deciding = [key for key in differing if configs.decides(key)]
+    differing = config_keys.differing(readable)
+    deciding = [key for key in differing if config_keys.decides(key)]
     ranked = best_first(runs, metrics[0])
     groups: dict[str, list[Run]] = {}
     for run in ranked:
-        same = [configs.canonical(configs.value(run.config, key)) for key in deciding] if run.config else [str(run.path)]
+        same = [config_keys.canonical(config_keys.value(run.config, key)) for key in deciding] if run.config else [str(run.path)]
         groups.setdefault("\n".join(same), []).append(run)
-    made = [Group(members, {key: configs.value(members[0].config, key) for key in deciding}) for members in groups.values()]
-    shown = [key for key in differing if key in deciding or key == configs.SEED or key in configs.COST_KEYS]
+    made = [Group(members, {key: config_keys.value(members[0].config, key) for key in deciding}) for members in groups.values()]
+    shown = [key for key in differing if key in deciding or key == config_keys.SEED or key in config_keys.COST_KEYS]
     references = paper_results.matching_references(readable)
     return Comparison(ranked, unique_names(runs), metrics, differing, shown, _ranked(made, metrics[0]), references)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tdformer.runs.comparison import Spread
-from tdformer.runs.configs import ABSENT, short_names
+from tdformer.runs.config_keys import ABSENT, short_names
 
 NOTHING = ABSENT
 """The text for a value that does not exist."""

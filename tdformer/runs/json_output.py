@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tdformer.runs import configs
+from tdformer.runs import config_keys
 from tdformer.runs.comparison import Comparison, Group, Outcome, Spread, outcome
 from tdformer.runs.run import Run
 
@@ -30,7 +30,7 @@ def run_as_dict(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
 
 def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison: metrics, keys that differ, settings, runs and numbers of the paper."""
-    configured = {run: {key: configs.value(run.config, key) for key in comparison.differing} for run in comparison.runs}
+    configured = {run: {key: config_keys.value(run.config, key) for key in comparison.differing} for run in comparison.runs}
     return {
         "metrics": comparison.metrics,
         "differing": comparison.differing,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdformer.config import BackboneConfig
-from tdformer.runs.configs import Flat
+from tdformer.runs.flat_config import Flat
 
 PAPER = "arXiv 2505.15840"
 TABLE_1 = f"{PAPER}, table 1"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tdformer.rundir import sessions
 from tdformer.rundir.run_directory import CONFIG_FILE, METRICS_FILE
-from tdformer.runs import configs, metric_rows
+from tdformer.runs import flat_config, metric_rows
 from tdformer.runs.metric_rows import MetricRows
 from tdformer.runs.run import IMAGES_PER_S, TRAIN_LOSS, Run
 from tdformer.runs.states import state_of
@@ -69,7 +69,7 @@ def read(path: Path, metrics: Iterable[str] = (), samples: int = SAMPLES_FOR_CUR
 
 def _config(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        return configs.read_flat(path / CONFIG_FILE)
+        return flat_config.read_flat(path / CONFIG_FILE)
     except FileNotFoundError:
         notes.append(f"{CONFIG_FILE} is missing")
     except OSError as error:

@@ -19,7 +19,7 @@ import yaml
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
 from tdformer.rundir import lock_file
-from tdformer.runs import configs, formatting, json_output, metric_rows, paper_results, reader
+from tdformer.runs import config_keys, flat_config, formatting, json_output, metric_rows, paper_results, reader
 from tdformer.runs.comparison import compare, default_metrics, outcome, unique_names
 from tdformer.runs.discovery import find_runs
 from tdformer.runs.filters import filtered
@@ -296,7 +296,7 @@ def test_a_section_that_is_null_is_one_difference(tmp_path: Path) -> None:
     write_run(tmp_path / "without", config={"model": {"feedback": None}})
     comparison = compare(read(tmp_path))
     assert comparison.differing == ["model.feedback"]
-    assert {run.name: configs.value(run.config, "model.feedback") for run in comparison.runs} == {"with": "on", "without": None}
+    assert {run.name: config_keys.value(run.config, "model.feedback") for run in comparison.runs} == {"with": "on", "without": None}
     write_run(tmp_path / "other", config={"model": {"feedback": {"control": "cm2"}}})
     assert compare(read(tmp_path)).differing == ["model.feedback", "model.feedback.control"]
 
@@ -323,8 +323,8 @@ def test_keys_younger_than_a_run_are_no_difference(tmp_path: Path) -> None:
 )
 def test_configurations_are_read_in_pieces_as_they_are_whole(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    flat = configs.read_flat(tmp_path / "config.yaml")
-    whole = configs.flat_tree(yaml.safe_load(text))
+    flat = flat_config.read_flat(tmp_path / "config.yaml")
+    whole = flat_config.flat_tree(yaml.safe_load(text))
     assert {key: flat[key] for key in whole} == whole
 
 

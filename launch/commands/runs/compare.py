@@ -30,7 +30,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs: what differs, the metrics, mean ± standard deviation over seeds, speed and cost, and the numbers of the paper."""
-    from launch.output.runs import print_json, show_comparison
+    from launch.output.comparison import show_comparison
+    from launch.output.runs import print_json
     from tdformer.runs import comparison, json_output, reader
     from tdformer.runs.discovery import find_runs
     from tdformer.runs.filters import filtered

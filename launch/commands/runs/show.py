@@ -38,9 +38,9 @@ def show_run(
 def _as_dict(run: Run, metrics: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from tdformer.runs import configs, json_output
+    from tdformer.runs import flat_config, json_output
 
-    own = {key: value for key, value in run.config.items() if value != configs.defaults().get(key)}
+    own = {key: value for key, value in run.config.items() if value != flat_config.defaults().get(key)}
     sessions = [asdict(session) for session in run.sessions]
     return {
         **json_output.run_as_dict(run, metrics),

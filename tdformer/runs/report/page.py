@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from tdformer.runs import configs, formatting
+from tdformer.runs import config_keys, formatting
 from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.report.figures import COLOURS
@@ -96,7 +96,7 @@ def _with_groups(comparison: Comparison) -> list[tuple[Run, int]]:
 
 
 def _values(runs: list[Run], key: str) -> str:
-    counts = Counter(formatting.config_value(configs.value(run.config, key)) for run in runs if run.config)
+    counts = Counter(formatting.config_value(config_keys.value(run.config, key)) for run in runs if run.config)
     listed = ", ".join(f"{value} ({count})" for value, count in counts.most_common(20))
     return listed + (f", and {len(counts) - 20} others" if len(counts) > 20 else "")
 

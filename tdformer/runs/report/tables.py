@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tdformer.runs import configs, formatting
+from tdformer.runs import config_keys, formatting
 from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome, spread
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.report import svg_charts
@@ -45,11 +45,11 @@ class Cell:
 
 def deciding_keys(comparison: Comparison) -> list[str]:
     """Return the keys that differ and that decide about the result."""
-    return [key for key in comparison.shown if configs.decides(key) and key not in configs.COST_KEYS]
+    return [key for key in comparison.shown if config_keys.decides(key) and key not in config_keys.COST_KEYS]
 
 
 def _setting_columns(keys: Iterable[str]) -> list[Column]:
-    names = configs.short_names(list(keys))
+    names = config_keys.short_names(list(keys))
     return [Column(name, title=key, is_number=False, rises=True) for key, name in names.items()]
 
 
@@ -122,7 +122,7 @@ def run_row(comparison: Comparison, index: int, run: Run) -> dict[str, Any]:
         Cell(name, name, is_number=False),
         Cell(run.state, run.state, is_number=False, small="" if run.sessions else MEANING[run.state]),
     ]
-    cells += [_config_cell(configs.value(run.config, key)) for key in comparison.shown]
+    cells += [_config_cell(config_keys.value(run.config, key)) for key in comparison.shown]
     total = f"of {run.config.get('training.epochs', '?')}"
     cells.append(Cell(f"{run.last.epoch:g}", run.last.epoch, total) if run.last else Cell(formatting.NOTHING))
     for metric in comparison.metrics:
