@@ -24,7 +24,7 @@ from launch.commands.slurm import slurm_app
 from launch.commands.submit import submit
 from launch.commands.train import train
 from launch.exit_codes import EXIT_ERROR
-from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
 for command in (train, evaluate, describe, submit, models, plan):

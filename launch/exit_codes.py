@@ -1,4 +1,4 @@
-"""Exit codes of `tdformer`. The watchdog's own is `tdformer.distributed.watchdog.verdict.EXIT_PEER_LOST`."""
+"""Exit codes of `tdformer`. The watchdog's own is `tdformer.distributed.watchdog.diagnosis.EXIT_PEER_LOST`."""
 
 EXIT_ERROR = 2
 """The input is wrong, or a file is damaged. The message says how to correct it."""

@@ -22,9 +22,10 @@ checkpoint_app = plain_typer(help="Inspect checkpoints, import and export weight
 @checkpoint_app.command("inspect")
 def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
     """Verify the files of a checkpoint, and show what it holds."""
-    from tdformer.checkpoint import store
+    from tdformer.checkpoint.format import inspect as inspect_checkpoint
+    from tdformer.checkpoint.store import find
 
-    show(store.inspect(store.find(trained, which)), as_json)
+    show(inspect_checkpoint(find(trained, which)), as_json)
 
 
 @checkpoint_app.command("import")
@@ -81,10 +82,10 @@ def export_checkpoint(
     ema: Ema = False,
 ) -> None:
     """Write a trained network as model.safetensors and config.json, which load_pretrained, timm and `init` of a run read."""
-    from tdformer.checkpoint import store
     from tdformer.checkpoint.export import export
+    from tdformer.checkpoint.store import find
 
-    checkpoint = store.find(trained, which)
+    checkpoint = find(trained, which)
     train_state = export(checkpoint, out, averaged=ema)
     metric = "top1_ema" if ema else "top1"
     top1 = f", validation top-1 {train_state.metrics[metric]:.2f} %" if metric in train_state.metrics else ""

@@ -38,13 +38,13 @@ def evaluate(
         options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
-    from tdformer.training.run import run_evaluation, run_suite
+    from tdformer.inference.evaluate import evaluate_checkpoint, evaluate_suite
 
     checkpoint = store.find(trained, which)
 
     def load() -> RunConfig:
-        return load_config(checkpoint / store.CONFIG, overrides or [])
+        return load_config(checkpoint.config, overrides or [])
 
-    result = run_suite(load, checkpoint, ema, suite) if suite else run_evaluation(load, checkpoint, ema)
+    result = evaluate_suite(load, checkpoint, ema, suite) if suite else evaluate_checkpoint(load, checkpoint, ema)
     if result is not None:
         show_evaluation(result, as_json)

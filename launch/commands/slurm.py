@@ -15,14 +15,16 @@ slurm_app = plain_typer(help="Commands that the script of a job calls.")
 def begin(run_dir: Path) -> None:
     """Record this start of the job. Exit with code 2 if the job restarts again and again without progress."""
     from launch.slurm import requeue
+    from tdformer.rundir.run_dir import RunDir
 
-    typer.echo(requeue.begin(run_dir))
+    typer.echo(requeue.begin(RunDir(run_dir)))
 
 
 @slurm_app.command()
 def end(run_dir: Path, code: int) -> None:
     """Requeue the job if its run has to continue. CODE is the exit code of the ranks, and of this command."""
     from launch.slurm import requeue
+    from tdformer.rundir.run_dir import RunDir
 
-    typer.echo(requeue.end(run_dir, code))
+    typer.echo(requeue.end(RunDir(run_dir), code))
     raise typer.Exit(code)

@@ -25,10 +25,10 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
     """
     from tdformer.config.yaml_io import load_config
     from tdformer.distributed.launch_environment import started_by_launcher
-    from tdformer.rundir import run_directory
+    from tdformer.rundir.creation import config_of
 
     if target.is_dir():
-        target, run_dir = run_directory.config_of(target), run_dir or target
+        target, run_dir = config_of(target), run_dir or target
     if processes > 1 and not started_by_launcher(os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
@@ -40,25 +40,27 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
     raise typer.Exit(EXIT_STOPPED if stopped else 0)
 
 
-def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], run_dir: Path | None, processes: int) -> int:
+def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], path: Path | None, processes: int) -> int:
     """Train in child processes, and return their exit code.
 
     The run directory is chosen here, so that this process can close the MLflow run after its children are killed.
     """
     from launch.local_processes import run_processes
-    from tdformer.rundir import run_directory, run_lock
+    from tdformer.rundir import creation, run_lock
+    from tdformer.rundir.advice import how_to_go_on
+    from tdformer.rundir.run_dir import RunDir
 
     config.training.accumulation(processes)
-    made, run_dir = run_dir is None, run_dir or run_directory.new(config)
-    run_directory.check(run_dir, config)
+    made, run_dir = path is None, RunDir(path) if path else creation.create_next(config)
+    creation.check_fits(run_dir, config)
     run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
     if code == EXIT_ERROR and made:
-        run_directory.discard_if_unused(run_dir)
+        creation.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import sync
 
         sync.close(run_dir)
-        typer.echo(run_directory.how_to_go_on(run_dir, processes), err=True)
+        typer.echo(how_to_go_on(run_dir, processes), err=True)
     return code

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from launch.output.tables import show_texts
-from tdformer.rundir.run_directory import how_to_go_on
+from tdformer.rundir.advice import how_to_go_on
+from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import flat_config, formatting
 from tdformer.runs.comparison import outcome
 from tdformer.runs.cost import hours_of, unit_of
@@ -105,7 +106,7 @@ def _next_step(run: Run) -> str:
         return "Its configuration cannot be read; restore config.yaml from a checkpoint's folder or a copy."
     if run.state == "queued":
         return "Slurm starts it: squeue shows when."
-    return how_to_go_on(run.path, run.sessions[-1].world_size if run.sessions else 1)
+    return how_to_go_on(RunDir(run.path), run.sessions[-1].world_size if run.sessions else 1)
 
 
 def _relative_name(run: Run, runs: Sequence[Run]) -> str:

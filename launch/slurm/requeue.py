@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from data_pipelines.errors import UserError
 from launch.exit_codes import EXIT_ERROR
 from launch.slurm import attempts, scheduler
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking import sync
 
 RUNNING, CANCELLED = "RUNNING", "CANCELLED"
 
 
-def begin(run_dir: Path) -> str:
+def begin(run_dir: RunDir) -> str:
     """Record this start of the job, and return a sentence about it.
 
     Raises UserError if the last starts made no progress, so that a crash loop ends by itself.
@@ -26,7 +26,7 @@ def begin(run_dir: Path) -> str:
     return f"job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}: {run_dir} {place}"
 
 
-def end(run_dir: Path, code: int) -> str:
+def end(run_dir: RunDir, code: int) -> str:
     """Requeue the job if it ended before its run and nothing has to be corrected first. Return a sentence about what was done.
 
     code: the exit code of the ranks. torchrun returns 1 for every failure, so under it a wrong input is tried again `max_fruitless`
@@ -51,10 +51,10 @@ def end(run_dir: Path, code: int) -> str:
     )
 
 
-def _give_up(job: str, reason: str, run_dir: Path) -> str:
+def _give_up(job: str, reason: str, run_dir: RunDir) -> str:
     sync.close(run_dir, comes_back=False)
     return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"
 
 
-def _place(run_dir: Path) -> str:
+def _place(run_dir: RunDir) -> str:
     return attempts.latest(run_dir) or "the beginning"

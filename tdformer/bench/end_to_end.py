@@ -24,12 +24,13 @@ from tdformer.bench.loader_pipelines import STORAGE
 from tdformer.bench.photographs import NAMES, write_photographs
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
-from tdformer.rundir import run_directory
+from tdformer.rundir.creation import claim
 from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.faults.preemption import stopping
-from tdformer.training.loop import Trainer
 from tdformer.training.report import reporting
 from tdformer.training.telemetry.stopwatch import PARTS
+from tdformer.training.trainer import Trainer
 
 STORED_AS: dict[Format, str] = {"wds": "original", "ffcv": "proportion"}
 """The entry of STORAGE for each format. It is the name of the folder too, so that `bench loader` finds the same sets."""
@@ -119,8 +120,9 @@ def measure(config: RunConfig, steps: int, context: DistContext) -> Row | None:
     with TemporaryDirectory(prefix="tdformer-bench-") as own, redirect_stdout(sys.stderr):
         folder = Path(context.broadcast(own))
         config = _bench_config(config, steps, warmup_steps(config, context.world_size), folder)
-        format = _train(config, folder / "run", steps, context)
-        points = MetricsFile(folder / "run" / run_directory.METRICS_FILE).rows() if context.is_rank0 else None
+        run_dir = RunDir(folder / "run")
+        format = _train(config, run_dir, steps, context)
+        points = MetricsFile(run_dir.metrics).rows() if context.is_rank0 else None
     return None if points is None else _row(config, format, points, context)
 
 
@@ -135,12 +137,12 @@ def _bench_config(config: RunConfig, steps: int, left_out: int, folder: Path) ->
     return config.model_copy(update={"init": None, "output": folder, "training": training, "tracking": tracking})
 
 
-def _train(config: RunConfig, run_dir: Path, steps: int, context: DistContext) -> Format:
+def _train(config: RunConfig, run_dir: RunDir, steps: int, context: DistContext) -> Format:
     """Run the steps of `tdformer.training.loop.train` without evaluations and checkpoints, and return the format of the training set.
 
     Raises UserError after a stop signal. The usual exit after such a signal would leave the temporary folder behind.
     """
-    context.on_all_ranks(lambda: run_directory.claim(run_dir, config) if context.is_rank0 else None)
+    context.on_all_ranks(lambda: claim(run_dir, config) if context.is_rank0 else None)
     with stopping(config.preemption) as stop:
         trainer = Trainer(config, run_dir, context, stop)
         with closing(trainer), reporting(config, run_dir, trainer.train_state, steps, context) as report:

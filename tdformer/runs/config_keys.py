@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from tdformer.config.yaml_io import is_within
-from tdformer.rundir.run_directory import CHANGEABLE
+from tdformer.config.dotted_keys import is_within
+from tdformer.rundir.creation import CHANGEABLE
 from tdformer.runs.flat_config import DATA_SETS, Flat, defaults, is_cut_off
 
 ABSENT = "–"

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from tdformer.rundir.run_directory import CONFIG_FILE, METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 
 
 def is_run(path: Path) -> bool:
     """Return whether a path is a run directory."""
-    return (path / CONFIG_FILE).is_file() or (path / METRICS_FILE).is_file()
+    return RunDir(path).config.is_file() or RunDir(path).metrics.is_file()
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -26,7 +26,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"there is no folder {path}; give run directories, or folders of runs.")
         runs = [path] if is_run(path) else list(_within(path, depth=2))
         if not runs:
-            raise UserError(f"{path} is no run directory and holds none; give run directories (with a {CONFIG_FILE}), or folders of runs.")
+            raise UserError(f"{path} is no run directory and holds none; give run directories (with a config.yaml), or folders of runs.")
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())

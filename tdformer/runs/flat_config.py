@@ -12,7 +12,8 @@ import yaml
 
 from data_pipelines.config import DataConfig
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import UNREADABLE, flatten
+from tdformer.config.dotted_keys import flatten
+from tdformer.config.yaml_io import UNREADABLE
 
 Flat = Mapping[str, Any]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

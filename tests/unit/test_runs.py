@@ -18,7 +18,9 @@ import yaml
 
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
-from tdformer.rundir import lock_file
+from tdformer.rundir.lock_file import STALE_SECONDS
+from tdformer.rundir.lock_holder import this_process
+from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import config_keys, flat_config, formatting, json_output, metric_rows, paper_results, reader
 from tdformer.runs.comparison import compare, default_metrics, outcome, unique_names
 from tdformer.runs.discovery import find_runs
@@ -133,16 +135,16 @@ def test_states(tmp_path: Path) -> None:
         assert reader.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
     killed = write_run(tmp_path / "killed", sessions=[{"status": "running"}])
     assert reader.read(killed).state == "lost"
-    (killed / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
+    RunDir(killed).lock.write_text(json.dumps(asdict(this_process())))
     assert reader.read(killed).state == "running"
-    dead = {**asdict(lock_file.this_process()), "started": "0"}
-    (killed / lock_file.NAME).write_text(json.dumps(dead))
+    dead = {**asdict(this_process()), "started": "0"}
+    RunDir(killed).lock.write_text(json.dumps(dead))
     assert reader.read(killed).state == "lost"
     elsewhere = {**dead, "machine": "another"}
-    (killed / lock_file.NAME).write_text(json.dumps(elsewhere))
+    RunDir(killed).lock.write_text(json.dumps(elsewhere))
     assert reader.read(killed).state == "running"  # The lock was renewed a moment ago.
-    old = time.time() - 10 * lock_file.STALE_SECONDS
-    os.utime(killed / lock_file.NAME, (old, old))
+    old = time.time() - 10 * STALE_SECONDS
+    os.utime(RunDir(killed).lock, (old, old))
     assert reader.read(killed).state == "lost"
 
 
@@ -218,7 +220,7 @@ def test_a_row_that_is_cut_off_is_left_out_and_noted_unless_the_run_is_alive(tmp
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
     (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
-    (run / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
+    RunDir(run).lock.write_text(json.dumps(asdict(this_process())))
     assert not reader.read(run).notes
 
 

@@ -43,6 +43,7 @@ def sync(
 
 def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[Synced], dict[Path, str]]:
     """Send every run. Return what was sent, and for each run that failed the reason. One failure does not stop the others."""
+    from tdformer.rundir.run_dir import RunDir
     from tdformer.tracking.sync import sync as sync_run
 
     done: list[Synced] = []
@@ -60,7 +61,7 @@ def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[S
         for run in runs:
             progress.update(bar, description=run.name)
             try:
-                done.append(sync_run(run, uri, add_points))
+                done.append(sync_run(RunDir(run), uri, add_points))
             except UserError as error:
                 problems[run] = str(error)
             else:
