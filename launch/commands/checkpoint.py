@@ -1,4 +1,4 @@
-"""`tdformer checkpoint`: look into checkpoints, bring weights in and out."""
+"""`tdformer checkpoint`: inspect checkpoints, import and export weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Ema, Json, Trained, Which, plain_typer
-from launch.output import show
+from launch.commands.options import Ema, Json, Trained, Which, plain_typer
+from launch.output.tables import show
 
 if TYPE_CHECKING:
     from tdformer.config import ModelConfig
 
 
-checkpoint_app = plain_typer(help="Look into checkpoints, bring weights in and out.")
+checkpoint_app = plain_typer(help="Inspect checkpoints, import and export weights.")
 
 
 @checkpoint_app.command("inspect")
 def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
-    """Verify a checkpoint's files and show what it holds."""
+    """Verify the files of a checkpoint, and show what it holds."""
     from tdformer.checkpoint.format import inspect as inspect_checkpoint
     from tdformer.checkpoint.store import find
 
@@ -30,15 +30,18 @@ def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) ->
 
 @checkpoint_app.command("import")
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A published QKFormer, Spikformer or SDT checkpoint: .pth, .pt or .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The weights folder to write; a run starts from it by `init=FOLDER`.")],
-    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that is to start from it.")] = None,
-    model: Annotated[str | None, typer.Option(help="Or a name from `tdformer models`.")] = None,
-    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to start a new one.")] = "keep",
-    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network has no place for.")] = False,
+    file: Annotated[Path, typer.Argument(help="A published checkpoint of QKFormer, Spikformer or SDT: .pth, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The folder of weights to write; a run starts from it with `init=FOLDER`.")],
+    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that will start from the weights.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `tdformer models`, in place of --config.")] = None,
+    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to train a new one.")] = "keep",
+    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network does not use.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a published checkpoint as plain tensors, check every name and shape, and write what a run can start from."""
+    """Convert a published checkpoint into weights that a run can start from.
+
+    The file is read as plain tensors, and every name and shape is checked.
+    """
     from tdformer.models import pretrained
 
     if (config is None) == (model is None):
@@ -74,11 +77,11 @@ def _model_config(config: Path | None, model: str | None) -> ModelConfig:
 @checkpoint_app.command("export")
 def export_checkpoint(
     trained: Trained,
-    out: Annotated[Path, typer.Argument(help="The weights folder to write.")],
+    out: Annotated[Path, typer.Argument(help="The folder of weights to write.")],
     which: Which = "latest",
     ema: Ema = False,
 ) -> None:
-    """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
+    """Write a trained network as model.safetensors and config.json, which load_pretrained, timm and `init` of a run read."""
     from tdformer.checkpoint.export import export
     from tdformer.checkpoint.store import find
 

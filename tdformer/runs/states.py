@@ -1,4 +1,4 @@
-"""What has become of a run."""
+"""Determines the state of a run from its sessions, its lock and its metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ MEANING: dict[State, str] = {
 
 
 def state_of(run_dir: RunDir, sessions: Sequence[Session], has_begun: bool, is_complete: bool) -> State:
-    """Of runs that wrote no sessions, as far as their lock and their metrics tell it."""
+    """Return the state of a run. Without sessions it is inferred from the lock and the metrics.
+
+    has_begun: there are rows of metrics. is_complete: the last epoch was evaluated.
+    """
     status = sessions[-1].status if sessions else None
     for ended in ENDED:
         if status == ended:

@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.cli import EXIT_STOPPED
+from launch.exit_codes import EXIT_STOPPED
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
 from tests.conftest import write_config
 from tests.distributed.starter import Started

@@ -1,4 +1,4 @@
-"""These tests compare `tdformer plan` with what is measured and with what is known."""
+"""Tests the estimates of `tdformer plan` against measurements and known values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_of(**training: Any) -> RunConfig:
     return RunConfig(name="plan", data=data, model=small(), training=training)
 
 
-def objective_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> ModelWithLoss:
+def model_with_loss_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> ModelWithLoss:
     model = ModelWithLoss(config.model, 0.1, policy, config.training.precision).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -39,8 +39,8 @@ def objective_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu"
 
 
 def measured_peak(config: RunConfig, policy: RecomputePolicy) -> int:
-    """Returns the most bytes that a CPU's allocator gives out at once during forward and backward pass."""
-    model = objective_of(config, policy)
+    """Return the peak of bytes that the CPU allocator holds during forward and backward pass."""
+    model = model_with_loss_of(config, policy)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model(torch.zeros(8, 3, 64, 64), torch.zeros(8, dtype=torch.int64)).backward()
     kineto: Any = profiler.profiler
@@ -63,10 +63,10 @@ def test_estimated_activations_are_those_measured(policy: RecomputePolicy) -> No
 @pytest.mark.parametrize("policy", POLICIES)
 def test_estimated_activations_are_those_of_a_gpu(policy: RecomputePolicy, precision: str) -> None:
     config = run_of(precision=precision, micro_batch=32)
-    model = objective_of(config, policy, "cuda")
+    model = model_with_loss_of(config, policy, "cuda")
     model.model.use_fused_kernels()
     images, labels = torch.zeros(32, 3, 64, 64, device="cuda"), torch.zeros(32, dtype=torch.int64, device="cuda")
-    model(images, labels).backward()  # workspaces are kept from here on
+    model(images, labels).backward()  # The first step allocates workspaces that are kept.
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model(images, labels).backward()
@@ -117,7 +117,7 @@ def test_speed_is_the_measured_one_less_communication() -> None:
     assert 300 < four.images_per_s < 400
 
 
-def test_global_batch_that_does_not_divide_is_told_with_what_fits() -> None:
+def test_a_global_batch_that_does_not_divide_is_an_error_that_lists_what_fits() -> None:
     assert plan(run_of(), 1).fitting_gpus == [1, 2, 3, 4, 6, 12]
     with pytest.raises(UserError, match="it fits 1, 2, 3, 4, 6, 12 ranks"):
         plan(run_of(), 5)
@@ -128,8 +128,8 @@ def test_command_prints_both_ways(run_config: dict, tmp_path: Path) -> None:
     config = write_config(run_config, tmp_path)
     result = tdformer("plan", config, "--gpus", 2, "--images-per-s", 50, "--json")
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert told["total_memory_bytes"] == sum(told["memory_bytes"].values())
+    printed = json.loads(result.stdout)
+    assert printed["total_memory_bytes"] == sum(printed["memory_bytes"].values())
     table = tdformer("plan", config, "--gpus", 2).stdout
     assert "memory per GPU" in table
     assert "8 = 2 x 2 GPUs x 2 accumulation" in table
