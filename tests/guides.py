@@ -98,6 +98,12 @@ def _problems_of_overrides(parameters: dict) -> list[str]:
     return []
 
 
+def problems_of_length(text: str) -> list[str]:
+    """README.md is one screen and a map: more belongs into the guides."""
+    lines = len(text.splitlines())
+    return [] if lines <= README_LINES else [f"README.md has {lines} lines, and may have {README_LINES}"]
+
+
 def problems_of_text(guide: Path, text: str) -> list[str]:
     """Links and pictures that lead nowhere, and files of the project and verbs of `tdformer` that do not exist."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
