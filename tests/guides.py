@@ -109,6 +109,9 @@ def problems_of_text(guide: Path, text: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)", prose)
     problems = [f"the link {link} leads nowhere" for link in links if not _leads_somewhere(guide, link)]
+    for name, file in re.findall(r"`(\w+)(?:\(\))?`\s+(?:in|of)\s+`([\w./]+\.py)`", prose):
+        if (REPOSITORY / file).exists() and not re.search(rf"\b{name}\b", (REPOSITORY / file).read_text()):
+            problems.append(f"there is no `{name}` in {file}")
     for code in re.findall(r"`([^`\n]+)`", prose):
         if code.startswith("tdformer ") and not _verbs_exist(code.split()[1:]):
             problems.append(f"there is no command `{code}`")

@@ -97,6 +97,7 @@ def test_a_wrong_command_is_found(line: str, word: str) -> None:
         "[gone](CONTRIBUTING.md#no-such-heading)",
         "see `tdformer/gone.py`",
         "see `gone.py`",
+        "see `Gone` in `tdformer/evaluation.py`",
         "call `tdformer runs lst`",
     ],
 )
@@ -105,5 +106,5 @@ def test_a_name_that_leads_nowhere_is_found(text: str) -> None:
 
 
 def test_names_that_lead_somewhere_are_no_problem(tmp_path: Path) -> None:
-    text = "[a](LICENSE) ![b](.github/mlflow.png) [c](CONTRIBUTING.md#words-and-texts) `tdformer/evaluation.py` `tdformer runs list`"
+    text = "[a](LICENSE) ![b](.github/mlflow.png) [c](CONTRIBUTING.md#words-and-texts) `Evaluation` of `tdformer/evaluation.py` `tdformer runs list`"
     assert problems_of_text(GUIDE, f"{text} [d](https://example.org/gone) `runs/demo-001`") == []
