@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -105,6 +103,7 @@ def test_a_name_that_leads_nowhere_is_found(text: str) -> None:
     assert len(problems_of_text(GUIDE, text)) == 1
 
 
-def test_names_that_lead_somewhere_are_no_problem(tmp_path: Path) -> None:
-    text = "[a](LICENSE) ![b](.github/mlflow.png) [c](CONTRIBUTING.md#words-and-texts) `Evaluation` of `tdformer/evaluation.py` `tdformer runs list`"
-    assert problems_of_text(GUIDE, f"{text} [d](https://example.org/gone) `runs/demo-001`") == []
+def test_names_that_lead_somewhere_are_no_problem() -> None:
+    text = "[a](LICENSE) ![b](.github/mlflow.png) [c](CONTRIBUTING.md#words-and-texts) [d](https://example.org/gone) "
+    text += "`Evaluation` of `tdformer/evaluation.py` `tdformer runs list` `runs/demo-001`"
+    assert problems_of_text(GUIDE, text) == []
