@@ -59,7 +59,7 @@ def import_checkpoint(
     if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
         typer.echo(
             "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off: "
-            "it starts from a slightly other function, in which no sample depends on its batch (see the README)."
+            "it starts from a slightly other function, in which no sample depends on its batch (see tdformer/models/README.md)."
         )
 
 
