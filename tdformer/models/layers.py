@@ -173,7 +173,7 @@ class SpikingMLP(nn.Module):
 
 
 class MembraneMLP(SpikingMLP):
-    """The same two layers with the neurons before each synapse: currents in, currents out (membrane shortcut)."""
+    """Two layers with the neurons before each synapse: currents in, currents out (membrane shortcut)."""
 
     def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """Return currents in the shape of x."""
