@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 
 from data_pipelines.formats.manifest import Format
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.prepare.options import Plan, Storage
+from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.sources.base import Source
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.manifest import prepare_again
+from data_pipelines.formats.remedies import prepare_again
 
 VERSION = 2
 FIELDS = {b"image": 2, b"label": 1}

@@ -16,7 +16,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_format import RAW, read_rows
 from data_pipelines.formats.images import MAX_PIXELS
 from data_pipelines.formats.index import Index
-from data_pipelines.formats.manifest import prepare_again
+from data_pipelines.formats.remedies import prepare_again
 from data_pipelines.formats.turbojpeg import decode_jpeg, need_ffcv
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.manifest import ShardInfo
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.shard_info import ShardInfo
 
 COLUMNS = [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i4")]
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Generator, Iterable
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -18,15 +12,15 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.events import EventTransform
-from data_pipelines.loading.augment import Transform, eval_transform, train_transform
-from data_pipelines.loading.batch import Batch, Normalisation
+from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.event_transform import EventTransform
+from data_pipelines.loading.loader_workers import _prepare_worker, _worker_context
 from data_pipelines.loading.micro_batches import MicroBatches
-from data_pipelines.loading.sampler import Shuffle, TrainSampler, evaluation_samples
-from data_pipelines.processes import end_with
-
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler, evaluation_samples
+from data_pipelines.loading.transforms import Transform, eval_transform, train_transform
 
 
 def train_sampler(
@@ -97,37 +91,6 @@ def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], worker
         raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
 
 
-def _worker_context() -> BaseContext:
-    """Workers are forked from a helper process that has imported what they need.
-
-    Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
-    """
-    atexit.register(_kill_workers)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipelines.loading.micro_batches"])
-    # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
-    # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
-    for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            start_helper()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    return context
-
-
-def _kill_workers() -> None:
-    """After an exception loaders may not have been closed. multiprocessing would then wait for workers that block its SIGTERM."""
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
 def _unchanged(batch: Any) -> Any:
     """The data set makes whole batches; there is nothing left to collate."""
     return batch
-
-
-def _prepare_worker(owner: int, worker: int) -> None:
-    """A worker computes on one core, and does not outlive the training process."""
-    threading.Thread(target=end_with, args=(owner,), daemon=True).start()
-    torch.set_num_threads(1)

@@ -8,10 +8,12 @@ import torch
 from torch.utils.data import default_collate
 
 from data_pipelines.errors import DataError
-from data_pipelines.loading.augment import Transform, fork_rng, seed_rng
-from data_pipelines.loading.batch import PADDING_LABEL, Batch, Normalisation
+from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.rng import fork_rng, seed_rng
 from data_pipelines.loading.sampler import PADDING
+from data_pipelines.loading.transforms import Transform
 
 MOST_IN_A_ROW = 100
 """Bad samples side by side after which no further replacement is looked for: that is a damaged shard, not a stray image."""

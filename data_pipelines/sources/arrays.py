@@ -13,7 +13,8 @@ from numpy.lib.format import open_memmap
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import encode_png
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 MAX_CLASSES = 1_000_000
 """Beyond it a label is no class but a mark, such as the largest integer for "unknown"."""

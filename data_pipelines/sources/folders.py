@@ -8,7 +8,8 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import EXTENSION_OF
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 
 class ImageFolderSource:

@@ -14,7 +14,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import EXTENSION_OF
 from data_pipelines.formats.keys import key_of
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 
 class ListSource:

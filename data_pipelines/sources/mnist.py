@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 
 from data_pipelines.formats.images import encode_png
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 VALIDATION_PER_CLASS = 100
 

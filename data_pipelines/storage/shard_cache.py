@@ -26,8 +26,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.manifest import ShardInfo
-from data_pipelines.storage.urls import join, persistently, stream
+from data_pipelines.storage.locations import join
+from data_pipelines.storage.remote_files import persistently, stream
+from data_pipelines.storage.shard_info import ShardInfo
 
 TOUCH_SECONDS = 10.0
 """A use is noted at most so often: shards are opened for every sample."""

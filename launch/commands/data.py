@@ -13,7 +13,7 @@ from launch.options import Json, plain_typer
 from launch.output import progress, show, show_rows
 
 if TYPE_CHECKING:
-    from data_pipelines.prepare.parts import Storage
+    from data_pipelines.prepare.options import Storage
 
 data_app = plain_typer(help="Write, index and check data sets.")
 
@@ -50,9 +50,12 @@ def prepare(
 
     Killed at any moment, the same command goes on where it was. Nothing that is there is overwritten.
     """
-    from data_pipelines.prepare.writing import LEFT_OUT, Plan, state_of
-    from data_pipelines.prepare.writing import prepare as write
-    from data_pipelines.sources import open_splits
+    from data_pipelines.prepare.writing import LEFT_OUT
+
+    from data_pipelines.prepare.options import Plan
+    from data_pipelines.prepare.prepare_dataset import prepare as write
+    from data_pipelines.prepare.prepare_dataset import state_of
+    from data_pipelines.sources.layouts import open_splits
 
     storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
     plan = Plan(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
@@ -104,8 +107,9 @@ def index(
 
     A sample is <key>.jpg, .jpeg or .png, and <key>.cls with its class number. Killed, the same command goes on where it was.
     """
-    from data_pipelines.prepare.indexing import index_shards, read_classes, state_of
-    from data_pipelines.prepare.shard_lists import find_shards
+    from data_pipelines.prepare.class_names import read_classes
+    from data_pipelines.prepare.index_shards import index_shards, state_of
+    from data_pipelines.prepare.shard_list import find_shards
 
     found, names = find_shards(shards), None if classes is None else read_classes(classes)
     count = len(found.names)
@@ -139,7 +143,7 @@ def _storage(
     jpeg_share: float | None,
     max_side: int | None,
 ) -> Storage:
-    from data_pipelines.prepare.parts import Storage
+    from data_pipelines.prepare.options import Storage
 
     of_ffcv = {name: value for name, value in (("mode", mode), ("jpeg_share", jpeg_share), ("max_side", max_side)) if value is not None}
     if format != "ffcv" and of_ffcv:
@@ -160,9 +164,9 @@ def verify(
     """Check presence, size and samples of every shard, and decode images. Exit code 2 if anything is damaged."""
     import json
 
-    from data_pipelines.formats.manifest import read_manifest
-    from data_pipelines.prepare.verify import DECODED_SAMPLES, Check
-    from data_pipelines.prepare.verify import verify as find_damage
+    from data_pipelines.formats.manifest_reader import read_manifest
+    from data_pipelines.prepare.verify_dataset import DECODED_SAMPLES, Check
+    from data_pipelines.prepare.verify_dataset import verify as find_damage
 
     total = read_manifest(folder).samples
     with progress(f"{folder}", 2 * total) as advance:

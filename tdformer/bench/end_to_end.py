@@ -17,8 +17,9 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.formats.manifest import Format
 from data_pipelines.formats.turbojpeg import need_ffcv
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.prepare.options import Plan
+from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.loader import STORAGE, THREADS
 from tdformer.bench.photographs import NAMES, write_photographs
 from tdformer.config import RunConfig

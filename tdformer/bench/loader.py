@@ -30,10 +30,11 @@ from data_pipelines.formats import ffcv_file
 from data_pipelines.formats.turbojpeg import need_ffcv
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import train_batches, train_sampler
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.options import Plan, Storage
+from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.photographs import NAMES, write_photographs
 
 CPU = torch.device("cpu")

@@ -14,10 +14,11 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.formats import ffcv_file
 from data_pipelines.formats.index import Index, keep_index
-from data_pipelines.formats.manifest import ShardInfo
-from data_pipelines.formats.wds_shards import shard_name
+from data_pipelines.formats.wds_writer import shard_name
 from data_pipelines.loading.dataloader import train_batches, train_sampler
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.storage.shard_info import ShardInfo
 from tdformer.bench.loader import IMAGE_SIZE, Load, Sets
 
 IMAGENET_SAMPLES = 1_281_167

@@ -11,7 +11,8 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.loading.dataloader import check_transforms
-from data_pipelines.loading.dataset import Cache, DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import Cache, open_set
 from tdformer.config import RunConfig
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipelines.loading.augment import Mix
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
+from data_pipelines.loading.mixup import Mix
 from tdformer.checkpoint import store
 from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.store import Snapshot, TrainState, place_of

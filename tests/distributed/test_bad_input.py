@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_set
 from tests.conftest import StripesSource, run_id_of, stored, write_config
 from tests.distributed.starter import tdformer
 

@@ -9,8 +9,9 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.writing import Plan, prepare
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.options import Plan
+from data_pipelines.prepare.prepare_dataset import prepare
 from tests.conftest import StripesSource, run_id_of, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
 from tests.conftest import StripesSource, stored, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.sources.mnist import MnistSource
 from tests.conftest import REPOSITORY, stored, tdformer
 

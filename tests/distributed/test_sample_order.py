@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
+from data_pipelines.prepare.options import Plan, Storage
+from data_pipelines.prepare.prepare_dataset import prepare
 from tests.conftest import StripesSource, write_config
 from tests.distributed.starter import Started, start_ranks
 

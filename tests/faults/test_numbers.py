@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.config import DataConfig
 from data_pipelines.loading.dataloader import train_sampler
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_set
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.faults.small_run import STEPS, SmallRun, bits

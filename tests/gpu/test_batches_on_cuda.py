@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from data_pipelines.loading.augment import Mix
-from data_pipelines.loading.batch import Batch, Normalisation
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.mixup import Mix
+from data_pipelines.loading.normalisation import Normalisation
 
 pytestmark = pytest.mark.gpu
 

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
 from tests.conftest import stored
 
 # A busy machine is no failure.

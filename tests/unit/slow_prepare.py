@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from data_pipelines.formats.manifest import Format
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.prepare.options import Plan, Storage
+from data_pipelines.prepare.prepare_dataset import prepare
 from tests.unit.conftest import CLASSES, MemorySource, noise_png
 
 SAMPLES, PER_SHARD = 40, 4

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
-from data_pipelines.loading.augment import eval_transform, fork_rng, seed_rng, train_transform
-from data_pipelines.loading.batch import Normalisation
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.rng import fork_rng, seed_rng
+from data_pipelines.loading.transforms import eval_transform, train_transform
 
 SIZE = 16
 INTERPOLATIONS = ["bilinear", "bicubic", "area"]

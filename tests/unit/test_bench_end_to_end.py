@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_set
 from tdformer.bench import end_to_end
 from tdformer.bench.photographs import NAMES
 from tdformer.config import RunConfig

@@ -29,14 +29,17 @@ from typer.testing import CliRunner
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.manifest import MANIFEST, read_manifest
-from data_pipelines.formats.wds_shards import scan_tar, split_name
+from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.formats.manifest_reader import read_manifest
+from data_pipelines.formats.wds_scanner import scan_tar, split_name
 from data_pipelines.loading.dataloader import train_batches, train_sampler
-from data_pipelines.loading.dataset import Cache, DataSet, open_set
-from data_pipelines.prepare.indexing import Indexed, index_shards, read_classes, state_of
-from data_pipelines.prepare.journal import working_folder
-from data_pipelines.prepare.shard_lists import ShardList, find_shards
-from data_pipelines.prepare.verify import Check, verify
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import Cache, open_set
+from data_pipelines.prepare.class_names import read_classes
+from data_pipelines.prepare.index_shards import Indexed, index_shards, state_of
+from data_pipelines.prepare.shard_list import ShardList, find_shards
+from data_pipelines.prepare.verify_dataset import Check, verify
+from data_pipelines.prepare.working_folder import working_folder
 from data_pipelines.storage import urls
 from launch.cli import app
 from tests.conftest import REPOSITORY, stored, tdformer, write_config

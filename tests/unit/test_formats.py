@@ -18,11 +18,12 @@ from PIL import Image
 
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.formats.manifest import Format
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
 from data_pipelines.loading.sampler import TrainSampler
-from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import CLASSES, PER_SHARD, MemorySource, keys_of, noise_png
 

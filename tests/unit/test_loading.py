@@ -17,8 +17,10 @@ from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.loading.sampler import Shuffle, TrainSampler
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler
 from tests.unit.conftest import SAMPLES, MemorySource, keys_of, overwrite_image, path_of
 
 SEED, GLOBAL_BATCH = 5, 6

@@ -17,13 +17,16 @@ from PIL import Image
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.augment import fork_rng, seed_rng, train_transform
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.micro_batches import MOST_IN_A_ROW
-from data_pipelines.loading.sampler import Shuffle, TrainSampler
-from data_pipelines.sources import RawSample
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.loading.rng import fork_rng, seed_rng
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler
+from data_pipelines.loading.transforms import train_transform
 from tests.conftest import stored
 from tests.unit.conftest import PER_SHARD, SAMPLES, MemorySource, error_of, keys_of, noise_png, overwrite_image, reseal, rewrite_members
 

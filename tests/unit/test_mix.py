@@ -10,7 +10,8 @@ from timm.data import Mixup
 from torch import nn
 
 from data_pipelines.config import AugmentConfig
-from data_pipelines.loading.augment import Mix, fork_rng, seed_rng
+from data_pipelines.loading.mixup import Mix
+from data_pipelines.loading.rng import fork_rng, seed_rng
 from tdformer.config import RunConfig
 
 CLASSES = 5

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from data_pipelines.prepare.writing import LEFT_OUT, Storage
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,10 +21,11 @@ from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.images import decode
 from data_pipelines.formats.index import Index, row_type
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.verify import verify
-from data_pipelines.prepare.writing import LEFT_OUT, Plan, Storage, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.options import Plan
+from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.prepare.verify_dataset import verify
+from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.lists import ListSource
 from launch.cli import app
 from tests.conftest import REPOSITORY, StripesSource, stored

@@ -21,11 +21,12 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.verify import Check, verify
-from data_pipelines.prepare.writing import Plan, Prepared, prepare
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.options import Plan, Storage
+from data_pipelines.prepare.prepare_dataset import Prepared, prepare
+from data_pipelines.prepare.verify_dataset import Check, verify
 from tests.conftest import REPOSITORY, stored
 from tests.unit import slow_prepare
 from tests.unit.conftest import CLASSES, PER_SHARD, SAMPLES, MemorySource, contents, error_of, image_at, keys_of

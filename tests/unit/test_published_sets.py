@@ -22,10 +22,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.sources import Source, open_splits
+from data_pipelines.sources.base import Source
 from data_pipelines.sources.cifar import CIFAR10, CIFAR100, Published, open_cifar
-from data_pipelines.sources.corruptions import CIFAR10_CLASSES, open_cifar10_c, open_imagenet_c
-from data_pipelines.sources.events import GESTURES, EventSource, open_cifar10_dvs, open_dvs128_gesture, spikingjelly_datasets
+from data_pipelines.sources.cifar10_c import CIFAR10_CLASSES, open_cifar10_c
+from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
+from data_pipelines.sources.dvs128_gesture import GESTURES, open_dvs128_gesture
+from data_pipelines.sources.events import EventSource
+from data_pipelines.sources.imagenet_c import open_imagenet_c
+from data_pipelines.sources.layouts import open_splits
+from data_pipelines.sources.spikingjelly_frames import spikingjelly_datasets
 from tests.unit.conftest import error_of as sentence_of
 
 error_of = partial(sentence_of, remedies=("download", "prepare again", "expected", "remove", "give "))

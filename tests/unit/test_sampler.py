@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipelines.loading.sampler import PADDING, DataCursor, Shuffle, TrainSampler, block_order, evaluation_samples, full_order
+from data_pipelines.loading.sample_order import Shuffle, block_order, full_order
+from data_pipelines.loading.sampler import PADDING, DataCursor, TrainSampler, evaluation_samples
 
 seeds = st.integers(0, 2**32 - 1)
 epochs = st.integers(0, 500)

@@ -28,10 +28,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.manifest import MANIFEST, ShardInfo
+from data_pipelines.formats.manifest import MANIFEST
 from data_pipelines.storage import shard_cache, urls
+from data_pipelines.storage.backends import TransferError
+from data_pipelines.storage.locations import BACKENDS, check_location, is_remote, join
+from data_pipelines.storage.remote_files import read_small
 from data_pipelines.storage.shard_cache import ShardCache
-from data_pipelines.storage.urls import BACKENDS, TransferError, check_location, is_remote, join, read_small
+from data_pipelines.storage.shard_info import ShardInfo
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 

@@ -19,9 +19,11 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.keys import key_of
-from data_pipelines.sources import ImageFolderSource, Source, open_splits
 from data_pipelines.sources.arrays import ArraySource, open_arrays
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, open_imagenet
+from data_pipelines.sources.layouts import open_splits
 from data_pipelines.sources.lists import ListSource, open_lists
 from data_pipelines.sources.tars import NestedTarSource, TarPerClassSource
 from tests.unit.conftest import error_of as sentence_of

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_format import HEAD, ROW, read_rows
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.verify import Check, verify
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.verify_dataset import Check, verify
 from tests.conftest import stored
 from tests.unit.conftest import (
     PER_SHARD,

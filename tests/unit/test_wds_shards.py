@@ -17,12 +17,15 @@ import webdataset
 from PIL import Image
 
 from data_pipelines.formats.index import Index
-from data_pipelines.formats.manifest import read_manifest
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.verify import verify
-from data_pipelines.prepare.writing import Plan, Prepared
-from data_pipelines.prepare.writing import prepare as prepare_set
-from data_pipelines.sources import ImageFolderSource, RawSample
+from data_pipelines.formats.manifest_reader import read_manifest
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.options import Plan
+from data_pipelines.prepare.prepare_dataset import Prepared
+from data_pipelines.prepare.prepare_dataset import prepare as prepare_set
+from data_pipelines.prepare.verify_dataset import verify
+from data_pipelines.sources.folders import ImageFolderSource
 from tests.conftest import stored
 from tests.unit.conftest import (
     CLASSES,

@@ -11,7 +11,7 @@ import braceexpand
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.keys import is_storable
-from data_pipelines.storage.urls import check_location, is_remote, join
+from data_pipelines.storage.locations import check_location, is_remote, join
 
 
 @dataclass(frozen=True)

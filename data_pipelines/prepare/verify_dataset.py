@@ -10,12 +10,15 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.index import Index, find_index
-from data_pipelines.formats.manifest import Manifest, ShardInfo, check_size, read_manifest
-from data_pipelines.formats.wds_shards import scan_shard, shard_path
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.formats.manifest import Manifest
+from data_pipelines.formats.manifest_reader import read_manifest
+from data_pipelines.formats.wds_index import scan_shard, shard_path
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_set
 from data_pipelines.processes import each
 from data_pipelines.storage.files import sha256
-from data_pipelines.storage.urls import is_remote
+from data_pipelines.storage.locations import is_remote
+from data_pipelines.storage.shard_info import ShardInfo, check_size
 
 DECODED_SAMPLES = 1000
 """How many images are decoded where not all are asked for, chosen at random but the same every time."""

@@ -5,52 +5,31 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.index import digest_of, index_name
-from data_pipelines.formats.manifest import UNFINISHED, Kind, Manifest, read_manifest
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.journal import (
-    LEFT_OUT,
-    LeftOut,
-    PartRecord,
-    cannot_be_written,
-    difference,
-    is_written,
-    read_record,
-    working_folder,
-    write_record,
-)
-from data_pipelines.prepare.parts import Part, Parts, Storage, WholeSamples, parts_of
+from data_pipelines.formats.manifest import UNFINISHED, Kind, Manifest
+from data_pipelines.formats.manifest_reader import read_manifest
+from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.prepare.decoded_samples import WholeSamples
+from data_pipelines.prepare.ffcv_part_writer import FfcvParts
+from data_pipelines.prepare.journal import LEFT_OUT, LeftOut, PartRecord, read_record, write_record
+from data_pipelines.prepare.options import Part, Plan, Storage
+from data_pipelines.prepare.wds_part_writer import WdsParts
+from data_pipelines.prepare.working_folder import cannot_be_written, difference, is_written, working_folder
 from data_pipelines.processes import each
 from data_pipelines.sources.base import Source
 from data_pipelines.storage.files import replace_file
 
+Parts = WdsParts | FfcvParts
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be written, and how. samples_per_shard: also the size of the blocks of an FFCV file. seed: of the order in storage."""
 
-    storage: Storage = field(default_factory=Storage)
-    samples_per_shard: int = 1000
-    seed: int = 0
-    stop_at_bad: bool = False
-    """Stop at the first file that is no whole image, instead of leaving such files out."""
-
-    def recipe(self, source: Source) -> dict[str, Any]:
-        """What decides over every byte that is written."""
-        stored = {"samples_per_shard": self.samples_per_shard, "seed": self.seed, **asdict(self.storage)}
-        return {"source": source.fingerprint(), "classes": list(source.classes), **stored}
-
-    def parts(self, samples: int) -> list[Part]:
-        order = np.random.default_rng(self.seed).permutation(samples)
-        starts = range(0, samples, self.samples_per_shard)
-        return [Part(number, order[start : start + self.samples_per_shard]) for number, start in enumerate(starts)]
+def parts_of(folder: Path, work: Path, storage: Storage, seed: int) -> Parts:
+    kind = FfcvParts if storage.format == "ffcv" else WdsParts
+    return kind(folder, work, storage, seed)
 
 
 @dataclass(frozen=True)

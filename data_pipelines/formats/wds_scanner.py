@@ -13,71 +13,19 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
-import webdataset
-
 from data_pipelines.errors import DataError
-from data_pipelines.formats.index import Index, check_index, find_index, keep_index
 from data_pipelines.formats.keys import is_storable
-from data_pipelines.formats.manifest import Manifest, ShardInfo
-from data_pipelines.sources.base import RawSample
-from data_pipelines.storage.files import replace_file, sha256
 
 IMAGES = frozenset({"jpg", "jpeg", "png"})
 """Extensions of images in shards that others wrote. Their .npy may be anything."""
 EXTENSIONS = IMAGES | {"npy"}
 NUMBER = re.compile(rb"\s*-?[0-9]+\s*")
 """int() takes 1_0 for 10."""
-
 ShardRow = tuple[int, int, int, str]
 """Of one sample in its shard: offset, size, label, key."""
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def write_shard(path: Path, samples: Iterable[RawSample]) -> ShardInfo:
-    """Write samples into one tar, which appears under its name when it is whole. The same samples give the same bytes."""
-    written = 0
-
-    def write(partial: Path) -> None:
-        nonlocal written
-        with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
-            for sample in samples:
-                tar.write({"__key__": sample.key, sample.extension: sample.data, "cls": str(sample.label).encode()})
-                written += 1
-
-    replace_file(path, write)
-    return ShardInfo(path.name, written, path.stat().st_size, sha256(path))
-
-
-def load_index(folder: Path, manifest: Manifest) -> Index:
-    """The saved index; made again from the tar headers, and saved, when there is none of these shards."""
-    shards = manifest.shards
-    if index := find_index(folder, shards):
-        return index
-    index = Index.of((number, *row) for number, shard in enumerate(shards) for row in scan_shard(folder, manifest, shard))
-    check_index(folder, index, shards, manifest.remedy(folder))
-    if not len(index):
-        raise DataError(f"{folder} holds no sample; {manifest.remedy(folder)}.")
-    return keep_index(folder, shards, index)
-
-
-def scan_shard(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[ShardRow]:
-    """The samples of one shard of the set in `folder`, which must be as many as the manifest says."""
-    path, remedy = shard_path(folder, manifest, shard), manifest.remedy(folder)
-    rows = scan_tar(path, remedy, images=IMAGES if manifest.shards_at else EXTENSIONS)
-    if len(rows) != shard.samples:
-        raise DataError(f"shard {path} holds {len(rows)} samples, the manifest says {shard.samples}; {remedy}.")
-    return rows
-
-
-def shard_path(folder: Path, manifest: Manifest, shard: ShardInfo) -> Path:
-    """Of a shard that lies on a local file system."""
-    return Path(manifest.shards_at or folder) / shard.name
 
 
 def scan_tar(path: Path, remedy: str, *, images: Set[str] = EXTENSIONS, place: str | None = None) -> list[ShardRow]:

@@ -1,0 +1,31 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import webdataset
+
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.storage.files import replace_file, sha256
+from data_pipelines.storage.shard_info import ShardInfo
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[RawSample]) -> ShardInfo:
+    """Write samples into one tar, which appears under its name when it is whole. The same samples give the same bytes."""
+    written = 0
+
+    def write(partial: Path) -> None:
+        nonlocal written
+        with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in samples:
+                tar.write({"__key__": sample.key, sample.extension: sample.data, "cls": str(sample.label).encode()})
+                written += 1
+
+    replace_file(path, write)
+    return ShardInfo(path.name, written, path.stat().st_size, sha256(path))

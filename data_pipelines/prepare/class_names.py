@@ -1,0 +1,23 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names of the classes, one per line, in the order of their numbers from 0."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise DataError(f"{path} cannot be read ({reason}); give a text file with one class name per line.") from None
+    if "" in names:
+        raise DataError(f"{path} names no class in line {names.index('') + 1}; expected one name per line, for the numbers 0, 1, ….")
+    return names
+
+
+def _numbered(classes: int) -> list[str]:
+    return [str(number) for number in range(classes)]
