@@ -1,4 +1,4 @@
-"""Event frames: how many events of each polarity every pixel saw in each time step, stored as .npy."""
+"""Decodes event frames: arrays, stored as .npy files, that count the events of each pixel, polarity and time step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 
-MAGIC = b"\x93NUMPY"
+NPY_MAGIC = b"\x93NUMPY"
+"""First bytes of an .npy file."""
 MAX_VALUES = 2**28
-"""Above it frames are refused before they are read: a header of a few bytes can claim any shape."""
+"""Larger arrays are refused before their values are read, since a header of a few bytes can claim any shape."""
 
 
 def decode_frames(data: bytes) -> np.ndarray:
-    """[T, 2, H, W], uint8 or uint16. Raises DataError (without a place: the caller knows it) for anything else."""
+    """Decode an .npy file to frames [T, 2, H, W], uint8 or uint16.
+
+    Raises DataError for anything else. Its message names no file, since only the caller knows it.
+    """
     try:
         file = io.BytesIO(data)
         version = np.lib.format.read_magic(file)

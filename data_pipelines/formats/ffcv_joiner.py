@@ -1,4 +1,11 @@
-"""TODO."""
+"""Joins the parts of an FFCV data set into one file, and makes its index.
+
+A data set is one folder:
+
+    samples.beton    an FFCV file with the fields `image` (RGBImageField) and `label` (IntField); FFCV's own Loader reads it too
+    manifest.json    the recipe and the classes, and the file's samples, bytes and SHA-256
+    index-….npy      for each sample the offset and size of its image in the file, its label and its key
+"""
 
 from __future__ import annotations
 
@@ -8,30 +15,25 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_format import HEAD, new_head
-from data_pipelines.formats.ffcv_writer import Part, _joined, page_size
-from data_pipelines.formats.index import Index, check_index, find_index, row_type
-from data_pipelines.formats.remedies import prepare_again
+from data_pipelines.formats.ffcv_writer import FfcvPart, concatenate_rows, page_size
+from data_pipelines.formats.index import Index, row_type
 from data_pipelines.storage.files import replace_file, sha256
 from data_pipelines.storage.shard_info import ShardInfo
 
-BETON = "samples.beton"
+FFCV_FILE = "samples.beton"
+"""File name of the FFCV file. `.beton` is FFCV's own suffix."""
+
+COPY_BYTES = 2**22
 
 
-def join_parts(folder: Path, parts: list[tuple[Path, Part]], max_side: int | None) -> tuple[ShardInfo, Index]:
-    """Put the parts' pages into one FFCV file in `folder`, and make its index."""
-    metadata = _joined([part.metadata for _, part in parts])
-    page = page_size(max_side)
-    data_start = -(-(HEAD.itemsize + metadata.nbytes) // page) * page
-    allocations = np.concatenate([part.allocations for _, part in parts])
-    sizes = [pages.stat().st_size if len(part.metadata) else 0 for pages, part in parts]
-    counts = [len(part.metadata) for _, part in parts]
-    moved_by = np.repeat(data_start + np.cumsum([0, *sizes[:-1]]), counts).astype("<u8")
-    metadata["image"]["data_ptr"] += moved_by
-    allocations["ptr"] += moved_by
-    allocations["sample_id"] += np.repeat(np.cumsum([0, *counts[:-1]]), counts).astype("<u8")
-    head = new_head(len(metadata), page, data_start + sum(sizes))
+def join_parts(folder: Path, parts: list[tuple[Path, FfcvPart]], max_side: int | None) -> tuple[ShardInfo, Index]:
+    """Write the pages of all parts into one FFCV file in `folder`.
+
+    parts: for each part the file with its pages, and its tables. Raises OSError.
+    """
+    metadata, allocations, data_start, data_end = _joined_tables(parts, page_size(max_side))
+    head = new_head(len(metadata), page_size(max_side), data_end)
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -42,32 +44,35 @@ def join_parts(folder: Path, parts: list[tuple[Path, Part]], max_side: int | Non
                     _append(file, pages)
             file.write(allocations.tobytes())
 
-    path = folder / BETON
+    path = folder / FFCV_FILE
     replace_file(path, write)
     keys = np.concatenate([part.keys for _, part in parts])
-    shard = ShardInfo(BETON, len(metadata), path.stat().st_size, sha256(path))
-    return shard, _index(metadata, allocations, keys)
+    shard = ShardInfo(FFCV_FILE, len(metadata), path.stat().st_size, sha256(path))
+    return shard, _make_index(metadata, allocations, keys)
+
+
+def _joined_tables(parts: list[tuple[Path, FfcvPart]], page: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Join the tables, and move their pointers to where the pages will be. Returns also the first and last byte of the pages."""
+    metadata = concatenate_rows([part.metadata for _, part in parts])
+    allocations = np.concatenate([part.allocations for _, part in parts])
+    counts = [len(part.metadata) for _, part in parts]
+    sizes = [pages.stat().st_size if count else 0 for (pages, _), count in zip(parts, counts, strict=True)]
+    data_start = -(-(HEAD.itemsize + metadata.nbytes) // page) * page
+    moved_by = np.repeat(data_start + np.cumsum([0, *sizes[:-1]]), counts).astype("<u8")
+    metadata["image"]["data_ptr"] += moved_by
+    allocations["ptr"] += moved_by
+    allocations["sample_id"] += np.repeat(np.cumsum([0, *counts[:-1]]), counts).astype("<u8")
+    return metadata, allocations, data_start, data_start + sum(sizes)
 
 
 def _append(file: BinaryIO, pages: Path) -> None:
     with pages.open("rb") as source:
-        shutil.copyfileobj(source, file, 2**22)
+        shutil.copyfileobj(source, file, COPY_BYTES)
 
 
-def _index(metadata: np.ndarray, allocations: np.ndarray, keys: np.ndarray) -> Index:
-    """Each sample has one allocation, that of its image, in the order of the samples."""
+def _make_index(metadata: np.ndarray, allocations: np.ndarray, keys: np.ndarray) -> Index:
+    """Each sample has one allocation, that of its image, and both tables have the same order."""
     rows = np.zeros(len(metadata), row_type(keys.itemsize))
     rows["offset"], rows["size"] = metadata["image"]["data_ptr"], allocations["size"]
     rows["label"], rows["key"] = metadata["label"], keys
     return Index(rows)
-
-
-def load_index(folder: Path, shards: list[ShardInfo]) -> Index:
-    """The saved index. An FFCV file holds no keys, so it cannot be made again. Raises DataError if there is none that fits."""
-    if len(shards) != 1:
-        raise DataError(f"{folder} names {len(shards)} FFCV files, and a set is one; {prepare_again(folder)}.")
-    index = find_index(folder, shards)
-    if index is None:
-        raise DataError(f"{folder} lacks the index file of its {shards[0].name}, or it is damaged; {prepare_again(folder)}.")
-    check_index(folder, index, shards, prepare_again(folder))
-    return index

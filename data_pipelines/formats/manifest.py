@@ -1,4 +1,4 @@
-"""The manifest of a data set: the truth about what belongs to it."""
+"""Defines the manifest of a data set, the file that says what belongs to it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ from data_pipelines.storage.shard_info import ShardInfo
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
-VERSION_ELSEWHERE = 3
-"""The same with `shards_at`. A program that does not know that field would look for the shards in the wrong place."""
+VERSION_WITH_SHARDS_AT = 3
+"""The version of a manifest with `shards_at`. An older program ignores that field and would look for the shards elsewhere."""
 UNFINISHED = ".unfinished"
-"""The folder of what is not whole yet: parts that were written, and their records."""
+"""Name of the folder that holds the parts and records of a data set while it is written."""
 RECIPE = "recipe.json"
-"""In that folder: what is being made, and how."""
+"""Name of the file in that folder that says how the data set is made."""
+
 Kind = Literal["images", "events"]
+
 Format = Literal["wds", "ffcv"]
 """wds: WebDataset tar shards; ffcv: one FFCV file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What belongs to a data set.
+    """The description of a complete data set.
 
-    blocks: samples that were stored together, in the order of storage; shuffling by blocks moves within them. WebDataset: the
-    shards' samples. digest: of the samples' keys in their order, the same in every format. recipe: what the set was made from
-    and how, for a repeated `data prepare` to compare. left_out: how many files were no whole image. shards_at: the folder or URL
-    of shards that others wrote and `data index` has read; None: they lie beside the manifest.
+    blocks: sizes of the groups of samples that were stored together, in storage order. Block shuffling moves samples within them.
+        A block of a WebDataset is a shard.
+    digest: hash of the samples' keys and their order. It is the same in every format.
+    recipe: what the data set was made from, and how. A repeated `prepare_dataset` compares it.
+    left_out: number of damaged files that are not in the data set.
+    shards_at: folder or URL of shards that others wrote and `index_shards` indexed. None: the shards lie beside the manifest.
     """
 
     format: Format
@@ -49,11 +53,12 @@ class Manifest:
         return sum(shard.samples for shard in self.shards)
 
     def remedy(self, folder: Path | str) -> str:
-        """What to do about damage. Shards that lie elsewhere are the user's own: nothing may advise to remove them."""
+        """The advice for a damaged data set. Shards that others wrote are the user's own, so no advice tells to remove them."""
         return index_again(folder) if self.shards_at else prepare_again(folder)
 
     def write(self, folder: Path) -> None:
-        content = {"version": VERSION_ELSEWHERE if self.shards_at else MANIFEST_VERSION, **asdict(self)}
+        """Write the manifest file. Raises OSError."""
+        content = {"version": VERSION_WITH_SHARDS_AT if self.shards_at else MANIFEST_VERSION, **asdict(self)}
         if not self.shards_at:
             del content["shards_at"]
         replace_file(folder / MANIFEST, lambda path: path.write_text(json.dumps(content, indent=1)))

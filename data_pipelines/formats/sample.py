@@ -1,4 +1,4 @@
-"""TODO."""
+"""Defines a sample as sources give it and shards store it: still encoded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as it is stored: its key (unique, without dots), file extension, encoded bytes and class index.
+    """One encoded sample.
 
-    extension: "jpg" or "png" for an image, "npy" for event frames (an array [T, 2, H, W]).
+    key: unique in its data set, and without dots.
+    extension: "jpg" or "png" for an image; "npy" for event frames, an array [T, 2, H, W].
+    data: the bytes of the file.
+    label: class index.
     """
 
     key: str

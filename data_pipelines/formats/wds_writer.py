@@ -1,4 +1,13 @@
-"""TODO."""
+"""Writes WebDataset tar shards.
+
+A data set is one folder:
+
+    shard-000000.tar …   members <key>.jpg|png, or <key>.npy for event frames, and <key>.cls (the class index as text)
+    manifest.json        the recipe and the classes, and for each shard its samples, bytes and SHA-256
+    index-….npy          for each sample its shard, byte offset, size, label and key
+
+Shards that others wrote have other names, and may lie elsewhere (see prepare/index_shards.py).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +22,12 @@ from data_pipelines.storage.shard_info import ShardInfo
 
 
 def shard_name(number: int) -> str:
+    """The file name of shard `number`."""
     return f"shard-{number:06d}.tar"
 
 
 def write_shard(path: Path, samples: Iterable[RawSample]) -> ShardInfo:
-    """Write samples into one tar, which appears under its name when it is whole. The same samples give the same bytes."""
+    """Write samples into one tar, which gets its name when it is complete. The same samples give the same bytes."""
     written = 0
 
     def write(partial: Path) -> None:

@@ -1,4 +1,4 @@
-"""The contract between data and training: what a batch is."""
+"""Defines a batch, the contract between data loading and training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from data_pipelines.loading.normalisation import Normalisation
 
 PADDING_LABEL = -1
-"""Label of a slot that only fills up an evaluation batch: nothing is counted for it."""
+"""The label of a slot that only fills an evaluation batch. Such slots are not counted."""
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Batch:
     images_BCHW: uint8 [B, 3, H, W] as the loaders give it, or float32 and normalised; always the latter after ``to``.
         Event frames are float32 [T, B, 2, H, W], numbers of events.
     labels_B: int64 [B], class indices, or PADDING_LABEL.
-    keys: the B samples' keys, each unique within its data set.
-    skipped: one sentence for each sample that could not be read and was replaced by another.
+    keys: the keys of the B samples, each unique in its data set.
+    skipped: one sentence for each unreadable sample that was replaced by another.
     """
 
     images_BCHW: torch.Tensor
@@ -30,11 +30,11 @@ class Batch:
     skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
-        """Called by torch's DataLoader, so that the copy to a GPU can run beside the computation."""
+        """Copy the tensors to pinned memory. torch's DataLoader calls this, so that the copy to a GPU runs beside the computation."""
         return replace(self, images_BCHW=self.images_BCHW.pin_memory(), labels_B=self.labels_B.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
-        """On the device, with normalised images."""
+        """Copy the batch to a device, and normalise its images."""
         images_BCHW = self.images_BCHW.to(device, non_blocking=True)
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = self.normalisation(images_BCHW)

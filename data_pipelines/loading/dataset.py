@@ -1,4 +1,4 @@
-"""TODO."""
+"""Defines an opened data set, which reads any of its samples, whatever its format and location."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import Pixels
-from data_pipelines.formats.index import Index, digest_of
+from data_pipelines.formats.index import Index, dataset_digest
 from data_pipelines.formats.manifest import Manifest
-from data_pipelines.formats.wds_reader import TarReader
-from data_pipelines.storage.shard_files import CachedShards
+from data_pipelines.formats.wds_reader import WdsReader
+from data_pipelines.storage.shard_files import CachedShardFiles
 
 
 class Reader(Protocol):
     """Reads samples of one format. It is pickled to loader processes."""
 
     def read(self, sample: int) -> Pixels:
-        """Raises DataError, without a place, for what is no whole image or cannot be read."""
+        """Decode one sample. Raises DataError, without the shard and the key, if it is damaged or cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """An opened data set. Samples are numbered from 0 in the order in which they are stored."""
+    """An opened data set. Samples are numbered from 0 in storage order."""
 
     location: str
     manifest: Manifest
@@ -38,7 +38,7 @@ class DataSet:
         return len(self.index)
 
     def read(self, sample: int) -> Pixels:
-        """Raises DataError with the shard and the key."""
+        """Decode one sample. Raises DataError with the shard and the key."""
         try:
             return self.reader.read(sample)
         except DataError as error:
@@ -47,15 +47,18 @@ class DataSet:
             raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
 
     def describe(self, sample: int) -> str:
-        """Where a sample lies, for messages."""
+        """Name a sample and its shard, for messages."""
         shard = self.manifest.shards[self.index["shard"][sample]].name
         return f"sample {self.index.key_of(sample)} in {(self.manifest.shards_at or self.location).rstrip('/')}/{shard}"
 
     @property
-    def streams(self) -> bool:
-        """Whether its shards come from a URL, through the shard cache."""
-        return isinstance(self.reader, TarReader) and isinstance(self.reader.shards, CachedShards)
+    def is_streamed(self) -> bool:
+        """True if the shards come from a URL, through the shard cache."""
+        return isinstance(self.reader, WdsReader) and isinstance(self.reader.shards, CachedShardFiles)
 
     def digest(self) -> str:
-        """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
-        return digest_of(self.index, self.manifest.blocks)
+        """Hash the samples and their storage order. The digest is the same in every format.
+
+        A data cursor is valid only for the digest with which it was saved.
+        """
+        return dataset_digest(self.index, self.manifest.blocks)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Starts loader processes safely, and makes sure that they end with the training process."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from multiprocessing.context import BaseContext
 
 import torch
 
-from data_pipelines.processes import end_with
+from data_pipelines.processes import exit_with_parent
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
-def _worker_context() -> BaseContext:
-    """Workers are forked from a helper process that has imported what they need.
+def worker_context() -> BaseContext:
+    """Make the context in which loader processes are forked from a helper process that has imported what they need.
 
-    Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
+    They are not forked from the training process. When loaders start, it has threads (gloo, MLflow), and a fork would copy their
+    locks in whatever state they are.
     """
     atexit.register(_kill_workers)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.loading.micro_batches"])
-    # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
-    # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
+    # Ctrl-C and a scheduler's signals reach every process of the run, but only the training process shall react to them. It then
+    # ends its workers. The helpers start with these signals blocked, and the workers that they fork inherit that.
     for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -35,13 +36,16 @@ def _worker_context() -> BaseContext:
     return context
 
 
+def initialise_worker(owner: int, worker: int) -> None:
+    """Let a worker compute on one core, and end with the training process `owner`."""
+    threading.Thread(target=exit_with_parent, args=(owner,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
 def _kill_workers() -> None:
-    """After an exception loaders may not have been closed. multiprocessing would then wait for workers that block its SIGTERM."""
+    """Kill loader processes at exit. After an exception they may still run, and multiprocessing would wait for them for ever.
+
+    It ends its children by SIGTERM, which they block.
+    """
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _prepare_worker(owner: int, worker: int) -> None:
-    """A worker computes on one core, and does not outlive the training process."""
-    threading.Thread(target=end_with, args=(owner,), daemon=True).start()
-    torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Makes random draws a function of a key, and keeps them apart from the rest of the program."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 
 
 def seed_rng(*key: int) -> None:
-    """Make every random draw from here on a function of the key.
+    """Seed the three global generators (random, NumPy and torch's CPU generator) with a key.
 
-    timm's and torchvision's transforms draw from the three global generators (random, NumPy, torch).
+    timm's and torchvision's transforms draw from all three.
     """
     words = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.default_generator.manual_seed(int(words[2]))  # torch.manual_seed visits every device, which takes a hundred times as long
+    # torch.manual_seed would also seed every device, which takes a hundred times as long
+    torch.default_generator.manual_seed(int(words[2]))
 
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the three global generators go on afterwards as if it had not been."""
+    """Restore the states of the three global generators at the end, whatever is drawn or seeded inside."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

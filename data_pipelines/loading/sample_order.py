@@ -1,4 +1,4 @@
-"""TODO."""
+"""Computes the order in which an epoch visits the samples: a pure function of (seed, epoch), the same for every world size."""
 
 from __future__ import annotations
 
@@ -8,33 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def full_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """All samples shuffled: a permutation of range(samples), int64 [samples]."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
-
-
-def block_order(blocks: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:
-    """Blocks shuffled, then the samples within each window of so many consecutive ones: int64 [sum(blocks)].
-
-    blocks: how many samples each holds, in the order of storage. A disk that seeks slowly, or an object store, is read about
-    `window` blocks at a time, each of them once per epoch. Our choice; the usual shuffle of streaming formats.
-    """
-    random = np.random.default_rng([seed, epoch])
-    sizes = np.asarray(blocks, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    shuffled = random.permutation(len(sizes))
-    windows = [shuffled[first : first + window] for first in range(0, len(sizes), window)]
-    return np.concatenate([random.permutation(_members(starts[these], sizes[these])) for these in windows])
-
-
-def _members(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The samples of some blocks, one block after the other."""
-    return np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
-
-
 @dataclass(frozen=True)
 class Shuffle:
-    """How an epoch is shuffled: everything at once, or, with a window, by blocks within windows of so many blocks."""
+    """How each epoch is shuffled. Without a window all samples are shuffled at once; with a window, block by block.
+
+    blocks: sizes of the blocks of samples, in storage order. window: number of blocks that are shuffled together.
+    """
 
     seed: int
     blocks: tuple[int, ...]
@@ -49,3 +28,28 @@ class Shuffle:
         if self.window is None:
             return full_order(self.samples, self.seed, epoch)
         return block_order(self.blocks, self.window, self.seed, epoch)
+
+
+def full_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """Shuffle all samples: a permutation of range(samples), int64 [samples]."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def block_order(blocks: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:
+    """Shuffle the blocks, then the samples within each window of consecutive blocks. Returns int64 [sum(blocks)].
+
+    blocks: sizes of the blocks, in storage order. window: blocks per window.
+    About `window` blocks are read at a time, each once per epoch. This suits object stores and disks that seek slowly.
+    [our choice], as streaming formats usually shuffle.
+    """
+    random = np.random.default_rng([seed, epoch])
+    sizes = np.asarray(blocks, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    shuffled = random.permutation(len(sizes))
+    windows = [shuffled[first : first + window] for first in range(0, len(sizes), window)]
+    return np.concatenate([random.permutation(_samples_of(starts[these], sizes[these])) for these in windows])
+
+
+def _samples_of(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """List the samples of some blocks, one block after the other."""
+    return np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads or makes the names of classes that shards know by number only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from data_pipelines.errors import DataError
 
 
-def read_classes(path: Path) -> list[str]:
-    """The names of the classes, one per line, in the order of their numbers from 0."""
+def read_class_names(path: Path) -> list[str]:
+    """Read a text file with one class name per line. Line 1 names class 0. Raises DataError for an unreadable file or an empty line."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
@@ -19,5 +19,6 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def _numbered(classes: int) -> list[str]:
+def numbered_class_names(classes: int) -> list[str]:
+    """Name each class by its number: "0", "1", …"""
     return [str(number) for number in range(classes)]

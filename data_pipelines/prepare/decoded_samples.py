@@ -1,4 +1,4 @@
-"""TODO."""
+"""Decodes the samples of a part before they are written, and sorts out the damaged ones."""
 
 from __future__ import annotations
 
@@ -9,54 +9,57 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.event_frames import decode_frames
-from data_pipelines.formats.images import decode
-from data_pipelines.formats.keys import is_storable
+from data_pipelines.formats.images import decode_image
+from data_pipelines.formats.keys import is_valid_key
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.prepare.journal import LeftOut
 from data_pipelines.prepare.options import Part
 from data_pipelines.sources.base import Source
 
 
-class WholeSample(NamedTuple):
-    """A sample as it came, its image (none for event frames), and whether that was reduced."""
+class DecodedSample(NamedTuple):
+    """A sample with its decoded image. `image` is None for event frames. `shrunk`: the image is smaller than in the source."""
 
     raw: RawSample
     image: Image.Image | None
-    reduced: bool
+    shrunk: bool
 
 
-class WholeSamples:
-    """Iterates over a part's samples, decoded; those that are no whole image are left out, and noted in `left_out`."""
+class DecodedSamples:
+    """Iterates over the decoded samples of one part.
+
+    A sample that cannot be read or decoded is left out and added to `left_out`. With stop_at_bad it raises DataError instead.
+    """
 
     def __init__(self, source: Source, part: Part, short_side: int | None, *, stop_at_bad: bool) -> None:
         self.source, self.part, self.short_side, self.stop_at_bad = source, part, short_side, stop_at_bad
         self.left_out: list[LeftOut] = []
 
-    def __iter__(self) -> Iterator[WholeSample]:
+    def __iter__(self) -> Iterator[DecodedSample]:
         for index in map(int, self.part.samples):
             try:
-                whole = self._checked(self.source[index])
+                decoded = self._decode(self.source[index])
             except DataError as error:
                 if self.stop_at_bad:
                     remedy = "mend or remove it, or leave such files out: --on-bad-image leave-out"
-                    raise DataError(f"{self.source.place(index)}: {error}; {remedy}.") from None
-                self.left_out.append(LeftOut(self.source.place(index), str(error)))
+                    raise DataError(f"{self.source.origin(index)}: {error}; {remedy}.") from None
+                self.left_out.append(LeftOut(self.source.origin(index), str(error)))
                 continue
-            yield whole
+            yield decoded
 
-    def _checked(self, raw: RawSample) -> WholeSample:
-        if not is_storable(raw.key):
+    def _decode(self, raw: RawSample) -> DecodedSample:
+        if not is_valid_key(raw.key):
             raise DataError(f"its name {raw.key!a} holds what no key can: control characters or bytes that are no UTF-8; rename it")
         if raw.extension == "npy":
             decode_frames(raw.data)
-            return WholeSample(raw, None, False)
-        image = decode(raw.data)
-        reduced = reduce_to(image, self.short_side)
-        return WholeSample(raw, reduced, reduced is not image)
+            return DecodedSample(raw, None, False)
+        image = decode_image(raw.data)
+        shrunk = shrink(image, self.short_side)
+        return DecodedSample(raw, shrunk, shrunk is not image)
 
 
-def reduce_to(image: Image.Image, short_side: int | None) -> Image.Image:
-    """The image with its short side reduced to this length, its proportions kept; the same object if it is not longer."""
+def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
+    """Resize an image to this short side in pixels, and keep its proportions. Returns the same object if it is small enough."""
     short = min(image.size)
     if short_side is None or short <= short_side:
         return image

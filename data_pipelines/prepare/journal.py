@@ -1,7 +1,6 @@
-"""What is not whole yet: a folder `.unfinished` within a data set's, held by one process at a time.
+"""Records which parts of a data set are done, so that an interrupted run does not repeat them.
 
-It keeps the recipe, and a record of each part that is done. A record appears after its part, so a part without one is done
-again; the manifest appears last. So the same command goes on after a kill.
+A record is written after its part. A part without a record is therefore written again.
 """
 
 from __future__ import annotations
@@ -14,20 +13,22 @@ from typing import Any, NamedTuple
 from data_pipelines.storage.files import replace_file
 
 LEFT_OUT = "left_out.tsv"
+"""File name of the list of damaged files: one line per file, its origin and the reason."""
 
 
 class LeftOut(NamedTuple):
-    """A file that is no whole image, and why."""
+    """A damaged file that is not in the data set, and the reason."""
 
-    place: str
+    origin: str
     reason: str
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part that is done. bytes: the size of its file, by which a resume knows that it is still there.
+    """The record of a finished part.
 
-    modified: of a file that others wrote, when it was, in nanoseconds; 0 for our own.
+    bytes: size of the part's file. A resumed run compares it with the file.
+    modified: modification time, in nanoseconds, of a file that somebody else wrote; 0 for a file of ours.
     """
 
     number: int
@@ -39,11 +40,15 @@ class PartRecord:
 
 
 def write_record(work: Path, record: PartRecord) -> None:
+    """Write the record of a part. Raises OSError."""
     replace_file(_record_path(work, record.number), lambda path: path.write_text(json.dumps(asdict(record))))
 
 
 def read_record(work: Path, number: int, file: Path | None) -> PartRecord | None:
-    """The record of a part that was done before, if its file is still the same. file: None if that cannot be looked at."""
+    """Read the record of a part. Returns None if there is none, or if the part's file has changed since.
+
+    file: the part's file; None if it is remote and cannot be compared.
+    """
     try:
         values: dict[str, Any] = json.loads(_record_path(work, number).read_text())
         record = PartRecord(**values | {"left_out": [LeftOut(*pair) for pair in values["left_out"]]})
@@ -55,10 +60,17 @@ def read_record(work: Path, number: int, file: Path | None) -> PartRecord | None
         return None
 
 
-def _record_path(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.json"
+def write_left_out(folder: Path, left_out: list[LeftOut]) -> None:
+    """Write the list of damaged files, if there are any. Raises OSError."""
+    if left_out:
+        lines = "".join(f"{origin}\t{reason}\n" for origin, reason in left_out)
+        replace_file(folder / LEFT_OUT, lambda path: path.write_text(lines, errors="backslashreplace"))
 
 
 def part_index(work: Path, number: int) -> Path:
-    """Where the index of a part is kept, which is a tar shard."""
+    """The file that holds the index of part `number`, for parts that are tar shards."""
     return work / f"part-{number:06d}.npy"
+
+
+def _record_path(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.json"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Says how a data set is written: its image encoding, its parts, and the recipe that identifies the result."""
 
 from __future__ import annotations
 
@@ -10,50 +10,56 @@ import numpy as np
 from data_pipelines.formats.manifest import Format
 from data_pipelines.sources.base import Source
 
-USUAL_QUALITY = 90
+DEFAULT_QUALITY = 90
+"""JPEG quality in percent where the options name none."""
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How images are stored. It is part of what a data set was made from."""
+class Encoding:
+    """How images are encoded on disk. The encoding is part of a data set's recipe."""
 
     format: Format = "wds"
     short_side: int | None = None
-    """Pixels; images with a longer short side are reduced to it."""
+    """Images with a longer short side are shrunk to this one, in pixels. None: no image is shrunk."""
     quality: int | None = None
-    """Of JPEGs, in percent. WebDataset: without it, images that are not reduced keep their own bytes."""
+    """JPEG quality in percent. WebDataset without a quality: images that are not shrunk keep their original bytes."""
     mode: Literal["raw", "jpg", "proportion"] = "proportion"
-    """FFCV: as pixels, as JPEG, or a share of them as JPEG."""
+    """FFCV only. Images are stored as pixels, as JPEG, or a share of them as JPEG."""
     jpeg_share: float = 0.5
-    """FFCV, for proportion."""
+    """FFCV with the mode `proportion` only: the share of images that become JPEG."""
     max_side: int | None = None
-    """FFCV: pixels; images with a longer long side are reduced to it."""
+    """FFCV only. Images with a longer long side are shrunk to this one, in pixels."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be written: the part's number, and its samples by their positions in the source."""
+    """One part of a data set: its number, and the positions of its samples in the source, int64 [N]."""
 
     number: int
     samples: np.ndarray
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be written, and how. samples_per_shard: also the size of the blocks of an FFCV file. seed: of the order in storage."""
+class PrepareOptions:
+    """All choices of `prepare_dataset`.
 
-    storage: Storage = field(default_factory=Storage)
+    samples_per_shard: samples per part. A part is a tar shard, or a block of an FFCV file.
+    seed: seed of the order in which samples are stored.
+    """
+
+    encoding: Encoding = field(default_factory=Encoding)
     samples_per_shard: int = 1000
     seed: int = 0
     stop_at_bad: bool = False
-    """Stop at the first file that is no whole image, instead of leaving such files out."""
+    """True: stop at the first damaged file. False: leave damaged files out and list them."""
 
     def recipe(self, source: Source) -> dict[str, Any]:
-        """What decides over every byte that is written."""
-        stored = {"samples_per_shard": self.samples_per_shard, "seed": self.seed, **asdict(self.storage)}
-        return {"source": source.fingerprint(), "classes": list(source.classes), **stored}
+        """The values that decide every byte of the data set. Two runs with one recipe write the same bytes."""
+        options = {"samples_per_shard": self.samples_per_shard, "seed": self.seed, **asdict(self.encoding)}
+        return {"source": source.fingerprint(), "classes": list(source.classes), **options}
 
     def parts(self, samples: int) -> list[Part]:
+        """Cut a seeded permutation of the source's samples into consecutive parts."""
         order = np.random.default_rng(self.seed).permutation(samples)
         starts = range(0, samples, self.samples_per_shard)
         return [Part(number, order[start : start + self.samples_per_shard]) for number, start in enumerate(starts)]

@@ -1,1 +1,1 @@
-"""Reads samples from the layouts in which data sets are published, before they are in shards."""
+"""Reads the samples of published data sets: one file per layout, and `layouts.py`, which recognises them."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads the event data set CIFAR10-DVS."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from pathlib import Path
 
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.events import EventSource
-from data_pipelines.sources.spikingjelly_frames import _integrated, spikingjelly_datasets
+from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module, integrate_frames
 
 TRAIN_RATIO = 0.9
 
+Files = list[tuple[str, int]]
+"""Files of frames with their class indices."""
+
 
 def open_cifar10_dvs(root: Path, time_steps: int) -> dict[str, Source]:
-    """`train` and `val` of CIFAR10-DVS, which was published without a split: the first 90 % of each class, and the rest.
+    """Open `train` and `val`. time_steps: frames per sample.
 
-    "First" is by file name, as words: …_0, …_1, …_10, …_100. This is the split of spikingjelly's
-    split_to_train_test_set(0.9, dataset, 10, random_split=False), which rounds the training part up.
+    The data set was published without a split. `train` is the first 90 % of each class, rounded up, and `val` is the rest. Files are
+    sorted by name as text: …_0, …_1, …_10, …_100. spikingjelly makes the same split with
+    split_to_train_test_set(0.9, dataset, 10, random_split=False).
     Raises DataError if downloads are missing or damaged.
     """
-    module = spikingjelly_datasets("cifar10_dvs")
-    dataset = _integrated(module.CIFAR10DVS, root, time_steps, sorted(module.CIFAR10DVS_CLASS_NAMES))
+    module = import_spikingjelly_module("cifar10_dvs")
+    dataset = integrate_frames(module.CIFAR10DVS, root, time_steps, sorted(module.CIFAR10DVS_CLASS_NAMES))
     train, val = _split(dataset.samples, len(dataset.classes))
     return {"train": EventSource(train, dataset.classes, time_steps), "val": EventSource(val, dataset.classes, time_steps)}
-
-
-Files = list[tuple[str, int]]
 
 
 def _split(files: Files, classes: int) -> tuple[Files, Files]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads the event data set DVS128 Gesture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.events import EventSource
-from data_pipelines.sources.spikingjelly_frames import _integrated, spikingjelly_datasets
+from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module, integrate_frames
 
 GESTURES = (
     "hand_clapping",
@@ -21,19 +21,19 @@ GESTURES = (
     "air_guitar",
     "other_gestures",
 )
-"""As the set's gesture_mapping.csv numbers them from 1, and spikingjelly's class folders from 0."""
+"""The gestures in the order of gesture_mapping.csv, which numbers them from 1. spikingjelly's class folders count from 0."""
 
 
 def open_dvs128_gesture(root: Path, time_steps: int) -> dict[str, Source]:
-    """`train` and `val` (the published test trials) of DVS128 Gesture.
+    """Open `train` and `val` (the published test trials). time_steps: frames per sample.
 
-    Class indices are spikingjelly's, which sorts the folders 0 … 10 as words: 0, 1, 10, 2, …
+    Class indices are those of spikingjelly, which sorts the folders 0 … 10 as text: 0, 1, 10, 2, …
     Raises DataError if downloads are missing or damaged.
     """
-    gesture = spikingjelly_datasets("dvs128_gesture").DVS128Gesture
+    gesture = import_spikingjelly_module("dvs128_gesture").DVS128Gesture
 
     def split(train: bool) -> EventSource:
-        dataset = _integrated(gesture, root, time_steps, sorted(map(str, range(len(GESTURES)))), train=train)
+        dataset = integrate_frames(gesture, root, time_steps, sorted(map(str, range(len(GESTURES)))), train=train)
         return EventSource(dataset.samples, [GESTURES[int(folder)] for folder in dataset.classes], time_steps)
 
     return {"train": split(True), "val": split(False)}

@@ -1,9 +1,4 @@
-"""Event-camera sets, integrated into frames by spikingjelly's own readers: DVS128 Gesture and CIFAR10-DVS.
-
-spikingjelly expects the published files in `download/` below the root, and writes beside it: `extract/` (the unpacked
-recordings), `events_np/` (events) and `frames_number_<T>_split_by_number/` (frames: each holds an equal number of a
-sample's events, the last one also the remainder). Its readers unpickle nothing: numpy's default refuses objects.
-"""
+"""Reads event-camera samples that spikingjelly has integrated into frames."""
 
 from __future__ import annotations
 
@@ -22,18 +17,19 @@ from data_pipelines.formats.sample import RawSample
 
 HEIGHT = WIDTH = 128
 REMEDY = "remove the folder frames_number_…_split_by_number that it lies in and prepare again"
-"""The whole folder: if it exists, spikingjelly takes it for complete."""
+"""The advice is to remove the whole folder, since spikingjelly takes an existing folder for complete."""
 
 
 class EventSource:
-    """Frames [T, 2, H, W] that spikingjelly made, as .npy files of the numbers of events: uint8, or uint16 where 255 is too few.
+    """The samples of one event data set: frames [T, 2, H, W] of event counts. Each sample becomes an .npy file.
 
-    files: each file of frames with its class index, such as a spikingjelly data set's `samples`.
+    The counts are uint8, or uint16 if one of them is larger than 255.
+    files: pairs of a file of frames and its class index, as in the `samples` of a spikingjelly data set.
     """
 
     def __init__(self, files: Sequence[tuple[str, int]], classes: Sequence[str], time_steps: int) -> None:
         self.classes = list(classes)
-        self.left_out = 0
+        self.ignored_files = 0
         self._files = [(Path(path), label) for path, label in files]
         self._shape = (time_steps, 2, HEIGHT, WIDTH)
 
@@ -47,7 +43,7 @@ class EventSource:
         return RawSample(key_of(f"{path.parent.name}/{path.name}"), "npy", npy.getvalue(), label)
 
     def _frames(self, path: Path) -> np.ndarray:
-        """[T, 2, H, W], float64 from spikingjelly. Read here and not by spikingjelly, whose import takes each writing process seconds."""
+        """Read the frames [T, 2, H, W] of one file, usually float64. spikingjelly's reader is not used, since its import takes seconds."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 frames: np.ndarray = arrays["frames"]
@@ -58,11 +54,11 @@ class EventSource:
             raise DataError(f"{path} is {found}; expected numbers {expected}: {REMEDY}.")
         return frames
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return str(self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Of classes, names and the checksums of the frames, which stand in the directories of the .npz files."""
+        """Hash class folders, file names and the checksums of the frames. The directory of each .npz file holds the checksum."""
         listing = "".join(f"{path.parent.name}/{path.name} {_checksum(path)}\n" for path, _ in self._files)
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 

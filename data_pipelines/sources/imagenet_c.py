@@ -1,4 +1,8 @@
-"""TODO."""
+"""Reads the corruption suite ImageNet-C: one source per corruption and severity.
+
+The suite is published at https://github.com/hendrycks/robustness as <group>/<corruption>/<severity>/<class>/<image>.JPEG. Some of
+its archives unpack without the group.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,10 @@ from data_pipelines.sources.folders import ImageFolderSource
 
 
 def open_imagenet_c(root: Path) -> dict[str, Source]:
-    """`gaussian_noise-1` and so on, of whatever corruptions and severities the folder holds.
+    """Open all corruptions and severities in a folder. The splits are named `gaussian_noise-1` and so on.
 
-    Classes are all that occur anywhere in the suite, sorted. Raises DataError, naming the folder, for any other layout.
+    All splits have the same classes: all that occur anywhere in the suite, sorted.
+    Raises DataError, naming the folder, for any other layout.
     """
     folders: dict[str, Path] = {}
     for corruption in _corruptions(root):
@@ -27,7 +32,10 @@ def open_imagenet_c(root: Path) -> dict[str, Source]:
 
 
 def _corruptions(root: Path) -> list[Path]:
-    """The folders of corruptions, in groups or not. A folder that is neither is refused: a suite with gaps looks like a whole one."""
+    """List the folders of corruptions, whether they are in groups or not.
+
+    Raises DataError for any other folder: if it were skipped, an incomplete suite would look complete.
+    """
     found: list[Path] = []
     for folder in _folders_in(root) if root.is_dir() else []:
         corruptions: Sequence[Path] = [folder] if _severities(folder) else _folders_in(folder)

@@ -1,4 +1,4 @@
-"""Where samples come from before they are in shards: one file per layout, and `open_splits`, which knows them all."""
+"""Lists all layouts of published data sets, recognises them, and opens them with `open_splits`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from data_pipelines.sources.mnist import open_mnist
 from data_pipelines.sources.tars import open_tars
 
 Splits = dict[str, Source]
-"""A source for each data set to be written, by its name: `train`, `val`, …"""
-OF_IMAGES: dict[str, Callable[[Path], Splits]] = {
+"""The sources of a data set by the name of the split: `train`, `val`, …"""
+IMAGE_LAYOUTS: dict[str, Callable[[Path], Splits]] = {
     "folders": open_folders,
     "tars": open_tars,
     "lists": open_lists,
@@ -33,20 +33,23 @@ OF_IMAGES: dict[str, Callable[[Path], Splits]] = {
     "cifar10-c": open_cifar10_c,
     "imagenet-c": open_imagenet_c,
 }
-OF_EVENTS: dict[str, Callable[[Path, int], Splits]] = {
+EVENT_LAYOUTS: dict[str, Callable[[Path, int], Splits]] = {
     "dvs128-gesture": open_dvs128_gesture,
     "cifar10-dvs": open_cifar10_dvs,
 }
-LAYOUTS = ("mnist", *OF_IMAGES, *OF_EVENTS)
-"""As `--layout` takes them."""
+LAYOUTS = ("mnist", *IMAGE_LAYOUTS, *EVENT_LAYOUTS)
+"""All names that `--layout` takes."""
 EXPECTED = (
     "train/<class>/<image>, train/<class>.tar, train.txt, train.npz, train/images.npy, each with the same for val, or the published "
     "archives of ImageNet or CIFAR"
 )
-RECOGNISED: tuple[tuple[str, Callable[[Path], bool]], ...] = (
+DETECTORS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
     ("imagenet", lambda root: _holds(root, *ARCHIVES)),
     ("cifar10", lambda root: root.name == CIFAR10.archive or _holds(root, CIFAR10.meta)),
-    ("cifar100", lambda root: root.name in (CIFAR100.archive, CIFAR100.folder)),  # its `train` is a file
+    (
+        "cifar100",
+        lambda root: root.name in (CIFAR100.archive, CIFAR100.folder),
+    ),  # its members `train` and `test` are too common to recognise it
     ("cifar10-c", lambda root: root.name == "CIFAR-10-C"),
     ("imagenet-c", lambda root: root.name == "ImageNet-C"),
     ("lists", lambda root: root.suffix == ".txt" or _holds(root, "train.txt", "val.txt")),
@@ -54,7 +57,7 @@ RECOGNISED: tuple[tuple[str, Callable[[Path], bool]], ...] = (
     ("tars", lambda root: any(root.glob("train/*.tar*")) and not any(entry.is_dir() for entry in root.glob("train/*"))),
     ("folders", lambda root: _holds(root, "train", "val")),
 )
-"""What tells a layout at a first look; the first that fits is taken, and opening it says what is missing."""
+"""A quick test for each layout. The first layout that passes is taken. Opening it then reports what is missing."""
 
 
 def _holds(root: Path, *names: str) -> bool:
@@ -62,10 +65,10 @@ def _holds(root: Path, *names: str) -> bool:
 
 
 def open_splits(source: str, layout: str = "auto", time_steps: int = 16) -> Splits:
-    """The sources behind what a user names: the word `mnist`, or a folder or file in one of the layouts.
+    """Open what a user names: the word `mnist`, or a folder or file in one of the layouts.
 
-    layout: one of LAYOUTS; "auto" recognises images. time_steps: frames per sample of events. Raises DataError if none fits,
-    and for whatever is not as the layout says.
+    layout: one of LAYOUTS, or "auto", which recognises the layouts of images. time_steps: frames per sample of an event data set.
+    Raises DataError if no layout fits, and for files that do not follow the layout.
     """
     if layout not in ("auto", *LAYOUTS):
         raise DataError(f"{layout} is no layout; choose one of auto, {', '.join(LAYOUTS)}.")
@@ -74,13 +77,13 @@ def open_splits(source: str, layout: str = "auto", time_steps: int = 16) -> Spli
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path} is not a folder; give a folder that holds train/ and val/, or the word mnist.")
-    if layout in OF_EVENTS:
-        return OF_EVENTS[layout](path, time_steps)
-    return OF_IMAGES[_recognise(path) if layout == "auto" else layout](path)
+    if layout in EVENT_LAYOUTS:
+        return EVENT_LAYOUTS[layout](path, time_steps)
+    return IMAGE_LAYOUTS[_recognise(path) if layout == "auto" else layout](path)
 
 
 def _recognise(root: Path) -> str:
-    for layout, fits in RECOGNISED:
+    for layout, fits in DETECTORS:
         if fits(root):
             return layout
     raise DataError(f"{root} is in no layout that is recognised; expected {EXPECTED}; or name the layout, one of {', '.join(LAYOUTS)}.")

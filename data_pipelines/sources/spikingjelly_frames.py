@@ -1,4 +1,9 @@
-"""TODO."""
+"""Integrates published event recordings into frames, with spikingjelly's own readers.
+
+spikingjelly expects the published files in `download/` below the root. It writes three folders beside it: `extract/` holds the
+unpacked recordings, `events_np/` the events, and `frames_number_<T>_split_by_number/` the frames. Each frame of a sample holds an
+equal number of its events, and the last frame also the remainder. The readers unpickle nothing, since NumPy refuses objects.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,12 @@ from typing import Any
 from data_pipelines.errors import DataError
 
 
-def spikingjelly_datasets(name: str) -> Any:
-    """A module of spikingjelly.datasets, imported only now (it takes seconds) and without the package's own __init__.
+def import_spikingjelly_module(name: str) -> Any:
+    """Import a module of spikingjelly.datasets without the package's own __init__.
 
-    That one imports all its data sets, so torchaudio too, which refuses to run beside a torch for another minor version of
-    CUDA (https://github.com/pytorch/audio/pull/4226). An empty package takes its place for as long as the import lasts.
+    The __init__ imports all data sets, and so torchaudio. torchaudio refuses to run beside a torch for another minor version of CUDA
+    (https://github.com/pytorch/audio/pull/4226). So an empty package takes its place during the import. The import takes seconds,
+    so it happens only when it is needed.
     """
     import spikingjelly
 
@@ -32,8 +38,12 @@ def spikingjelly_datasets(name: str) -> Any:
             del sys.modules[package]
 
 
-def _integrated(dataset_class: Any, root: Path, time_steps: int, folders: Sequence[str], **arguments: bool) -> Any:
-    """spikingjelly's data set of frames, made if it is not there yet. Its class folders must be those expected."""
+def integrate_frames(dataset_class: Any, root: Path, time_steps: int, folders: Sequence[str], **arguments: bool) -> Any:
+    """Open spikingjelly's data set of frames, and integrate it first if needed.
+
+    folders: the class folders that it must have. Raises DataError for missing or damaged downloads, an interrupted integration, and
+    other class folders.
+    """
     if time_steps < 1:
         raise DataError(f"{time_steps} time steps cannot hold the events of {root}; give 1 or more.")
     if unfinished := sorted(root.glob("*.building")):
@@ -42,7 +52,7 @@ def _integrated(dataset_class: Any, root: Path, time_steps: int, folders: Sequen
         _check_downloads(root / "download", dataset_class.resource_url_md5())
     try:
         dataset = dataset_class(str(root), data_type="frame", frames_number=time_steps, split_by="number", **arguments)
-    except Exception as error:  # its readers check little, and a damaged recording may fail anywhere in them
+    except Exception as error:  # spikingjelly's readers check little, so a damaged recording may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{root} cannot be prepared ({reason}); remove everything in it but download/ and prepare again.") from None
     if list(dataset.classes) != list(folders):
@@ -51,9 +61,9 @@ def _integrated(dataset_class: Any, root: Path, time_steps: int, folders: Sequen
 
 
 def _check_downloads(folder: Path, published: Sequence[tuple[str, str, str]]) -> None:
-    """published: name, address and MD5 of each file.
+    """Check the downloads before spikingjelly sees them. published: name, address and MD5 of each file.
 
-    spikingjelly would delete a file with another MD5, try to download what is missing, and unpack whatever else lies there.
+    spikingjelly would delete a file with another MD5, download missing files, and unpack unknown ones.
     """
     if missing := [f"{name} from {address}" for name, address, _ in published if not (folder / name).is_file()]:
         raise DataError(f"{folder} lacks {len(missing)} of the published files; download {', '.join(missing)}.")

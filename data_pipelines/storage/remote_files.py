@@ -1,4 +1,4 @@
-"""Where a data set may lie: a local folder or a URL. What a URL may be, and how its files are read."""
+"""Reads remote files as streams of bytes, with a limit on silence and with retries."""
 
 from __future__ import annotations
 
@@ -10,73 +10,76 @@ from contextlib import closing, suppress
 from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError
-from data_pipelines.storage.backends import SILENCE_SECONDS, TransferError, _explained, _filesystem, _stream_options
+from data_pipelines.storage import backends
+from data_pipelines.storage.backends import TransferError
 
-PAUSES = (1.0, 4.0)
-"""Seconds to wait before the second and the third attempt."""
+RETRY_PAUSES = (1.0, 4.0)
+"""Seconds to wait before the second and before the third attempt."""
 CHUNK_BYTES = 2**20
+
 T = TypeVar("T")
 
 
 def read_small(url: str, limit_bytes: int) -> bytes:
-    """The whole of a small remote file. Raises DataError if it cannot be read or has more than `limit_bytes`."""
+    """Read a small remote file as a whole. Raises DataError if it cannot be read, or if it has more than `limit_bytes`."""
 
     def attempt() -> bytes:
         content = bytearray()
-        with closing(stream(url)) as chunks:
+        with closing(stream_bytes(url)) as chunks:
             for chunk in chunks:
                 content += chunk
                 if len(content) > limit_bytes:
                     raise DataError(f"{url} has more than {limit_bytes} bytes, too many for its kind; check the address.")
         return bytes(content)
 
-    return persistently(attempt)
+    return with_retries(attempt)
 
 
-def persistently(attempt: Callable[[], T]) -> T:
-    """Try up to three times while the failure may pass."""
-    for pause in PAUSES:
+def with_retries(attempt: Callable[[], T]) -> T:
+    """Call `attempt` up to three times, as long as it raises a transient TransferError."""
+    for pause in RETRY_PAUSES:
         try:
             return attempt()
         except TransferError as error:
-            if not error.passing:
+            if not error.transient:
                 raise
         time.sleep(pause)
     return attempt()
 
 
-def stream(url: str) -> Generator[bytes, None, None]:
-    """The bytes of a remote file in chunks of no fixed size. Raises TransferError naming the URL.
+def stream_bytes(url: str) -> Generator[bytes, None, None]:
+    """Yield the bytes of a remote file in chunks of no fixed size. Raises TransferError with the URL.
 
-    Read by a thread of its own: backends differ in their timeouts and inner retries, and only so silence is bounded for each of them.
+    A thread of its own reads the file. The backends differ in their timeouts and internal retries, so only a queue with a timeout
+    bounds the silence of all of them.
     """
-    filesystem = _filesystem(url)
+    filesystem = backends.open_filesystem(url)
     chunks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=4)
     stopped = threading.Event()
-    threading.Thread(target=_pump, args=(filesystem, url, chunks, stopped), daemon=True).start()
+    threading.Thread(target=_fill_queue, args=(filesystem, url, chunks, stopped), daemon=True).start()
     try:
-        while chunk := _next(chunks, url):
+        while chunk := _next_chunk(chunks, url):
             yield chunk
     finally:
         stopped.set()
-        with suppress(queue.Empty):  # makes room for a thread that waits to put
+        with suppress(queue.Empty):  # an empty queue lets the thread put its last chunk and end
             while True:
                 chunks.get_nowait()
 
 
-def _next(chunks: queue.Queue[bytes | Exception], url: str) -> bytes:
+def _next_chunk(chunks: queue.Queue[bytes | Exception], url: str) -> bytes:
     try:
-        chunk = chunks.get(timeout=SILENCE_SECONDS)
+        chunk = chunks.get(timeout=backends.SILENCE_SECONDS)
     except queue.Empty:
         chunk = TimeoutError()
     if isinstance(chunk, Exception):
-        raise _explained(url, chunk) from None
+        raise backends.explain_error(url, chunk) from None
     return chunk
 
 
-def _pump(filesystem: Any, url: str, chunks: queue.Queue[bytes | Exception], stopped: threading.Event) -> None:
+def _fill_queue(filesystem: Any, url: str, chunks: queue.Queue[bytes | Exception], stopped: threading.Event) -> None:
     try:
-        with filesystem.open(url, "rb", **_stream_options(url)) as file:
+        with filesystem.open(url, "rb", **backends.stream_options(url)) as file:
             chunk = b"first"
             while chunk and not stopped.is_set():
                 chunk = file.read(CHUNK_BYTES)

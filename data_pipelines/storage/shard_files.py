@@ -1,4 +1,4 @@
-"""TODO."""
+"""Opens the shards of a data set, whether they are local files or come from a URL."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from data_pipelines.storage.shard_cache import ShardCache
 from data_pipelines.storage.shard_info import ShardInfo
 
 
-class Shards(Protocol):
-    """The tar files of a data set, by their numbers in the manifest."""
+class ShardFiles(Protocol):
+    """The shards of a data set, by their numbers in the manifest."""
 
-    def open(self, number: int) -> FileIO: ...
+    def open(self, number: int) -> FileIO:
+        """Open shard `number` for reading. Raises OSError or DataError if it cannot be opened."""
+        ...
 
 
 @dataclass(frozen=True)
-class LocalShards:
-    """On a disk of this machine, or on a file system that it shares."""
+class LocalShardFiles:
+    """Shards on a disk of this machine, or on a file system that it shares with others."""
 
     paths: list[Path]
 
@@ -28,11 +30,11 @@ class LocalShards:
 
 
 @dataclass(frozen=True)
-class CachedShards:
-    """At a URL; each is downloaded as a whole when it is first read."""
+class CachedShardFiles:
+    """Shards at a URL. Each is downloaded as a whole when it is first read."""
 
     cache: ShardCache
-    infos: list[ShardInfo]
+    shards: list[ShardInfo]
 
     def open(self, number: int) -> FileIO:
-        return self.cache.open(self.infos[number])
+        return self.cache.open(self.shards[number])

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Describes one shard of a data set, and checks that a local shard matches its description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_pipelines.errors import DataError
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One file of samples as the manifest describes it."""
+    """One file of samples: its name, number of samples, size in bytes and SHA-256 in hexadecimal."""
 
     name: str
     samples: int
@@ -20,6 +20,7 @@ class ShardInfo:
 
 
 def check_size(path: Path, shard: ShardInfo, remedy: str) -> None:
+    """Raises DataError, ending in `remedy`, if the shard is missing, no regular file, or of another size than described."""
     try:
         stat = path.stat()
     except OSError as error:

@@ -13,7 +13,7 @@ from launch.options import Json, plain_typer
 from launch.output import progress, show, show_rows
 
 if TYPE_CHECKING:
-    from data_pipelines.prepare.options import Storage
+    from data_pipelines.prepare.options import Encoding
 
 data_app = plain_typer(help="Write, index and check data sets.")
 
@@ -50,15 +50,13 @@ def prepare(
 
     Killed at any moment, the same command goes on where it was. Nothing that is there is overwritten.
     """
-    from data_pipelines.prepare.writing import LEFT_OUT
-
-    from data_pipelines.prepare.options import Plan
-    from data_pipelines.prepare.prepare_dataset import prepare as write
-    from data_pipelines.prepare.prepare_dataset import state_of
+    from data_pipelines.prepare.journal import LEFT_OUT
+    from data_pipelines.prepare.options import PrepareOptions
+    from data_pipelines.prepare.prepare_dataset import prepare_dataset, preview_preparation
     from data_pipelines.sources.layouts import open_splits
 
     storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
-    plan = Plan(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
+    plan = PrepareOptions(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
     _check_apart(Path(source), out)
     splits = open_splits(source, layout, time_steps)
     if unknown := sorted(set(only or []) - splits.keys()):
@@ -67,18 +65,18 @@ def prepare(
     for name, samples in splits.items():
         if only and name not in only:
             continue
-        row: dict[str, object] = {"data_set": str(out / name), "classes": len(samples.classes), "other_files": samples.left_out}
+        row: dict[str, object] = {"data_set": str(out / name), "classes": len(samples.classes), "other_files": samples.ignored_files}
         if dry_run:
-            state = state_of(samples, out / name, plan)
+            state = preview_preparation(samples, out / name, plan)
             rows.append(row | {"files": len(samples), "parts": len(plan.parts(len(samples))), "state": state})
             continue
         with progress(f"{out / name}", len(samples)) as advance:
             try:
-                done = write(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
+                done = prepare_dataset(samples, out / name, plan, processes=processes or os.cpu_count() or 1, progress=advance)
             except KeyboardInterrupt:
                 typer.echo(f"stopped; finished parts of {out / name} are kept, and the same command goes on", err=True)
                 raise typer.Exit(130) from None
-        state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
+        state = "already there" if done.already_there else f"written, {done.resumed} of them before" if done.resumed else "written"
         rows.append(row | {"samples": done.samples, "bad_images": done.left_out, "state": state})
     show_rows(rows, as_json, "data_sets")
     if as_json or dry_run:
@@ -107,15 +105,15 @@ def index(
 
     A sample is <key>.jpg, .jpeg or .png, and <key>.cls with its class number. Killed, the same command goes on where it was.
     """
-    from data_pipelines.prepare.class_names import read_classes
-    from data_pipelines.prepare.index_shards import index_shards, state_of
+    from data_pipelines.prepare.class_names import read_class_names
+    from data_pipelines.prepare.index_shards import index_shards, preview_indexing
     from data_pipelines.prepare.shard_list import find_shards
 
-    found, names = find_shards(shards), None if classes is None else read_classes(classes)
+    found, names = find_shards(shards), None if classes is None else read_class_names(classes)
     count = len(found.names)
-    row: dict[str, object] = {"data_set": str(out), "shards": count, "first": found.place(0), "last": found.place(count - 1)}
+    row: dict[str, object] = {"data_set": str(out), "shards": count, "first": found.location(0), "last": found.location(count - 1)}
     if dry_run:
-        show(row | {"state": state_of(found, out, names)}, as_json)
+        show(row | {"state": preview_indexing(found, out, names)}, as_json)
         return
     with progress(f"{out}", count) as advance:
         try:
@@ -123,7 +121,7 @@ def index(
         except KeyboardInterrupt:
             typer.echo(f"stopped; the shards that were read are noted in {out}, and the same command goes on", err=True)
             raise typer.Exit(130) from None
-    state = "already there" if done.already_there else f"indexed, {done.kept} samples of it before" if done.kept else "indexed"
+    state = "already there" if done.already_there else f"indexed, {done.resumed} samples of it before" if done.resumed else "indexed"
     show(row | {"samples": done.samples, "classes": done.classes, "state": state}, as_json)
     if not as_json:
         typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")
@@ -142,15 +140,15 @@ def _storage(
     mode: Literal["raw", "jpg", "proportion"] | None,
     jpeg_share: float | None,
     max_side: int | None,
-) -> Storage:
-    from data_pipelines.prepare.options import Storage
+) -> Encoding:
+    from data_pipelines.prepare.options import Encoding
 
     of_ffcv = {name: value for name, value in (("mode", mode), ("jpeg_share", jpeg_share), ("max_side", max_side)) if value is not None}
     if format != "ffcv" and of_ffcv:
         raise UserError(f"--{min(of_ffcv).replace('_', '-')} is for --format ffcv.")
     if jpeg_share is not None and mode not in (None, "proportion"):
         raise UserError(f"--jpeg-share is for --mode proportion, not {mode}.")
-    return Storage(format, short_side, quality, **of_ffcv)  # type: ignore[arg-type]
+    return Encoding(format, short_side, quality, **of_ffcv)  # type: ignore[arg-type]
 
 
 @data_app.command("verify")
@@ -165,12 +163,11 @@ def verify(
     import json
 
     from data_pipelines.formats.manifest_reader import read_manifest
-    from data_pipelines.prepare.verify_dataset import DECODED_SAMPLES, Check
-    from data_pipelines.prepare.verify_dataset import verify as find_damage
+    from data_pipelines.prepare.verify_dataset import DECODED_SAMPLES, VerifyOptions, verify_dataset
 
     total = read_manifest(folder).samples
     with progress(f"{folder}", 2 * total) as advance:
-        damage = find_damage(folder, Check(hashes, all_images), processes=processes or os.cpu_count() or 1, progress=advance)
+        damage = verify_dataset(folder, VerifyOptions(hashes, all_images), processes=processes or os.cpu_count() or 1, progress=advance)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "samples": total, "damage": damage}))
     else:

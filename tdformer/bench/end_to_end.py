@@ -16,9 +16,9 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.formats.turbojpeg import need_ffcv
-from data_pipelines.prepare.options import Plan
-from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.formats.turbojpeg import require_ffcv
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.loader import STORAGE, THREADS
 from tdformer.bench.photographs import NAMES, write_photographs
@@ -97,9 +97,9 @@ def with_photographs(
             f"training.global_batch ({config.training.global_batch}), got {images}"
         )
     if format == "ffcv":
-        need_ffcv()
+        require_ffcv()
     files, stored = write_photographs(folder, images, processes=processes, progress=progress), folder / STORED_AS[format]
-    prepare(ImageFolderSource(files), stored, Plan(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
+    prepare_dataset(ImageFolderSource(files), stored, PrepareOptions(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
     torch.set_num_threads(THREADS)  # a small set is written in this process, and the package ffcv leaves it one thread to train with
     # Other labels than these never come, which changes no shape: the head stays as large as the configuration has it.
     model = config.model.model_copy(update={"num_classes": max(config.model.num_classes, len(NAMES))})

@@ -26,14 +26,14 @@ from torchvision.datasets import ImageFolder
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
 from data_pipelines.errors import UserError
-from data_pipelines.formats import ffcv_file
-from data_pipelines.formats.turbojpeg import need_ffcv
+from data_pipelines.formats.ffcv_joiner import FFCV_FILE
+from data_pipelines.formats.turbojpeg import require_ffcv
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import train_batches, train_sampler
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.loading.open_dataset import open_set
-from data_pipelines.prepare.options import Plan, Storage
-from data_pipelines.prepare.prepare_dataset import prepare
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.photographs import NAMES, write_photographs
 
@@ -47,10 +47,10 @@ AUGMENT = {"crop+flip": AugmentConfig(), "recipe": AugmentConfig(auto_augment="r
 which Pillow refuses from version 13 on, and a plain ImageFolder would end there."""
 
 STORAGE = {
-    "original": Storage("wds"),
-    "proportion": Storage("ffcv", quality=90, mode="proportion", jpeg_share=0.5, max_side=500),
-    "jpg": Storage("ffcv", quality=90, mode="jpg", max_side=500),
-    "raw": Storage("ffcv", mode="raw", max_side=500),
+    "original": Encoding("wds"),
+    "proportion": Encoding("ffcv", quality=90, mode="proportion", jpeg_share=0.5, max_side=500),
+    "jpg": Encoding("ffcv", quality=90, mode="jpg", max_side=500),
+    "raw": Encoding("ffcv", mode="raw", max_side=500),
 }
 """By the name in a row. original: the files' own bytes. proportion: as FFCV's authors store ImageNet."""
 
@@ -138,16 +138,16 @@ def prepare_sets(folder: Path, images: int, *, processes: int = 1, progress: Cal
     """
     if images < len(NAMES):
         raise UserError(f"--images must be at least {len(NAMES)}, one for each class, got {images}")
-    need_ffcv()
+    require_ffcv()
     multiprocessing.set_forkserver_preload(["data_pipelines.loading.micro_batches"])  # the helper that `prepare` starts is the loaders' too
     files = write_photographs(folder, images, processes=processes, progress=progress)
     source = ImageFolderSource(files)
     for name, storage in STORAGE.items():
-        prepare(source, folder / name, Plan(storage), processes=processes, progress=progress)
+        prepare_dataset(source, folder / name, PrepareOptions(storage), processes=processes, progress=progress)
     for path in folder.rglob("*.*"):
         if path.is_file():
             path.read_bytes()
-    return Sets(files, {name: open_set(folder / name) for name in STORAGE})
+    return Sets(files, {name: open_dataset(folder / name) for name in STORAGE})
 
 
 def measure(
@@ -250,7 +250,7 @@ def _imagefolder(pipeline: Pipeline, files: Path, load: Load) -> Generator[torch
 
 
 def _ffcv_loader(pipeline: Pipeline, data: DataSet, load: Load) -> Generator[torch.Tensor, None, None]:
-    batches = iter(_compiled(Path(data.location) / ffcv_file.BETON, len(data), load))
+    batches = iter(_compiled(Path(data.location) / FFCV_FILE, len(data), load))
     try:
         for images_BCHW, _ in batches:
             yield images_BCHW

@@ -12,7 +12,7 @@ import torch
 
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
-from data_pipelines.loading.mixup import Mix
+from data_pipelines.loading.mixup import SeededMixup
 from tdformer.checkpoint import store
 from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.store import Snapshot, TrainState, place_of
@@ -81,7 +81,7 @@ class Trainer:
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
         self.writer = CheckpointWriter(self.root, config.checkpoint, dump_config(config), context)
         self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
-        self.mix = Mix(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
+        self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
         self.batches = train_batches(config.data, self.train_set, self.sampler, self.train_state.step, self.total_steps)
         self.loss_spikes = anomalies.LossSpikes()
         self.throughput = Throughput()
@@ -98,7 +98,11 @@ class Trainer:
             f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
             f"{training.micro_batch} x {self.context.world_size} ranks x {sampler.accumulation} accumulation; "
             f"{sampler.steps_per_epoch} steps per epoch"
-            + (f", {sampler.left_out} images (others in each epoch) are left out to make steps equal" if sampler.left_out else "")
+            + (
+                f", {sampler.dropped_samples} images (others in each epoch) are left out to make steps equal"
+                if sampler.dropped_samples
+                else ""
+            )
         )
         for note in self.notes:
             report.say(note)

@@ -19,7 +19,7 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tests.conftest import stored
 
 # A busy machine is no failure.
@@ -37,7 +37,7 @@ class MemorySource:
 
     samples: Sequence[RawSample]
     classes: Sequence[str] = CLASSES
-    left_out: int = 0
+    ignored_files: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,7 +45,7 @@ class MemorySource:
     def __getitem__(self, index: int) -> RawSample:
         return self.samples[index]
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"memory:{index}"
 
     def fingerprint(self) -> str:
@@ -79,7 +79,7 @@ def shared_folder(source: MemorySource, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def shards(shared_folder: Path) -> DataSet:
-    return open_set(shared_folder)
+    return open_dataset(shared_folder)
 
 
 def keys_of(shards: DataSet) -> list[str]:

@@ -22,7 +22,7 @@ from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.loading.sampler import TrainSampler
 from tests.conftest import stored
 from tests.unit.conftest import CLASSES, PER_SHARD, MemorySource, keys_of, noise_png
@@ -35,7 +35,7 @@ GLOBAL_BATCH, EPOCHS = 6, 2
 def sets(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
     """23 pictures of noise in five blocks, in both formats."""
     root = tmp_path_factory.mktemp("formats")
-    return {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD)) for format in FORMATS}
+    return {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD)) for format in FORMATS}
 
 
 def config(**values: Any) -> DataConfig:
@@ -115,7 +115,7 @@ def smooth() -> MemorySource:
 
 def test_ffcv_jpegs_show_about_the_pixels_that_were_stored(smooth: MemorySource, tmp_path: Path) -> None:
     raw, fine, coarse = (
-        open_set(stored(smooth, tmp_path / name, "ffcv", **storage))
+        open_dataset(stored(smooth, tmp_path / name, "ffcv", **storage))
         for name, storage in (("raw", {}), ("fine", {"mode": "jpg", "quality": 95}), ("coarse", {"mode": "jpg", "quality": 5}))
     )
     assert keys_of(raw) == keys_of(fine) == keys_of(coarse)
@@ -126,7 +126,7 @@ def test_ffcv_jpegs_show_about_the_pixels_that_were_stored(smooth: MemorySource,
 
 
 def test_raw_pixels_are_those_of_the_images(smooth: MemorySource, tmp_path: Path) -> None:
-    data = open_set(stored(smooth, tmp_path / "set", "ffcv"))
+    data = open_dataset(stored(smooth, tmp_path / "set", "ffcv"))
     by_key = {sample.key: sample.data for sample in smooth.samples}
     for sample, key in enumerate(keys_of(data)):
         assert np.array_equal(data.read(sample), np.asarray(Image.open(io.BytesIO(by_key[key]))))
@@ -138,7 +138,7 @@ def test_ffcvs_own_loader_reads_the_file_as_we_do(smooth: MemorySource, tmp_path
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
-    data = open_set(stored(smooth, tmp_path / "set", "ffcv", samples_per_shard=5, mode=mode))
+    data = open_dataset(stored(smooth, tmp_path / "set", "ffcv", samples_per_shard=5, mode=mode))
     pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
     path = str(tmp_path / "set" / "samples.beton")
     loader = Loader(path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
@@ -161,7 +161,7 @@ def test_the_digest_is_that_of_samples_and_order_whatever_the_format(source: Mem
 def test_the_digest_does_not_change_when_a_set_is_copied_and_opened_elsewhere(
     source: MemorySource, sets: dict[str, DataSet], tmp_path: Path, format: Format
 ) -> None:
-    assert open_set(stored(source, tmp_path / "elsewhere", format, samples_per_shard=PER_SHARD)).digest() == sets[format].digest()
+    assert open_dataset(stored(source, tmp_path / "elsewhere", format, samples_per_shard=PER_SHARD)).digest() == sets[format].digest()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -169,13 +169,13 @@ def test_the_digest_does_not_change_when_a_set_is_copied_and_opened_elsewhere(
 def test_another_order_or_other_blocks_have_another_digest(
     source: MemorySource, sets: dict[str, DataSet], tmp_path: Path, format: Format, other: dict[str, int]
 ) -> None:
-    data = open_set(stored(source, tmp_path / "other", format, **({"samples_per_shard": PER_SHARD} | other)))
+    data = open_dataset(stored(source, tmp_path / "other", format, **({"samples_per_shard": PER_SHARD} | other)))
     assert data.digest() != sets[format].digest()
 
 
 def test_other_samples_have_another_digest(source: MemorySource, sets: dict[str, DataSet], tmp_path: Path) -> None:
     renamed = [RawSample(f"{sample.key[:-2]}{number + 1:02d}", *list(vars(sample).values())[1:]) for number, sample in enumerate(source)]
-    data = open_set(stored(MemorySource(renamed), tmp_path / "other", samples_per_shard=PER_SHARD))
+    data = open_dataset(stored(MemorySource(renamed), tmp_path / "other", samples_per_shard=PER_SHARD))
     assert data.digest() != sets["wds"].digest()
 
 
@@ -192,7 +192,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def prepared(format: Format, samples: int, per_shard: int) -> DataSet:
         images = [RawSample(f"{number:02d}", "png", noise_png(number, 8), number % len(CLASSES)) for number in range(samples)]
-        return open_set(stored(MemorySource(images), root / f"{format}-{samples}-{per_shard}", format, samples_per_shard=per_shard))
+        return open_dataset(stored(MemorySource(images), root / f"{format}-{samples}-{per_shard}", format, samples_per_shard=per_shard))
 
     return prepared
 

@@ -18,7 +18,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.loading.open_dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.loading.sample_order import Shuffle
 from data_pipelines.loading.sampler import TrainSampler
 from tests.unit.conftest import SAMPLES, MemorySource, keys_of, overwrite_image, path_of
@@ -170,14 +170,14 @@ def load_until_error(batches: Iterable[Batch]) -> tuple[list[Batch], str]:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySource, folder: Path, workers: int) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     overwrite_image(shards, source[7].key)
     children_before = multiprocessing.active_children()
     delivered, text = load_until_error(train_batches(config(workers), shards, sampler(), 0, 2 * STEPS_PER_EPOCH))
     sample = keys_of(shards).index(source[7].key)
     assert f"sample {source[7].key} in {path_of(shards, sample)}" in text
     assert f"remove {shards.location} and prepare it again" in text
-    places = sampler().from_step(0, 2 * STEPS_PER_EPOCH)
+    places = sampler().iterate_steps(0, 2 * STEPS_PER_EPOCH)
     due = next(number for number, micro_batch in enumerate(places) if sample in [index for _, index in micro_batch])
     assert due > 0
     assert len(delivered) == due
@@ -185,7 +185,7 @@ def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySourc
 
 
 def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folder: Path) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     overwrite_image(shards, source[7].key, start=300)
     _, text = load_until_error(evaluation_batches(config(), shards, batch=4, rank=0, world_size=1))
     assert f"sample {source[7].key} in {shards.location}/shard-" in text
@@ -193,7 +193,7 @@ def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folde
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), lambda path: os.truncate(path, 0), os.unlink])
 def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     damaged = folder / "shard-000002.tar"
     damage(damaged)
     delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world_size=1))
@@ -203,7 +203,7 @@ def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Ca
 
 
 def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> None:
-    batches = evaluation_batches(config(), open_set(folder), batch=1, rank=0, world_size=1)
+    batches = evaluation_batches(config(), open_dataset(folder), batch=1, rank=0, world_size=1)
     next(batches)
     os.truncate(folder / "shard-000000.tar", 1000)
     _, text = load_until_error(batches)

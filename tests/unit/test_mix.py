@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import nn
 
 from data_pipelines.config import AugmentConfig
-from data_pipelines.loading.mixup import Mix
+from data_pipelines.loading.mixup import SeededMixup
 from data_pipelines.loading.rng import fork_rng, seed_rng
 from tdformer.config import RunConfig
 
@@ -22,7 +22,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mixed(augment: AugmentConfig, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return Mix(augment, CLASSES)(*batch(), *key)
+    return SeededMixup(augment, CLASSES)(*batch(), *key)
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(mixup=0.8), AugmentConfig(cutmix=1.0), AugmentConfig(mixup=0.8, cutmix=1.0)])

@@ -23,14 +23,14 @@ import pytest
 from PIL import Image
 
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.cifar import CIFAR10, CIFAR100, Published, open_cifar
+from data_pipelines.sources.cifar import CIFAR10, CIFAR100, CifarArchive, open_cifar
 from data_pipelines.sources.cifar10_c import CIFAR10_CLASSES, open_cifar10_c
 from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
 from data_pipelines.sources.dvs128_gesture import GESTURES, open_dvs128_gesture
 from data_pipelines.sources.events import EventSource
 from data_pipelines.sources.imagenet_c import open_imagenet_c
 from data_pipelines.sources.layouts import open_splits
-from data_pipelines.sources.spikingjelly_frames import spikingjelly_datasets
+from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module
 from tests.unit.conftest import error_of as sentence_of
 
 error_of = partial(sentence_of, remedies=("download", "prepare again", "expected", "remove", "give "))
@@ -51,11 +51,11 @@ def check_protocol(source: Source) -> None:
     keys = [source[index].key for index in range(len(source))]
     assert len(set(keys)) == len(keys) > 0
     assert not any("." in key for key in keys)
-    assert len({source.place(index) for index in range(len(source))}) == len(keys)
+    assert len({source.origin(index) for index in range(len(source))}) == len(keys)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[index] for index in range(len(copy))] == [source[index] for index in range(len(source))]
     assert copy.fingerprint() == source.fingerprint()
-    assert source.left_out == 0
+    assert source.ignored_files == 0
 
 
 # --- CIFAR -------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def noise(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def batch_of(images_NHWC: np.ndarray, labels: list[int], published: Published) -> dict[bytes, object]:
+def batch_of(images_NHWC: np.ndarray, labels: list[int], published: CifarArchive) -> dict[bytes, object]:
     content: dict[bytes, object] = {
         b"data": images_NHWC.transpose(0, 3, 1, 2).reshape(len(images_NHWC), 3072),
         published.labels: labels,
@@ -139,7 +139,7 @@ def test_cifar_gives_the_pixels_and_labels_of_its_batches(tmp_path: Path, classe
 
 def test_the_place_of_a_cifar_image_is_its_batch_and_row(cifar10: Path) -> None:
     train = open_cifar(cifar10, 10)["train"]
-    assert [train.place(0), train.place(3), train.place(14)] == [
+    assert [train.origin(0), train.origin(3), train.origin(14)] == [
         f"{cifar10}/data_batch_1 image 0",
         f"{cifar10}/data_batch_2 image 0",
         f"{cifar10}/data_batch_5 image 2",
@@ -292,7 +292,7 @@ def test_cifar10_c_gives_a_source_per_corruption_and_severity(cifar10_c: Path) -
             assert labels_of(source) == [3, 8, 0, 9]
             assert tuple(source.classes) == CIFAR10_CLASSES
             check_protocol(source)
-    assert sources["fog-2"].place(1) == f"{cifar10_c}/fog.npy row 5"
+    assert sources["fog-2"].origin(1) == f"{cifar10_c}/fog.npy row 5"
     assert len({source.fingerprint() for source in sources.values()}) == len(sources)
 
 
@@ -499,7 +499,7 @@ def gesture_files() -> dict[str, bytes]:
 
 @pytest.fixture
 def gestures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    publish(tmp_path / "gesture", gesture_files(), spikingjelly_datasets("dvs128_gesture").DVS128Gesture, monkeypatch)
+    publish(tmp_path / "gesture", gesture_files(), import_spikingjelly_module("dvs128_gesture").DVS128Gesture, monkeypatch)
     return tmp_path / "gesture"
 
 
@@ -549,20 +549,20 @@ def zipped(label: int, name: str, samples: int) -> bytes:
 def cifar10_dvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """12 samples of each class, but 11 ships."""
     files = {f"{name}.zip": zipped(label, name, 11 if name == "ship" else 12) for label, name in enumerate(CIFAR10_CLASSES)}
-    publish(tmp_path / "cifar10-dvs", files, spikingjelly_datasets("cifar10_dvs").CIFAR10DVS, monkeypatch)
+    publish(tmp_path / "cifar10-dvs", files, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     return tmp_path / "cifar10-dvs"
 
 
 @pytest.mark.slow
 def test_cifar10_dvs_gives_frames_split_as_by_spikingjelly(cifar10_dvs: Path) -> None:
     splits = open_cifar10_dvs(cifar10_dvs, TIME_STEPS)
-    dataset = spikingjelly_datasets("cifar10_dvs").CIFAR10DVS(
+    dataset = import_spikingjelly_module("cifar10_dvs").CIFAR10DVS(
         str(cifar10_dvs), data_type="frame", frames_number=TIME_STEPS, split_by="number"
     )
-    subsets = spikingjelly_datasets("utils").split_to_train_test_set(0.9, dataset, 10, random_split=False)
+    subsets = import_spikingjelly_module("utils").split_to_train_test_set(0.9, dataset, 10, random_split=False)
     assert {split: len(source) for split, source in splits.items()} == {"train": 9 * 11 + 10, "val": 10}
     for source, subset in zip(splits.values(), subsets, strict=True):
-        assert [source.place(index) for index in range(len(source))] == [dataset.samples[index][0] for index in subset.indices]
+        assert [source.origin(index) for index in range(len(source))] == [dataset.samples[index][0] for index in subset.indices]
         assert labels_of(source) == [dataset.targets[index] for index in subset.indices]
         assert all(np.array_equal(frames_of(source, index), subset[index][0]) for index in range(len(source)))
         assert tuple(source.classes) == CIFAR10_CLASSES
@@ -585,7 +585,7 @@ def no_download(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spikingjelly_datasets("base"), "download_url", no_download)
+    monkeypatch.setattr(import_spikingjelly_module("base"), "download_url", no_download)
 
 
 @pytest.mark.usefixtures("offline")
@@ -618,7 +618,7 @@ def test_recordings_that_cannot_be_read_and_what_they_leave_are_named(tmp_path: 
     publish(
         tmp_path / "set",
         {"DvsGesture.tar.gz": gesture_archive(damaged)},
-        spikingjelly_datasets("dvs128_gesture").DVS128Gesture,
+        import_spikingjelly_module("dvs128_gesture").DVS128Gesture,
         monkeypatch,
     )
     error_of(lambda: open_dvs128_gesture(tmp_path / "set", TIME_STEPS), tmp_path / "set", "error: unpack", "but download/")
@@ -629,7 +629,7 @@ def test_recordings_that_cannot_be_read_and_what_they_leave_are_named(tmp_path: 
 @pytest.mark.usefixtures("offline")
 def test_a_set_that_lacks_a_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """spikingjelly would number the rest from 0."""
-    publish(tmp_path / "set", {"cat.zip": zipped(3, "cat", 2)}, spikingjelly_datasets("cifar10_dvs").CIFAR10DVS, monkeypatch)
+    publish(tmp_path / "set", {"cat.zip": zipped(3, "cat", 2)}, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     error_of(lambda: open_cifar10_dvs(tmp_path / "set", TIME_STEPS), "['cat']", "airplane", tmp_path / "set")
 
 
@@ -662,12 +662,12 @@ def test_counts_are_stored_in_the_smallest_type_that_holds_them(tmp_path: Path, 
 )
 def test_frames_that_are_no_counts_are_named(tmp_path: Path, frames: np.ndarray) -> None:
     source = frames_file(tmp_path, frames=frames)
-    error_of(lambda: source[0], source.place(0))
+    error_of(lambda: source[0], source.origin(0))
 
 
 def test_a_damaged_file_of_frames_is_named(tmp_path: Path) -> None:
     source = frames_file(tmp_path, frames=FRAMES)
-    path = Path(source.place(0))
+    path = Path(source.origin(0))
     np.save(tmp_path / "plain.npy", FRAMES)
     for content in (b"", b"no zip", path.read_bytes()[:1000], pickle.dumps([1]), (tmp_path / "plain.npy").read_bytes()):
         path.write_bytes(content)

@@ -64,7 +64,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def of_epoch(order: TrainSampler, epoch: int) -> list[list[tuple[int, int]]]:
-    return list(order.from_step(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch))
+    return list(order.iterate_steps(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch))
 
 
 def flat(micro_batches: Iterable[list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -109,9 +109,9 @@ def test_starting_later_gives_the_tail_of_the_whole(layout: Layout, data: st.Dat
     order = layout.order(data.draw(st.integers(0, layout.world_size - 1)))
     last = data.draw(st.integers(0, 3 * layout.steps))
     first = data.draw(st.integers(0, last))
-    whole = list(order.from_step(0, last))
+    whole = list(order.iterate_steps(0, last))
     assert len(whole) == last * layout.accumulation
-    assert list(order.from_step(first, last)) == whole[first * layout.accumulation :]
+    assert list(order.iterate_steps(first, last)) == whole[first * layout.accumulation :]
 
 
 @given(st.data(), st.integers(1, 300), epochs)
@@ -178,13 +178,13 @@ def test_the_position_before_a_step_is_what_was_consumed_of_its_epoch(layout: La
     order = layout.alone()
     epoch, consumed = order.cursor(step)
     assert order.cursor(step) == DataCursor(step // layout.steps, step % layout.steps * layout.global_batch)
-    of_step = flat(order.from_step(step, step + 1))
+    of_step = flat(order.iterate_steps(step, step + 1))
     assert of_step == [(epoch, sample) for sample in layout.shuffle.order(epoch)[consumed : consumed + layout.global_batch].tolist()]
 
 
 def test_each_epoch_leaves_out_other_samples() -> None:
     order = TrainSampler(Shuffle(0, (103,)), global_batch=20, micro_batch=5)
-    assert order.left_out == 3
+    assert order.dropped_samples == 3
     left_out = [set(range(103)) - {sample for _, sample in flat(of_epoch(order, epoch))} for epoch in range(20)]
     assert {len(samples) for samples in left_out} == {3}
     assert len(set().union(*left_out)) > 20

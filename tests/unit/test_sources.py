@@ -41,10 +41,10 @@ def contents(source: Source) -> dict[str, tuple[int, bytes]]:
     assert len(by_key) == len(samples) > 0
     assert not any("." in key or key.startswith("/") for key in by_key)
     assert all(0 <= sample.label < len(source.classes) for sample in samples)
-    assert len({source.place(index) for index in range(len(source))}) == len(samples)
+    assert len({source.origin(index) for index in range(len(source))}) == len(samples)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[index] for index in range(len(copy))] == samples
-    assert (copy.fingerprint(), copy.classes, copy.left_out) == (source.fingerprint(), source.classes, source.left_out)
+    assert (copy.fingerprint(), copy.classes, copy.ignored_files) == (source.fingerprint(), source.classes, source.ignored_files)
     return by_key
 
 
@@ -85,7 +85,7 @@ def test_an_image_folder_gives_its_files_sorted_by_class_and_name(tmp_path: Path
     source = ImageFolderSource(root)
     samples = [source[index] for index in range(len(source))]
     assert source.classes == ["ant", "bee", "zebra"]
-    assert source.left_out == 1
+    assert source.ignored_files == 1
     assert [(sample.key, sample.extension, sample.label) for sample in samples] == [
         ("ant/a_b", "jpg", 0),
         ("ant/b", "png", 0),
@@ -217,7 +217,7 @@ def test_members_that_are_no_image_are_counted(tmp_path: Path) -> None:
             tar.addfile(info)
     source = TarPerClassSource(folder)
     assert list(contents(source)) == ["ant/1"]
-    assert source.left_out == 5  # notes, three that are no regular file, checksums; a folder is no entry of its own
+    assert source.ignored_files == 5  # notes, three that are no regular file, checksums; a folder is no entry of its own
 
 
 def test_validation_tars_take_the_classes_of_training(tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_imagenet_gives_every_image_with_its_class(tmp_path: Path) -> None:
     for split, expected in (("train", planted.train), ("val", planted.val)):
         assert contents(splits[split]) == expected
         assert splits[split].classes == planted.classes == sorted(WNIDS)
-        assert splits[split].left_out == 0
-    assert splits["train"].place(0).endswith(f"{TRAIN}, member n01440764.tar, member n01440764_0.JPEG")
+        assert splits[split].ignored_files == 0
+    assert splits["train"].origin(0).endswith(f"{TRAIN}, member n01440764.tar, member n01440764_0.JPEG")
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -485,7 +485,7 @@ def test_a_list_gives_its_files_in_its_order(tmp_path: Path) -> None:
     assert source.classes == ["ant", "bee", "big cat"]
     assert {key: label for key, (label, _) in contents(source).items()} == {"b": 2, "sub_dir/a b": 0, elsewhere: 0, "d": 1}
     assert source[1].data == (tmp_path / "set/sub.dir/a b.jpeg").read_bytes()
-    assert source.place(1) == f"{tmp_path}/set/sub.dir/a b.jpeg, line 4 of {tmp_path}/set/train.txt"
+    assert source.origin(1) == f"{tmp_path}/set/sub.dir/a b.jpeg, line 4 of {tmp_path}/set/train.txt"
 
 
 def test_a_list_is_found_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
