@@ -1,4 +1,4 @@
-"""Started by tests/unit/test_prepare.py as a process of its own, to be killed, or to be given too little room."""
+"""Prepares a data set slowly, as a process of its own that test_prepare.py kills, or gives too little disk space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAMPLES, PER_SHARD = 40, 4
 
 
 class SlowSource(MemorySource):
-    """Waits before each sample."""
+    """A source that waits before each sample."""
 
     wait = 0.0
 

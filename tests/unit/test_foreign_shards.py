@@ -1,4 +1,4 @@
-"""Shards that others wrote: indexed where they lie, they train like our own; every difficulty is told in one sentence."""
+"""Tests the indexing of shards that others wrote: they train like ours, and every mistake gives an error of one sentence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Members = list[tuple[str, bytes]]
 
 
 def refusal(action: Callable[[], object], *mentions: object) -> str:
-    """The one sentence of the UserError that an action raises."""
+    """Check that an action raises a UserError of one line that mentions all of `mentions`, and return its text."""
     with pytest.raises(UserError) as caught:
         action()
     text = str(caught.value)
@@ -66,7 +66,7 @@ def refusal(action: Callable[[], object], *mentions: object) -> str:
 
 
 def write_foreign(folder: Path, samples: int = SAMPLES, per_shard: int = PER_SHARD) -> Path:
-    """As published sets are: WebDataset's own writer, with members besides image and class."""
+    """Write shards with WebDataset's own writer, with more members than image and class, as published data sets have."""
     folder.mkdir(parents=True)
     with webdataset.ShardWriter(str(folder / "set-%04d.tar"), maxcount=per_shard, verbose=0) as writer:
         for number in range(samples):
@@ -99,7 +99,7 @@ def everything(data: DataSet) -> list[tuple[str, int, bytes]]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """The shards from which `tars` is copied. No test may change them."""
     return write_foreign(tmp_path_factory.mktemp("foreign") / "tars")
 
 
@@ -191,7 +191,7 @@ def test_micro_batches_are_the_same_from_anywhere(
 ) -> None:
     index(tars, out)
     index(f"{web.url}/{NOTATION}", tmp_path / "remote")
-    shutil.copytree(tars, tmp_path / "own")  # as if `data prepare` had written it: the shards beside the manifest
+    shutil.copytree(tars, tmp_path / "own")  # now the shards are beside the manifest, as `data prepare` writes them
     manifest = json.loads((out / MANIFEST).read_text()) | {"version": 2}
     del manifest["shards_at"]
     (tmp_path / "own" / MANIFEST).write_text(json.dumps(manifest))
@@ -276,7 +276,7 @@ def test_a_list_that_names_no_set_of_shards_is_refused(tmp_path: Path, lines: st
     refusal(lambda: find_shards(str(tmp_path / "list.txt")), says)
 
 
-def test_shards_that_are_not_there_are_told_before_anything_is_read(tars: Path, out: Path) -> None:
+def test_shards_that_are_not_there_are_reported_before_anything_is_read(tars: Path, out: Path) -> None:
     (tars / "empty").mkdir()
     refusal(lambda: find_shards(str(tars / "empty")), "no .tar file")
     refusal(lambda: find_shards(str(tars / "no.txt")), "cannot be read")
@@ -338,12 +338,12 @@ def test_what_is_no_shard_is_named(tars: Path, out: Path, content: bytes, says: 
     refusal(lambda: index(tars, out), tars / NAMES[1], says)
 
 
-def test_a_shard_cut_off_anywhere_is_told(tars: Path) -> None:
+def test_a_shard_cut_off_anywhere_is_reported(tars: Path) -> None:
     path = tars / NAMES[0]
     whole = path.read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
-    for resumed in [*range(512, end, 512), *np.random.default_rng(0).integers(1, end, 40).tolist()]:
-        path.write_bytes(whole[:resumed])
+    for kept in [*range(512, end, 512), *np.random.default_rng(0).integers(1, end, 40).tolist()]:
+        path.write_bytes(whole[:kept])
         refusal(lambda: scan_tar(path, "mend it"), path, "no readable tar file", "mend it")
 
 
@@ -355,10 +355,10 @@ def told(path: Path) -> str:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**13), st.integers(0, 255)), max_size=6), st.booleans())
-def test_damage_is_told_in_one_sentence_or_changes_no_header(
+def test_damage_is_reported_in_one_sentence_or_changes_no_header(
     original: Path, tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], mend: bool
 ) -> None:
-    """Also where the headers' checksums are right, as an attacker's would be."""
+    """An attacker can make the checksum of a changed header right, so that is tried too."""
     path = tmp_path_factory.mktemp("damaged") / "x.tar"
     content = bytearray((original / NAMES[0]).read_bytes())
     for position, byte in changes:
@@ -376,7 +376,7 @@ def test_damage_is_told_in_one_sentence_or_changes_no_header(
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
 @pytest.mark.parametrize("size", [-512, -(2**40), 2**40, 2**62])
 def test_a_header_with_an_impossible_size_ends_the_reading(tmp_path: Path, kind: bytes, size: int) -> None:
-    """A negative one would lead tarfile back to the same header for ever."""
+    """A negative size would lead tarfile back to the same header for ever."""
     info = tarfile.TarInfo("a.jpg")
     info.type, info.size = kind, size
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 3 + bytes(1024))
@@ -394,7 +394,7 @@ def test_only_files_are_samples(tmp_path: Path, kind: bytes) -> None:
     refusal(lambda: scan_tar(tmp_path / "x.tar", "mend it"), "sample a in", "lacks its image")
 
 
-def test_the_same_key_in_two_shards_is_told(tars: Path, out: Path) -> None:
+def test_the_same_key_in_two_shards_is_reported(tars: Path, out: Path) -> None:
     write_members(tars / NAMES[3], [*members_of(tars / NAMES[3]), ("n001_1.jpg", b"x"), ("n001_1.cls", b"1")])
     refusal(lambda: index(tars, out), tars / NAMES[0], tars / NAMES[3], "n001_1", f"remove {out}")
     assert not (out / MANIFEST).exists()
@@ -426,7 +426,7 @@ def test_a_file_that_names_no_classes_is_refused(tmp_path: Path, text: str, says
 
 
 def test_what_is_written_lies_apart_from_the_shards(tars: Path, tmp_path: Path) -> None:
-    """Else the advice to remove OUT would be harmful."""
+    """Messages may advise to remove OUT. If the shards were in it, that would destroy them."""
     (tmp_path / "linked").symlink_to(tars)
     (tmp_path / "links").mkdir()
     for name in NAMES:
@@ -550,14 +550,14 @@ def test_a_killed_indexing_goes_on(out: Path, web: Server, tmp_path: Path) -> No
 
 
 def assert_harmless(text: str, tars: Path, out: Path) -> None:
-    """The remedy fits, and costs nobody his shards."""
+    """Follow the advice of a message, and check that it repairs the set and that no shard is lost."""
     assert "index it again" in text
     assert "prepare" not in text
     assert f"remove {out} " in text
     assert f"remove {tars}" not in text
 
 
-def test_a_shard_that_changed_its_size_is_told(tars: Path, out: Path) -> None:
+def test_a_shard_that_changed_its_size_is_reported(tars: Path, out: Path) -> None:
     index(tars, out)
     write_members(tars / NAMES[2], members_of(tars / NAMES[2]) * 9)
     for action in (lambda: open_dataset(out), lambda: index(tars, out)):
@@ -573,7 +573,7 @@ def test_other_damage_is_found_by_verify(tars: Path, out: Path) -> None:
     content = bytearray(path.read_bytes())
     content[int(data.index["offset"][1])] ^= 0xFF
     path.write_bytes(content)
-    assert len(verify_dataset(out, VerifyOptions())) == 1  # all of so few images are decoded
+    assert len(verify_dataset(out, VerifyOptions())) == 1  # a set as small as this has all its images decoded
     (changed,) = verify_dataset(out, THOROUGH)
     assert_harmless(changed, tars, out)
     assert f"{path} does not match its SHA-256" in changed
@@ -582,14 +582,14 @@ def test_other_damage_is_found_by_verify(tars: Path, out: Path) -> None:
 
 def test_a_lost_index_is_made_again(tars: Path, out: Path) -> None:
     index(tars, out)
-    before, resumed = contents(out), everything(open_dataset(out))
+    before, read_before = contents(out), everything(open_dataset(out))
     (file,) = out.glob("index-*.npy")
     file.unlink()
-    assert everything(open_dataset(out)) == resumed
+    assert everything(open_dataset(out)) == read_before
     assert contents(out) == before
 
 
-def test_a_lost_index_of_remote_shards_is_told(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
+def test_a_lost_index_of_remote_shards_is_reported(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
     index(f"{web.url}/{NOTATION}", out)
     (file,) = out.glob("index-*.npy")
     file.write_bytes(b"")
@@ -599,13 +599,13 @@ def test_a_lost_index_of_remote_shards_is_told(out: Path, web: Server, cache: Ca
 # --- shards at a URL ---------------------------------------------------------------------------------------
 
 
-def test_a_remote_shard_that_is_missing_is_told_and_what_was_read_is_kept(tars: Path, out: Path, web: Server) -> None:
+def test_a_remote_shard_that_is_missing_is_reported_and_what_was_read_is_kept(tars: Path, out: Path, web: Server) -> None:
     refusal(lambda: index(f"{web.url}/set-{{0000..0005}}.tar", out), f"{web.url}/set-0005.tar", "not found")
     assert len(list(out.glob(".unfinished/part-*.json"))) == 5
     assert list(out.glob(".unfinished/*.tar")) == []
 
 
-def test_a_download_that_breaks_off_is_tried_again_or_told(out: Path, web: Server, tars: Path) -> None:
+def test_a_download_that_breaks_off_is_tried_again_or_reported(out: Path, web: Server, tars: Path) -> None:
     web.answers[NAMES[0]] = [cut_off]
     refusal(lambda: index(f"{web.url}/{NOTATION}", out), f"{web.url}/{NAMES[0]}", "cannot be read")
     assert web.requests[NAMES[0]] == 3
@@ -613,7 +613,7 @@ def test_a_download_that_breaks_off_is_tried_again_or_told(out: Path, web: Serve
     assert index(f"{web.url}/{NOTATION}", out) == IndexResult(SAMPLES, CLASSES, resumed=0)
 
 
-def test_a_remote_shard_that_changed_since_is_told(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
+def test_a_remote_shard_that_changed_since_is_reported(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
     index(f"{web.url}/{NOTATION}", out)
     data = open_dataset(out, cache)
     for answer, says in ((damaged, "SHA-256"), (endless, "more than"), (partial(status, 404), "not found")):
@@ -690,7 +690,7 @@ def test_the_command(tars: Path, out: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_on_indexed_shards(tars: Path, out: Path, web: Server, run_config: dict, tmp_path: Path) -> None:
-    """Training from a URL, validation from a folder; then what a user gets wrong."""
+    """Train from a URL, and validate from a folder. Then try the mistakes that a user may make."""
     for text, folder in ((f"{web.url}/{NOTATION}", out), (tars, tmp_path / "val")):
         indexed = tdformer("data", "index", text, folder)
         assert indexed.returncode == 0, indexed.stderr

@@ -1,4 +1,4 @@
-"""WebDataset and FFCV hold the same: what a run sees does not depend on the format, nor on how often and where it is interrupted."""
+"""Tests that a run gets the same batches from WebDataset and from FFCV, however often and wherever it is interrupted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GLOBAL_BATCH, EPOCHS = 6, 2
 
 @pytest.fixture(scope="module")
 def sets(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
-    """23 pictures of noise in five blocks, in both formats."""
+    """23 images of noise in five blocks, in both formats."""
     root = tmp_path_factory.mktemp("formats")
     return {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD)) for format in FORMATS}
 
@@ -44,7 +44,7 @@ def config(**values: Any) -> DataConfig:
 
 
 def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
-    """Bit for bit."""
+    """Check that two lists of batches are equal bit for bit."""
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
         assert left.keys == right.keys
@@ -100,7 +100,7 @@ def test_shuffling_by_blocks_is_another_order_than_the_full_one(sets: dict[str, 
 
 
 def smooth_png(number: int) -> bytes:
-    """48x40 pixels in which brightness changes slowly."""
+    """Make an image of 48x40 pixels in which brightness changes slowly."""
     rows, columns = np.mgrid[0:40, 0:48]
     waves = [128 + 100 * np.sin((rows * (1 + channel) + columns * number) / 40) for channel in range(3)]
     png = io.BytesIO()
@@ -142,7 +142,7 @@ def test_ffcvs_own_loader_reads_the_file_as_we_do(smooth: MemorySource, tmp_path
     pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
     path = str(tmp_path / "set" / "samples.beton")
     loader = Loader(path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
-    # The loader uses its buffers again.
+    # FFCV's loader reuses its buffers, so the images are copied.
     images, labels = zip(*((np.array(images), np.array(labels).ravel()) for images, labels in loader), strict=True)
     assert np.concatenate(labels).tolist() == data.index["label"].tolist()
     assert np.array_equal(np.concatenate(images), [data.read(sample) for sample in range(len(data))])
@@ -186,7 +186,7 @@ SIZES, BLOCKS = (1, 5, 9, 14), (1, 3, 50)
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Prepared sets of 8x8 images by (format, samples, samples per shard), each made when it is first asked for."""
+    """Prepared sets of 8x8 images by (format, samples, samples per shard). Each is made when it is first asked for."""
     root = tmp_path_factory.mktemp("pool")
 
     @cache
@@ -199,7 +199,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one run shares out its global batches."""
+    """How one run divides its global batches among ranks and accumulation steps."""
 
     micro_batch: int
     world_size: int
@@ -212,7 +212,7 @@ class Layout:
 
 @st.composite
 def two_layouts(draw: st.DrawFn, samples: int) -> tuple[int, Layout, Layout]:
-    """A global batch of at most so many samples, and two ways to share it out with the same micro-batch."""
+    """Draw a global batch of at most `samples` samples, and two layouts of it with the same micro-batch."""
     micro_batch = draw(st.integers(1, min(3, samples)))
     micro_batches = draw(st.integers(1, samples // micro_batch))
     worlds = [world_size for world_size in range(1, micro_batches + 1) if micro_batches % world_size == 0]
@@ -235,7 +235,7 @@ def test_any_interruption_and_any_world_size_continue_the_same_run(pool: Any, fo
     interrupted_at = draw(st.integers(0, last))
 
     def steps(layout: Layout, first: int, end: int) -> list[list[tuple[str, bytes]]]:
-        """What each global step sees: keys and pixels, in the order of its micro-batches."""
+        """List what each global step sees: keys and pixels, in the order of its micro-batches."""
         per_rank = []
         for rank in range(layout.world_size):
             order = layout.order(taken, data, seed, global_batch, rank)

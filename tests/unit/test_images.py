@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB."""
+"""Tests the decoding and encoding of images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_jpeg_is_smaller_the_lower_its_quality() -> None:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims so many pixels, and which holds a few."""
+    """Make a PNG whose header claims this size, but which holds a few pixels only."""
     data = encoded(Image.new("RGB", (2, 2)))
     header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -68,7 +68,7 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_a_few_bytes_that_claim_gigapixels_are_refused_before_memory_is_taken(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as other programs' code does
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # some libraries switch off Pillow's own limit
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="pixels"):

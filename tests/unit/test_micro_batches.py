@@ -1,4 +1,4 @@
-"""Images that cannot be read: training stops at them, or goes on with others that everybody would take; evaluation always stops."""
+"""Tests unreadable images: training stops at them or replaces them, the same on every layout; evaluation always stops."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sound(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def damaged(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
-    """The same sets, with the images of BAD damaged."""
+    """The sets of `sets`, with the images of BAD damaged."""
     root = tmp_path_factory.mktemp("damaged")
     sets = {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
     for data in sets.values():
@@ -128,8 +128,8 @@ def test_sound_samples_are_what_they_are_without_the_bad_ones(
 def test_every_bad_sample_is_named_with_shard_and_key_in_the_batch_that_asked_for_it(damaged: dict[str, DataSet], format: Format) -> None:
     data = damaged[format]
     bad_before = {0: [0], 4: [4, 5, 6], 5: [5, 6], 6: [6], SAMPLES - 1: [SAMPLES - 1, 0]}
-    for places, batch in zip(sampler().iterate_steps(0, STEPS), train(data), strict=True):
-        expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in places for bad in bad_before.get(asked, [])]
+    for micro_batches, batch in zip(sampler().iterate_steps(0, STEPS), train(data), strict=True):
+        expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in micro_batches for bad in bad_before.get(asked, [])]
         assert [line.split(" (")[0] for line in batch.skipped] == expected
 
 
@@ -202,10 +202,10 @@ def test_unless_told_to_skip_training_stops_at_the_first_bad_sample(damaged: dic
         delivered.extend(train_batches(config(on_bad_sample="raise"), data, sampler(), 0, STEPS))
 
     text = error_of(take, data.location, "cannot be decoded", "prepare it again")
-    places = list(sampler().iterate_steps(0, STEPS))
-    first = next(number for number, micro_batch in enumerate(places) if set(BAD) & {sample for _, sample in micro_batch})
+    micro_batches = list(sampler().iterate_steps(0, STEPS))
+    first = next(number for number, micro_batch in enumerate(micro_batches) if set(BAD) & {sample for _, sample in micro_batch})
     assert len(delivered) == first
-    bad = next(sample for _, sample in places[first] if sample in BAD)
+    bad = next(sample for _, sample in micro_batches[first] if sample in BAD)
     assert text.startswith(f"{data.describe(bad)}: ")
 
 
@@ -220,7 +220,7 @@ def test_evaluation_stops_at_a_bad_sample_even_if_training_skips_them(damaged: d
 
 
 def with_image(source: MemorySource, folder: Path, image: bytes) -> DataSet:
-    """`source` as tar shards, with another image in the place of the eighth, as no `prepare` would let it in."""
+    """Write `source` as tar shards with its eighth image replaced. `prepare_dataset` would refuse such an image."""
     stored(source, folder, samples_per_shard=PER_SHARD)
     for path in folder.glob("shard-*.tar"):
         rewrite_members(path, lambda name, data: image if name == f"{source[7].key}.png" else data)

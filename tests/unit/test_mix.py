@@ -1,4 +1,4 @@
-"""Mixup and cutmix: timm's, drawn from a key alone."""
+"""Tests that mixup and cutmix are timm's, and that their draws depend on the key alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_mixing_leaves_the_generators_as_they_were() -> None:
 
 
 def test_the_loss_smooths_mixed_labels_as_timm_does() -> None:
-    """Label smoothing is left to the loss, and comes to the same."""
+    """Our loss smooths the labels, where timm's Mixup does it itself. The results must be equal."""
     logits_BK = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(1))
     _, labels_BK = mixed(AugmentConfig(mixup=0.8), 1, 2, 3)
     with fork_rng():

@@ -1,4 +1,4 @@
-"""Odd but possible files: names, kinds and damages that once ended in a traceback, a hang or a loss."""
+"""Tests odd names, kinds of files and damages that once caused a traceback, a hang or a loss of data."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_folder_whose_name_holds_a_colon_is_verified(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_writers_end_with_their_owner_even_while_nobody_asks_for_its_exit_code(tmp_path: Path) -> None:
-    """A supervisor that reads the pipes until they close would wait for the writers, and they for it to notice the end."""
+    """A supervisor may read the pipes of a killed process before its exit code. Writers that wait for that would block it."""
     program = f"""
 from pathlib import Path
 from data_pipelines.prepare.options import PrepareOptions

@@ -1,4 +1,4 @@
-"""Preparing a data set: the same bytes however it is done and interrupted, and every difficulty told in one sentence."""
+"""Tests that preparing a data set gives the same bytes however it is done or interrupted, and that every mistake gives one sentence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, form
 
 @contextmanager
 def preparing(folder: Path, format: Format, processes: int) -> Iterator[psutil.Process]:
-    """`slow_prepare` in a process of its own, which is killed in the end."""
+    """Run `slow_prepare` in a process of its own, and kill it at the end."""
     command = [sys.executable, "-m", "tests.unit.slow_prepare", str(folder), format, str(processes)]
     process = subprocess.Popen(command, cwd=REPOSITORY)
     try:
@@ -77,7 +77,7 @@ def preparing(folder: Path, format: Format, processes: int) -> Iterator[psutil.P
 
 
 def wait_for_records(folder: Path, least: int) -> int:
-    """Until so many parts are done, but not all."""
+    """Wait until `count` parts are done, but not all."""
     deadline = time.monotonic() + 120
     while (done := len(list(folder.glob(".unfinished/part-*.json")))) < least:
         assert time.monotonic() < deadline
@@ -136,7 +136,7 @@ def test_an_unfinished_set_is_gone_on_with_by_the_same_recipe_alone_and_by_one_p
 
 @both_formats
 def test_a_part_whose_file_is_gone_or_changed_is_written_again(source: MemorySource, tmp_path: Path, format: Format) -> None:
-    """Whatever happened to a folder between two attempts, the second makes it whole."""
+    """Whatever happens to a folder between two attempts, the second attempt makes the data set complete."""
     folder, asked = tmp_path / "set", PrepareOptions(Encoding(format, max_side=512), PER_SHARD)
     prepare_dataset(source, tmp_path / "whole", asked)
     expected = contents(tmp_path / "whole")
@@ -208,7 +208,7 @@ def test_a_part_of_bad_files_alone_leaves_no_trace(source: MemorySource, tmp_pat
     prepare_dataset(MemorySource(samples), tmp_path / "set", asked)
     before = contents(tmp_path / "set")
     data = open_dataset(tmp_path / "set")
-    assert contents(tmp_path / "set") == before  # the index was right, and not made again
+    assert contents(tmp_path / "set") == before  # the index was found sound, and was not made again
     assert data.manifest.blocks == [5, 5, 5, 3]
     assert sorted(keys_of(data)) == sorted(sample.key for number, sample in enumerate(samples) if number not in bad)
     assert by_key(data).keys() == set(keys_of(data))
@@ -352,7 +352,7 @@ else:
 @pytest.mark.slow
 @both_formats
 @pytest.mark.parametrize(("limit", "processes"), [(0, 1), (100, 1), (2000, 2), (3500, 1), (2**20, 1), (3 * 2**20, 1)])
-def test_a_disk_that_takes_no_more_is_told_in_one_sentence_and_the_same_command_goes_on(
+def test_a_disk_that_takes_no_more_is_reported_in_one_sentence_and_the_same_command_goes_on(
     tmp_path: Path, format: Format, limit: int, processes: int
 ) -> None:
     folder = tmp_path / "set"
@@ -375,7 +375,7 @@ def test_a_disk_that_takes_no_more_is_told_in_one_sentence_and_the_same_command_
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB."""
+    """Mount a file system of 6 MiB."""
     (tmp_path / "disk").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", tmp_path / "disk"], capture_output=True)
     if mounted.returncode:
@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_made_is_named(source: MemorySource, tmp_path: P
         error_of(lambda folder=folder: stored(source, folder), folder, "cannot be made", "choose another folder")
 
 
-def test_a_read_only_file_system_is_told(source: MemorySource, small_disk: Path) -> None:
+def test_a_read_only_file_system_is_reported(source: MemorySource, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     error_of(lambda: stored(source, small_disk / "set"), small_disk / "set", "cannot be made (Read-only file system)")
 

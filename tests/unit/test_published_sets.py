@@ -1,6 +1,6 @@
-"""CIFAR, the corruption suites and the event sets, generated in their published formats: what is in them comes out of the sources.
+"""Tests CIFAR, the corruption suites and the event data sets, generated in their published formats.
 
-Whatever is not as published is refused in one sentence, and nothing that the data names is run.
+Files that are not as published are refused in one sentence, and nothing that a pickle names is run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def labels_of(source: Source) -> list[int]:
 
 
 def check_protocol(source: Source) -> None:
-    """Keys are unique and without dots, every sample has a place, and what was pickled is the same source."""
+    """Check a source: its keys are unique and without dots, every sample has an origin, and a pickled copy is the same source."""
     keys = [source[index].key for index in range(len(source))]
     assert len(set(keys)) == len(keys) > 0
     assert not any("." in key for key in keys)
@@ -62,7 +62,7 @@ def check_protocol(source: Source) -> None:
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Protocol 2 as Python 2 wrote it, where both bytes and the names of types were plain strings."""
+    """Writes protocol 2 as Python 2 did. Byte strings and the names of types were both plain strings there."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]  # noqa: RUF012
 
@@ -99,7 +99,7 @@ def labels_for(member: int, classes: int) -> list[int]:
 
 
 def plant_cifar(root: Path, classes: int) -> Path:
-    """The unpacked folder with three images in each batch."""
+    """Write the unpacked folder, with three images in each batch."""
     published = CIFAR10 if classes == 10 else CIFAR100
     folder = root / published.folder
     folder.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_cifar_gives_the_pixels_and_labels_of_its_batches(tmp_path: Path, classe
         check_protocol(source)
 
 
-def test_the_place_of_a_cifar_image_is_its_batch_and_row(cifar10: Path) -> None:
+def test_the_origin_of_a_cifar_image_is_its_batch_and_row(cifar10: Path) -> None:
     train = open_cifar(cifar10, 10)["train"]
     assert [train.origin(0), train.origin(3), train.origin(14)] == [
         f"{cifar10}/data_batch_1 image 0",
@@ -173,7 +173,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_not_run(tmp_path: Path, cif
     planted = Malicious(os.system, f"touch {tmp_path}/run")
     (cifar10 / "data_batch_3").write_bytes(python2_pickle({b"data": planted}))
     pickle.loads((cifar10 / "data_batch_3").read_bytes())
-    (tmp_path / "run").unlink()  # the pickle does what it should not
+    (tmp_path / "run").unlink()  # unpickled by Python itself, this pickle runs a command
     path = pack(cifar10, tmp_path / "archive.tar.gz") if packed else cifar10
     error_of(lambda: open_cifar(path, 10), path, "data_batch_3", f"{os.system.__module__}.system")
     assert not (tmp_path / "run").exists()
@@ -193,7 +193,7 @@ def test_an_array_of_objects_is_refused(cifar10: Path) -> None:
 
 
 def test_a_type_whose_state_declares_objects_to_be_bytes_is_refused(cifar10: Path) -> None:
-    """numpy would take these bytes for addresses of objects."""
+    """NumPy would take these bytes for the addresses of objects."""
     dtype = b"cnumpy\ndtype\n(U\x02O8I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntb"
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I1\nI1\nt" + dtype + b"I00\nU\x08AAAAAAAAtb"
     (cifar10 / "test_batch").write_bytes(b"}U\x04data" + array + b"s.")
@@ -272,7 +272,7 @@ PER_SEVERITY = 4
 
 @pytest.fixture
 def cifar10_c(tmp_path: Path) -> Path:
-    """Two corruptions of four images."""
+    """A folder with two corruptions of four images."""
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
     for number, name in enumerate(CORRUPTIONS):
@@ -422,7 +422,7 @@ TIME_STEPS = 4
 
 
 def some_events(count: int, seed: int, start: int = 0) -> Events:
-    """In the order of time, from `start` on; the first half in one pixel."""
+    """Make events in the order of time, beginning at `start`. The first half is in one pixel."""
     random = np.random.default_rng(seed)
     events = np.stack([start + np.arange(count), *random.integers(0, 128, (2, count)), random.integers(0, 2, count)], axis=1)
     events[: count // 2, 1:] = (5, 7, 1)
@@ -430,7 +430,7 @@ def some_events(count: int, seed: int, start: int = 0) -> Events:
 
 
 def integrate(events: Events) -> np.ndarray:
-    """[T, 2, H, W]: T times the same number of events, the last one with the remainder."""
+    """Compute the expected frames [T, 2, H, W]. Each frame has the same number of events, and the last also the remainder."""
     frames = np.zeros((TIME_STEPS, 2, 128, 128), int)
     for number, (_, x, y, polarity) in enumerate(events):
         frames[min(number // (len(events) // TIME_STEPS), TIME_STEPS - 1), polarity, y, x] += 1
@@ -438,9 +438,9 @@ def integrate(events: Events) -> np.ndarray:
 
 
 def aedat3(events: Events) -> bytes:
-    """Text lines, then packets of a header of 28 bytes and 8 bytes per event: an address word and the time in microseconds."""
+    """Encode an AEDAT 3 file: text lines, then packets of a 28-byte header and 8 bytes per event (address, time in microseconds)."""
     text = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-    special = struct.pack("<hhiiiiii", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8)  # an event of another type, to be skipped
+    special = struct.pack("<hhiiiiii", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8)  # an event of another type, which readers must skip
     packets = [special]
     for packet in np.array_split(events, 3):
         packets.append(struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, len(packet), len(packet), len(packet)))
@@ -449,13 +449,13 @@ def aedat3(events: Events) -> bytes:
 
 
 def aedat2(events: Events) -> bytes:
-    """Text lines, then an address word and the time of each event, big-endian; spikingjelly turns the picture by the diagonal."""
+    """Encode an AEDAT 2 file: text lines, then address and time of each event, big-endian. spikingjelly mirrors the image diagonally."""
     words = [(((127 - x) << 8 | (127 - y) << 1 | (1 - polarity)), time) for time, x, y, polarity in events.tolist()]
     return b"#!AER-DAT2.0\r\n# raw AE data\r\n" + b"".join(struct.pack(">II", *word) for word in words)
 
 
 def publish(root: Path, files: dict[str, bytes], dataset_class: type, patch: pytest.MonkeyPatch) -> None:
-    """Put files in the place of the published downloads, and their checksums in the place of the published ones."""
+    """Put files where the published downloads belong, and replace the published checksums by theirs."""
     (root / "download").mkdir(parents=True)
     for name, data in files.items():
         (root / "download" / name).write_bytes(data)
@@ -467,7 +467,7 @@ GESTURE_EVENTS = 41
 
 
 def recording(seed: int) -> tuple[bytes, bytes, list[Events]]:
-    """A recording of all 11 gestures, with some events before, between and after them: the .aedat, its labels, and each gesture."""
+    """Record all 11 gestures, with some events before, between and after. Returns the .aedat, its labels, and each gesture."""
     samples = [some_events(GESTURE_EVENTS, seed + label, start=1000 * (label + 1)) for label in range(11)]
     between = [some_events(10, seed + 50 + label, start=1000 * label + 500) for label in range(13)]
     events = np.concatenate([*samples, *between])
@@ -514,7 +514,7 @@ def test_dvs128_gesture_gives_the_frames_of_its_recordings(gestures: Path) -> No
     splits = open_dvs128_gesture(gestures, TIME_STEPS)
     assert list(splits) == ["train", "val"]
     for source, (name, (_, _, samples)) in zip(splits.values(), RECORDINGS.items(), strict=True):
-        folders = [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]  # sorted as words, by spikingjelly
+        folders = [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]  # spikingjelly sorts class folders as text
         assert [source[index].key for index in range(11)] == [f"{folder}/{name}_0" for folder in folders]
         assert labels_of(source) == list(range(11))
         assert source.classes == [GESTURES[folder] for folder in folders]
@@ -524,13 +524,13 @@ def test_dvs128_gesture_gives_the_frames_of_its_recordings(gestures: Path) -> No
             assert np.array_equal(frames, integrate(samples[folder]))
         check_protocol(source)
     assert splits["train"].fingerprint() != splits["val"].fingerprint()
-    shutil.rmtree(gestures / "download")  # not needed any more
+    shutil.rmtree(gestures / "download")  # the frames are made, so the downloads may go
     again = open_dvs128_gesture(gestures, TIME_STEPS)["train"]
     assert again.fingerprint() == splits["train"].fingerprint()
     assert open_dvs128_gesture(gestures, 2)["train"].fingerprint() != again.fingerprint()
 
 
-MANY = 4000  # half of them in one pixel, and so more in a frame's than a byte can count
+MANY = 4000  # half of the events are in one pixel, which gives it more than 255 in a frame
 
 
 def dvs_events(label: int, number: int) -> Events:
@@ -547,7 +547,7 @@ def zipped(label: int, name: str, samples: int) -> bytes:
 
 @pytest.fixture
 def cifar10_dvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """12 samples of each class, but 11 ships."""
+    """A folder with 12 samples of each class, but 11 ships."""
     files = {f"{name}.zip": zipped(label, name, 11 if name == "ship" else 12) for label, name in enumerate(CIFAR10_CLASSES)}
     publish(tmp_path / "cifar10-dvs", files, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     return tmp_path / "cifar10-dvs"
@@ -628,7 +628,7 @@ def test_recordings_that_cannot_be_read_and_what_they_leave_are_named(tmp_path: 
 
 @pytest.mark.usefixtures("offline")
 def test_a_set_that_lacks_a_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """spikingjelly would number the rest from 0."""
+    """spikingjelly would number the remaining classes from 0."""
     publish(tmp_path / "set", {"cat.zip": zipped(3, "cat", 2)}, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     error_of(lambda: open_cifar10_dvs(tmp_path / "set", TIME_STEPS), "['cat']", "airplane", tmp_path / "set")
 

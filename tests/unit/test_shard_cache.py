@@ -1,4 +1,4 @@
-"""Data sets behind a URL: what may be named, how failures are told, and a local cache that many processes share."""
+"""Tests data sets at URLs: which locations are allowed, how failures are reported, and the cache that processes share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder. `answers` holds, for a file name, how its next requests are answered instead; the last one stays."""
+    """Serves a folder. `answers` maps a file name to how its next requests are answered instead. The last answer is repeated."""
 
     daemon_threads = True
 
@@ -51,7 +51,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/train"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the tests."""
+        """Ignore clients that close the connection: the tests do that on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ def damaged(request: BaseHTTPRequestHandler, data: bytes) -> None:
 
 
 def endless(request: BaseHTTPRequestHandler, data: bytes) -> None:
-    """No Content-Length, and more than the file holds."""
+    """Answer without a Content-Length, and with more bytes than the file holds."""
     request.send_response(200)
     request.end_headers()
     request.wfile.write(data * 3)
@@ -142,12 +142,12 @@ def sha256_of(cache: ShardCache, shard: ShardInfo) -> str:
 
 
 def shards_in(cache: ShardCache) -> set[str]:
-    """The file names of whole shards and of partial ones."""
+    """List the file names of complete and partial shards."""
     return {path.name for path in cache.cache.folder.glob("*/*") if path.suffix != ".lock"}
 
 
 def bounded(cache: ShardCache, limit_bytes: int) -> ShardCache:
-    """The same cache with another limit."""
+    """Return the same cache with another limit."""
     return replace(cache, cache=replace(cache.cache, limit_bytes=limit_bytes))
 
 
@@ -156,7 +156,7 @@ def bytes_in(cache: ShardCache) -> int:
 
 
 def error_of(action: Callable[[], object], *mentions: object, kind: type[UserError] = DataError) -> str:
-    """The one sentence of the error that an action raises, which must mention all of `mentions`."""
+    """Check that an action raises an error of one line that mentions all of `mentions`, and return its text."""
     with pytest.raises(kind) as caught:
         action()
     text = str(caught.value)
@@ -165,7 +165,7 @@ def error_of(action: Callable[[], object], *mentions: object, kind: type[UserErr
     return text
 
 
-# --- names of places ---------------------------------------------------------------------------------------
+# --- locations -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_small_file_that_is_too_long_is_refused(server: Server, shared_folder:
         (cut_off, "cannot be read", 3),
     ],
 )
-def test_failures_are_told_and_tried_again_if_they_may_pass(server: Server, answer: Answer, says: str, attempts: int) -> None:
+def test_failures_are_reported_and_tried_again_if_they_may_pass(server: Server, answer: Answer, says: str, attempts: int) -> None:
     server.answers[MANIFEST] = [answer]
     error_of(lambda: read_small(join_location(server.url, MANIFEST), 10**6), join_location(server.url, MANIFEST), says)
     assert server.requests[MANIFEST] == attempts
@@ -314,7 +314,7 @@ def test_a_silent_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyP
 
 
 class StubbornBackend:
-    """A file system without any time limit of its own."""
+    """A file system without any time limit."""
 
     def open(self, url: str, mode: str, **options: object) -> None:
         time.sleep(3)
@@ -327,15 +327,15 @@ def test_a_backend_that_never_returns_is_given_up(monkeypatch: pytest.MonkeyPatc
     error_of(lambda: read_small("s3://bucket/train/manifest.json", 10), "s3://bucket", "no answer")
 
 
-@pytest.mark.usefixtures("server")  # for its short pauses
-def test_a_server_that_is_not_there_is_told() -> None:
+@pytest.mark.usefixtures("server")  # this fixture shortens the pauses between attempts
+def test_a_server_that_is_not_there_is_reported() -> None:
     error_of(lambda: read_small("http://127.0.0.1:9/manifest.json", 10), "http://127.0.0.1:9/manifest.json", "cannot be read")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "gcs", "az", "abfs", "abfss"])
 def test_a_missing_backend_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     package = BACKENDS[scheme]
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package, None)  # an import of None fails as if the package were not installed
     error_of(lambda: read_small(f"{scheme}://bucket/train/manifest.json", 10), f"{scheme}://bucket", f"pip install {package}")
 
 
@@ -360,14 +360,14 @@ def test_shards_are_downloaded_once_and_equal(server: Server, cache: ShardCache,
     assert shards_in(cache) == {shard.sha256 for shard in listed}
 
 
-def test_a_shard_is_read_at_any_place(cache: ShardCache, shared_folder: Path, listed: list[ShardInfo]) -> None:
+def test_a_shard_is_read_at_any_offset(cache: ShardCache, shared_folder: Path, listed: list[ShardInfo]) -> None:
     with cache.open(listed[0]) as file:
         file.seek(512)
         assert file.read(100) == (shared_folder / listed[0].name).read_bytes()[512:612]
 
 
 def test_data_sets_that_share_a_folder_do_not_mix(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
-    other = replace(cache, base=f"{server.url}/")  # the same place
+    other = replace(cache, base=f"{server.url}/")  # a slash at the end does not change the folder of a data set
     content(cache.open(listed[0]))
     content(other.open(listed[0]))
     assert server.requests[listed[0].name] == 1
@@ -385,7 +385,7 @@ def test_a_bad_download_is_tried_again(server: Server, cache: ShardCache, listed
     ("answer", "says", "attempts"),
     [(cut_off, "cannot be read", 3), (partial(status, 403), "no permission", 1), (damaged, "SHA-256", 2), (endless, "more than", 2)],
 )
-def test_a_download_that_stays_bad_is_told_and_leaves_nothing(
+def test_a_download_that_stays_bad_is_reported_and_leaves_nothing(
     server: Server, cache: ShardCache, listed: list[ShardInfo], answer: Answer, says: str, attempts: int
 ) -> None:
     server.answers[listed[0].name] = [answer]
@@ -394,7 +394,7 @@ def test_a_download_that_stays_bad_is_told_and_leaves_nothing(
     assert shards_in(cache) == set()
 
 
-def test_a_shorter_shard_is_told(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
+def test_a_shorter_shard_is_reported(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     longer = replace(listed[0], bytes=listed[0].bytes + 1)
     error_of(lambda: cache.open(longer), listed[0].name, f"has {listed[0].bytes} bytes", f"says {longer.bytes}")
 
@@ -415,7 +415,7 @@ def test_the_least_recently_used_shard_goes(server: Server, cache: ShardCache, l
     cache = bounded(cache, sum(shard.bytes for shard in listed[:3]) + 100)
     for shard in (first, second, third, first):
         content(cache.open(shard))
-        time.sleep(0.02)  # the clock of file systems is coarse
+        time.sleep(0.02)  # file systems record times coarsely, so the uses need a pause between them
     content(cache.open(fourth))
     assert second.sha256 not in shards_in(cache)
     assert first.sha256 in shards_in(cache)
@@ -486,13 +486,13 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(cache: ShardCache, li
 # --- the local disk ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_is_told(cache: ShardCache, tmp_path: Path, listed: list[ShardInfo]) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(cache: ShardCache, tmp_path: Path, listed: list[ShardInfo]) -> None:
     (tmp_path / "file").touch()
     for action in (lambda cache: cache.check(listed), lambda cache: cache.open(listed[0])):
         error_of(lambda action=action: action(replace(cache, folder=tmp_path / "file" / "cache")), tmp_path / "file", "Not a directory")
 
 
-def test_a_full_disk_is_told(cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -512,7 +512,7 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_pickled_cache_names_the_same_place(cache: ShardCache, listed: list[ShardInfo]) -> None:
+def test_a_pickled_cache_names_the_same_folder(cache: ShardCache, listed: list[ShardInfo]) -> None:
     content(cache.open(listed[0]))
     copied = pickle.loads(pickle.dumps(cache))
     assert copied == cache
@@ -523,7 +523,7 @@ def test_a_pickled_cache_names_the_same_place(cache: ShardCache, listed: list[Sh
 def test_processes_download_a_shard_once(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     for shard in listed:
         server.answers[shard.name] = [slow]
-    # This process has fsspec's thread by now, as a training process has. Loader processes must do without it.
+    # This process has fsspec's thread by now, as a training process has. A loader process must start its own.
     read_small(join_location(server.url, MANIFEST), 10**6)
     with ProcessPoolExecutor(3, multiprocessing.get_context("forkserver")) as pool:
         digests = [list(pool.map(partial(sha256_of, cache), [shard] * 3)) for shard in listed]

@@ -1,4 +1,4 @@
-"""Where samples come from: each layout gives the images that were put there, and says in one sentence what is wrong with others."""
+"""Tests that each layout gives the images that were put into it, and refuses other files in one sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PNG = noise_image(0, "PNG")
 
 
 def contents(source: Source) -> dict[str, tuple[int, bytes]]:
-    """By key. Every source is asked for all that the protocol promises."""
+    """Read all samples by key, and check everything that the protocol of sources promises."""
     samples = [source[index] for index in range(len(source))]
     by_key = {sample.key: (sample.label, sample.data) for sample in samples}
     assert len(by_key) == len(samples) > 0
@@ -49,7 +49,7 @@ def contents(source: Source) -> dict[str, tuple[int, bytes]]:
 
 
 def read_or_refused(open_source: Callable[[], Source], path: Path) -> None:
-    """Damage that leaves a whole source is nobody's to find. All other is a DataError that names the file."""
+    """Open a source with damaged files. Either it can be read, since the damage hit nothing that matters, or a DataError names the file."""
     try:
         contents(open_source())
     except DataError as error:
@@ -60,7 +60,7 @@ def read_or_refused(open_source: Callable[[], Source], path: Path) -> None:
 
 
 def plant(root: Path, *names: str) -> Path:
-    """A tree of pictures, PNG or JPEG by their names."""
+    """Write a tree of images. Their names decide between PNG and JPEG."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def test_mnist_splits_share_no_digit(mnist: dict[str, Source]) -> None:
 def test_mnist_digits_are_grey_images_of_28_pixels(mnist: dict[str, Source]) -> None:
     image = Image.open(io.BytesIO(mnist["val"][0].data))
     assert (image.format, image.size, image.mode) == ("PNG", (28, 28), "L")
-    assert 0 < np.asarray(image).mean() < 128  # bright strokes on a dark ground
+    assert 0 < np.asarray(image).mean() < 128  # digits are bright strokes on a dark background
 
 
 # --- parity ------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def tars_of(tree: Path, *, with_folder: bool = False) -> dict[str, bytes]:
-    """Each class folder as a tar, packed from within the folder or from above it."""
+    """Pack each class folder as a tar, from within the folder or from above it."""
     members: dict[str, dict[str, bytes]] = {}
     for name in NAMES:
         path = Path(name)
@@ -217,7 +217,7 @@ def test_members_that_are_no_image_are_counted(tmp_path: Path) -> None:
             tar.addfile(info)
     source = TarPerClassSource(folder)
     assert list(contents(source)) == ["ant/1"]
-    assert source.ignored_files == 5  # notes, three that are no regular file, checksums; a folder is no entry of its own
+    assert source.ignored_files == 5  # notes, checksums and three members that are no regular files; folders are not counted
 
 
 def test_validation_tars_take_the_classes_of_training(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_large_set_is_pickled_into_few_bytes(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2047), st.binary(min_size=1, max_size=20))
-@example(124, b"\xff" * 12)  # a negative size
+@example(124, b"\xff" * 12)  # this header has a negative size
 @example(156, b"L")
 @example(156, b"x")
 def test_no_damage_of_a_tar_gives_another_error(at: int, damage: bytes) -> None:
@@ -394,7 +394,7 @@ def test_imagenet_gives_every_image_with_its_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_imagenet_of_few_classes(tmp_path: Path, count: int) -> None:
-    """MATLAB has no vector of one element."""
+    """MATLAB stores a vector of one element as a scalar."""
     planted = plant_imagenet(tmp_path, WNIDS[:count], per_class=1, validation=1)
     splits = open_imagenet(tmp_path)
     assert contents(splits["train"]) == planted.train
@@ -589,7 +589,7 @@ LABELS = np.array([2, 0, 2])
 
 
 def save_arrays(path: Path, images: np.ndarray = GREY, labels: np.ndarray = LABELS, classes: list[str] | None = None) -> Path:
-    """An .npz file or a folder, by the name."""
+    """Write the arrays as an .npz file or as a folder, as the name says."""
     if path.suffix == ".npz":
         np.savez(path, images=images, labels=labels, **({"classes": np.array(classes)} if classes else {}))
         return path
@@ -775,7 +775,7 @@ def test_compressed_class_tars_are_recognised_and_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [None, "photo.png"])
-def test_a_place_in_no_known_layout_is_told_which_there_are(tmp_path: Path, name: str | None) -> None:
+def test_a_place_in_no_known_layout_is_told_which_layouts_there_are(tmp_path: Path, name: str | None) -> None:
     if name:
         (tmp_path / name).touch()
     place = tmp_path / (name or "")

@@ -1,4 +1,4 @@
-"""Verifying names every kind of damage, with the shard and, where there is one, the sample."""
+"""Tests that verifying names every kind of damage, with the shard and, if there is one, the sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.unit.conftest import (
     noise_png,
     overwrite_image,
     path_of,
-    place_of,
+    sample_of,
     reseal,
     rewrite_members,
 )
@@ -46,7 +46,7 @@ KEY = "bee/picture-07"
 
 @pytest.fixture(scope="session")
 def whole(source: MemorySource, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`source` in both formats, FFCV as JPEG. Not to be changed."""
+    """`source` in both formats, FFCV as JPEG. No test may change the folders."""
     folder = tmp_path_factory.mktemp("whole") / "ffcv"
     return {"wds": shared_folder, "ffcv": stored(source, folder, "ffcv", samples_per_shard=PER_SHARD, mode="jpg")}
 
@@ -65,15 +65,15 @@ def flip(path: Path, position: int) -> None:
 
 
 def flip_in_image(data: DataSet, key: str, position: int = 0) -> Path:
-    sample = place_of(data, key)
+    sample = sample_of(data, key)
     flip(path_of(data, sample), int(data.index["offset"][sample]) + position)
     return path_of(data, sample)
 
 
 def a_shard(folder: Path) -> Path:
-    """The one that holds KEY."""
+    """The path of the shard that holds KEY."""
     data = open_dataset(folder)
-    return path_of(data, place_of(data, KEY))
+    return path_of(data, sample_of(data, KEY))
 
 
 # --- both formats ------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_flipped_byte_in_an_image_is_named_with_shard_and_key(copy: Path) -> N
     (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {path}: the image cannot be decoded" in damage
     assert f"remove {copy} and prepare it again" in damage
-    open_dataset(copy)  # which reads no image, and therefore does not find it
+    open_dataset(copy)  # comparing sizes reads no image, so this damage is not found
 
 
 @both_formats
@@ -210,7 +210,7 @@ def test_a_label_that_is_no_class_is_named_with_shard_and_key(source: MemorySour
 
 
 def change_ffcv_row(folder: Path, sample: int, column: str, value: int) -> None:
-    """Of the file itself, not of the index. column: label, or one of the image's."""
+    """Change a row of the FFCV file, but not of the index. column: `label`, or a column of the image."""
     path = folder / "samples.beton"
     on_disk = np.memmap(path, ROW, "r+", HEAD.itemsize, read_rows(path).shape)
     if column == "label":
@@ -225,14 +225,14 @@ def change_ffcv_row(folder: Path, sample: int, column: str, value: int) -> None:
     ("column", "value"), [("label", 0), ("label", 2), ("data_ptr", 0), ("mode", 1), ("mode", 7), ("width", 0), ("height", 65_535)]
 )
 def test_an_ffcv_row_that_was_changed_is_named_with_its_key(copy: Path, column: str, value: int) -> None:
-    change_ffcv_row(copy, place_of(open_dataset(copy), KEY), column, value)
+    change_ffcv_row(copy, sample_of(open_dataset(copy), KEY), column, value)
     (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {copy / 'samples.beton'}" in damage
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
 def test_an_ffcv_image_that_is_said_to_have_another_size_is_named(copy: Path) -> None:
-    change_ffcv_row(copy, place_of(open_dataset(copy), KEY), "width", 19)
+    change_ffcv_row(copy, sample_of(open_dataset(copy), KEY), "width", 19)
     (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {copy / 'samples.beton'}" in damage
 
@@ -297,7 +297,7 @@ def test_an_index_that_is_missing_or_points_outside_is_named_for_ffcv(copy: Path
 @both_formats
 @pytest.mark.parametrize(("column", "by"), [("label", 1), ("offset", -1), ("size", -100)])
 def test_an_index_that_disagrees_with_its_shards_is_named_with_a_key(copy: Path, column: str, by: int) -> None:
-    sample = place_of(open_dataset(copy), KEY)
+    sample = sample_of(open_dataset(copy), KEY)
     path = a_shard(copy)
     forge(copy, lambda rows: rows[column].__setitem__(sample, rows[column][sample] + by))
     damage = verify_dataset(copy, VerifyOptions(all_images=True))
@@ -339,7 +339,7 @@ def test_the_index_of_another_ffcv_file_is_not_believed(source: MemorySource, co
 def test_no_damage_of_an_index_gives_another_error(copy: Path, where: float, damage: bytes) -> None:
     path = index_of(copy)
     before = path.read_bytes()
-    start = int(where**3 * len(before))  # often in the header
+    start = int(where**3 * len(before))  # many of the changes are in the header
     path.write_bytes(before[:start] + damage + before[start + len(damage) :])
     try:
         assert all("\n" not in line for line in verify_dataset(copy, VerifyOptions(all_images=True)))
@@ -372,7 +372,7 @@ def test_no_damage_of_ffcvs_header_and_rows_gives_another_error(copy: Path, wher
 # --- tar shards --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("position", [0, 18, 600])  # signature, width, pixels
+@pytest.mark.parametrize("position", [0, 18, 600])  # the bytes of the signature, the width and the pixels
 def test_hash_and_decoder_both_name_a_flipped_byte(folder: Path, position: int) -> None:
     path = flip_in_image(open_dataset(folder), KEY, position)
     (by_hash,) = verify_dataset(folder, THOROUGH)
@@ -381,7 +381,7 @@ def test_hash_and_decoder_both_name_a_flipped_byte(folder: Path, position: int) 
     assert f"sample {KEY} in {path}" in by_decoding
 
 
-# Pillow would read the last one: its many other decoders are not for data to reach.
+# Pillow could decode the last one, but only its JPEG and PNG decoders may be used.
 @pytest.mark.parametrize(
     "image", [b"", b"not an image", noise_png(7)[:900], converted(noise_png(7), "BMP")], ids=["empty", "text", "half", "whole, but BMP"]
 )

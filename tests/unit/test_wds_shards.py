@@ -1,4 +1,4 @@
-"""Shards on disk: what is written is read back, and every kind of damage is named with its place and a remedy."""
+"""Tests that tar shards are read back as they were written, and that every damage gives an error with its location and a remedy."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.prepare.options import PrepareOptions
-from data_pipelines.prepare.prepare_dataset import PrepareResult
-from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.prepare.prepare_dataset import PrepareResult, prepare_dataset
 from data_pipelines.prepare.verify_dataset import verify_dataset
 from data_pipelines.sources.folders import ImageFolderSource
 from tests.conftest import stored
@@ -40,7 +39,7 @@ from tests.unit.conftest import (
     noise_png,
     noise_sample,
     path_of,
-    place_of,
+    sample_of,
     reseal,
     rewrite_members,
 )
@@ -101,7 +100,7 @@ def test_jpeg_and_png_lie_side_by_side(tmp_path: Path) -> None:
     samples = [RawSample("ant/a", "jpg", jpeg, 0), RawSample("bee/b", "png", noise_png(1), 1)]
     stored(MemorySource(samples), tmp_path / "set")
     shards = open_dataset(tmp_path / "set")
-    assert {key: image_at(shards, place_of(shards, key)) for key in ("ant/a", "bee/b")} == {"ant/a": jpeg, "bee/b": noise_png(1)}
+    assert {key: image_at(shards, sample_of(shards, key)) for key in ("ant/a", "bee/b")} == {"ant/a": jpeg, "bee/b": noise_png(1)}
     assert verify_dataset(tmp_path / "set") == []
 
 
@@ -134,7 +133,7 @@ def test_another_set_is_never_overwritten(source: MemorySource, folder: Path, sa
 
 
 def test_the_rest_of_an_interrupted_preparation_is_no_set_and_is_not_overwritten(source: MemorySource, folder: Path) -> None:
-    """It could be anybody's file of that name."""
+    """A file with such a name could be anybody's."""
     (folder / "manifest.json").unlink()
     (folder / "shard-000001.tar").write_bytes(b"half a shard")
     error_of(lambda: open_dataset(folder), folder, "manifest.json")
@@ -151,7 +150,7 @@ def test_an_image_folder_survives_the_way_through_shards(tmp_path: Path) -> None
     stored(source, tmp_path / "set", samples_per_shard=2)
     shards = open_dataset(tmp_path / "set")
     for sample in (source[index] for index in range(len(source))):
-        position = place_of(shards, sample.key)
+        position = sample_of(shards, sample.key)
         assert (image_at(shards, position), int(shards.index["label"][position])) == (sample.data, sample.label)
     assert verify_dataset(tmp_path / "set") == []
 
@@ -182,7 +181,7 @@ def test_the_index_of_other_shards_is_not_believed(source: MemorySource, folder:
 
 
 def test_a_set_whose_index_cannot_be_written_still_opens(folder: Path, shards: DataSet) -> None:
-    # A directory in the index's place cannot be replaced by a file, not even by root, whom a read-only folder would not stop.
+    # Root may write to a read-only folder. But even root cannot replace a directory by a file, so a directory takes the index's name.
     index = index_of(folder)
     index.unlink()
     index.mkdir()
@@ -238,9 +237,9 @@ def test_a_truncated_shard_is_named_even_if_the_index_is_there(folder: Path) -> 
 
 
 @pytest.mark.parametrize("kept", [0, 700, 5000])
-def test_a_shard_that_was_truncated_before_its_manifest_was_made_is_named(folder: Path, resumed: int) -> None:
+def test_a_shard_that_was_truncated_before_its_manifest_was_made_is_named(folder: Path, kept: int) -> None:
     path = folder / "shard-000003.tar"
-    path.write_bytes(path.read_bytes()[:resumed])
+    path.write_bytes(path.read_bytes()[:kept])
     reseal(folder)
     error_of(lambda: open_dataset(folder), path)
 
@@ -263,7 +262,7 @@ def test_a_label_that_is_no_class_is_named(source: MemorySource, prepare: Prepar
 def test_a_cls_member_that_holds_no_number_is_named(source: MemorySource, folder: Path, text: bytes) -> None:
     key = source[7].key
     shards = open_dataset(folder)
-    path = path_of(shards, place_of(shards, key))
+    path = path_of(shards, sample_of(shards, key))
     rewrite_members(path, lambda name, data: text if name == f"{key}.cls" else data)
     reseal(folder)
     error_of(lambda: open_dataset(folder), f"{key}.cls", path)
@@ -273,7 +272,7 @@ def test_a_cls_member_that_holds_no_number_is_named(source: MemorySource, folder
 def test_a_sample_without_its_label_or_its_image_is_named(source: MemorySource, folder: Path, extension: str) -> None:
     key = source[7].key
     shards = open_dataset(folder)
-    path = path_of(shards, place_of(shards, key))
+    path = path_of(shards, sample_of(shards, key))
     rewrite_members(path, lambda name, data: None if name == f"{key}.{extension}" else data)
     reseal(folder)
     error_of(lambda: open_dataset(folder), f"sample {key} ", path, "lacks")
