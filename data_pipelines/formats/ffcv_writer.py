@@ -55,6 +55,7 @@ class FfcvPart(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> FfcvPart:
+        """Read tables that `save` wrote."""
         with np.load(path, allow_pickle=False) as saved:
             return cls(*(saved[name] for name in cls._fields))
 

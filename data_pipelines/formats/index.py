@@ -36,6 +36,7 @@ class Index:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Index:
+        """Make an index in memory."""
         encoded = [(shard, offset, size, label, key.encode()) for shard, offset, size, label, key in rows]
         return cls(np.array(encoded, row_type(max((len(row[-1]) for row in encoded), default=1))))
 

@@ -50,6 +50,7 @@ class Manifest:
 
     @property
     def samples(self) -> int:
+        """The number of samples in the data set."""
         return sum(shard.samples for shard in self.shards)
 
     def remedy(self, folder: Path | str) -> str:

@@ -32,6 +32,7 @@ class DataSet:
 
     @property
     def classes(self) -> list[str]:
+        """The class names, in the order of the class indices."""
         return self.manifest.classes
 
     def __len__(self) -> int:

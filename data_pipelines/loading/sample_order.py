@@ -21,6 +21,7 @@ class Shuffle:
 
     @property
     def samples(self) -> int:
+        """The number of samples in the data set."""
         return sum(self.blocks)
 
     def order(self, epoch: int) -> np.ndarray:

@@ -49,6 +49,7 @@ class TrainSampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of optimizer steps per epoch."""
         return self.shuffle.samples // self.global_batch
 
     @property

@@ -32,6 +32,7 @@ class ShardList:
 
     @property
     def is_remote(self) -> bool:
+        """True if the shards are at a URL."""
         return is_remote(self.base)
 
     def sizes(self) -> list[int]:

@@ -37,7 +37,7 @@ class ArraySource:
         _check(path, images, labels, named or ())
         if classes and named is not None and list(classes) != named:
             raise DataError(f"{path} names other classes than the training set; remove them, or make them the same.")
-        self.classes = list(classes or (numbered_class_names(path, int(labels.max())) if named is None else named))
+        self.classes = list(classes or (_numbered_classes(path, int(labels.max())) if named is None else named))
         if (largest := int(labels.max())) >= len(self.classes):
             at = int(labels.argmax())
             raise DataError(
@@ -137,7 +137,7 @@ def _check(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[s
         raise DataError(f"{path}: a class has no name, or two have the same; expected a different name for each.")
 
 
-def numbered_class_names(path: Path, largest: int) -> list[str]:
+def _numbered_classes(path: Path, largest: int) -> list[str]:
     if largest >= MAX_CLASSES:
         raise DataError(f"{path}: label {largest} is too large for a class; expected 0 to the number of classes less one.")
     return [str(label) for label in range(largest + 1)]

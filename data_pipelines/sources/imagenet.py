@@ -12,7 +12,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.sources.base import Source
 from data_pipelines.sources.tar_scan import TarImages, open_tar, scan_images
-from data_pipelines.sources.tars import NestedTarSource, TarSource
+from data_pipelines.sources.tar_source import TarSource
+from data_pipelines.sources.tars import NestedTarSource
 
 TRAIN, VAL, DEVKIT = ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 META = "ILSVRC2012_devkit_t12/data/meta.mat"

@@ -9,9 +9,10 @@ from pathlib import Path
 from data_pipelines.errors import DataError
 from data_pipelines.sources.arrays import open_arrays
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.cifar import CIFAR10, CIFAR100, open_cifar
+from data_pipelines.sources.cifar import open_cifar
 from data_pipelines.sources.cifar10_c import open_cifar10_c
 from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
+from data_pipelines.sources.cifar_archive import CIFAR10, CIFAR100
 from data_pipelines.sources.dvs128_gesture import open_dvs128_gesture
 from data_pipelines.sources.folders import open_folders
 from data_pipelines.sources.imagenet import ARCHIVES, open_imagenet

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from data_pipelines.formats.images import EXTENSION_OF
 from data_pipelines.formats.keys import key_of
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.sources.base import Source
+from data_pipelines.sources.list_file import ListEntry, read_list
 
 
 class ListSource:
@@ -32,7 +31,7 @@ class ListSource:
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self._list = path
-        entries = list(_read(path))
+        entries = list(read_list(path))
         if not entries:
             raise DataError(f"{path} lists no image; expected lines of a path and a class.")
         self.classes = list(classes or _sorted_classes({entry.class_name for entry in entries}))
@@ -91,55 +90,8 @@ def open_lists(source: Path) -> dict[str, Source]:
     return {"train": train, "val": ListSource(source / "val.txt", train.classes)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One line of a list. file: without `.` and `..`, and relative to the list's folder if it is below it."""
-
-    list: Path
-    line: int
-    file: str
-    class_name: str
-
-    @property
-    def origin(self) -> str:
-        return f"{self.list}, line {self.line},"
-
-
-def _read(path: Path) -> Iterator[_Entry]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); expected a text file with lines of a path and a class.") from None
-    folder = os.path.abspath(path.parent)
-    for number, line in enumerate(lines, 1):
-        origin = f"{path}, line {number},"
-        try:
-            text = line.decode("utf-8-sig").strip()  # utf-8-sig also accepts the byte order mark of Windows editors
-        except UnicodeDecodeError:
-            raise DataError(f"{origin} is not UTF-8; expected a path and a class.") from None
-        if text and not text.startswith("#"):
-            name, class_name = _fields(text, origin)
-            yield _Entry(path, number, _file(name, folder, origin), class_name)
-
-
-def _fields(text: str, origin: str) -> tuple[str, str]:
-    name, separator, class_name = text.rpartition("\t") if "\t" in text else text.rpartition(" ")
-    if not separator or not name.strip() or "\0" in text:
-        raise DataError(f"{origin} is {text[:80]!r}; expected a path and a class, with a tab or a space between them.")
-    return name.strip(), class_name.strip()
-
-
-def _file(name: str, folder: str, origin: str) -> str:
-    if not os.path.isabs(name) and ".." in name.split("/"):
-        raise DataError(f"{origin} names {name}, which leads out of the list's folder; remove the line or give an absolute path.")
-    if os.path.splitext(name)[1].lower() not in EXTENSION_OF:
-        raise DataError(f"{origin} names {name}, expected a .jpg, .jpeg or .png file; convert it or remove the line.")
-    full = os.path.normpath(os.path.join(folder, name))
-    return full.removeprefix(os.path.join(folder, ""))
-
-
-def _check_no_repetition(entries: list[_Entry]) -> None:
-    first_with: dict[str, _Entry] = {}
+def _check_no_repetition(entries: list[ListEntry]) -> None:
+    first_with: dict[str, ListEntry] = {}
     for entry in entries:
         other = first_with.setdefault(key_of(entry.file), entry)
         if other is entry:

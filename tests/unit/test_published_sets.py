@@ -23,9 +23,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.cifar import CIFAR10, CIFAR100, CifarArchive, open_cifar
+from data_pipelines.sources.cifar import open_cifar
 from data_pipelines.sources.cifar10_c import CIFAR10_CLASSES, open_cifar10_c
 from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
+from data_pipelines.sources.cifar_archive import CIFAR10, CIFAR100, CifarArchive
 from data_pipelines.sources.dvs128_gesture import GESTURES, open_dvs128_gesture
 from data_pipelines.sources.events import EventSource
 from data_pipelines.sources.imagenet_c import open_imagenet_c

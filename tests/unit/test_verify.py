@@ -32,9 +32,9 @@ from tests.unit.conftest import (
     noise_png,
     overwrite_image,
     path_of,
-    sample_of,
     reseal,
     rewrite_members,
+    sample_of,
 )
 from tests.unit.test_wds_shards import converted, index_of, same_index, truncate
 

@@ -39,9 +39,9 @@ from tests.unit.conftest import (
     noise_png,
     noise_sample,
     path_of,
-    sample_of,
     reseal,
     rewrite_members,
+    sample_of,
 )
 
 
