@@ -48,10 +48,10 @@ def train(
     """
     from tdformer.config.yaml_io import load_config
     from tdformer.distributed.launch_environment import started_by_launcher
-    from tdformer.rundir import run_directory
+    from tdformer.rundir.creation import config_of
 
     if target.is_dir():
-        target, run_dir = run_directory.config_of(target), run_dir or target
+        target, run_dir = config_of(target), run_dir or target
     if processes > 1 and not started_by_launcher(os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
@@ -63,24 +63,26 @@ def train(
     raise typer.Exit(EXIT_STOPPED if stopped else 0)
 
 
-def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], run_dir: Path | None, processes: int) -> int:
+def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], path: Path | None, processes: int) -> int:
     """Choose the run directory here, so that this process can close the MLflow run if its processes are killed."""
     from launch.local_processes import run_processes
-    from tdformer.rundir import run_directory, run_lock
+    from tdformer.rundir import creation, run_lock
+    from tdformer.rundir.advice import how_to_go_on
+    from tdformer.rundir.run_dir import RunDir
 
     config.training.accumulation(processes)
-    made, run_dir = run_dir is None, run_dir or run_directory.new(config)
-    run_directory.check(run_dir, config)
+    made, run_dir = path is None, RunDir(path) if path else creation.create_next(config)
+    creation.check_fits(run_dir, config)
     run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
     if code == EXIT_ERROR and made:
-        run_directory.discard_if_unused(run_dir)
+        creation.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import sync
 
         sync.close(run_dir)
-        typer.echo(run_directory.how_to_go_on(run_dir, processes), err=True)
+        typer.echo(how_to_go_on(run_dir, processes), err=True)
     return code
 
 
@@ -108,14 +110,14 @@ def evaluate(
         options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
-    from tdformer.training.run import run_evaluation, run_suite
+    from tdformer.inference.evaluate import evaluate_checkpoint, evaluate_suite
 
     checkpoint = store.find(trained, which)
 
     def load() -> RunConfig:
-        return load_config(checkpoint / store.CONFIG, overrides or [])
+        return load_config(checkpoint.config, overrides or [])
 
-    result = run_suite(load, checkpoint, ema, suite) if suite else run_evaluation(load, checkpoint, ema)
+    result = evaluate_suite(load, checkpoint, ema, suite) if suite else evaluate_checkpoint(load, checkpoint, ema)
     if result is not None:
         show_evaluation(result, as_json)
 

@@ -19,7 +19,7 @@ from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
-"""How long the others may take to end by themselves after one process has failed. Their watchdogs need less (tdformer.distributed.watchdog)."""
+"""How long the other processes may take to end by themselves after one has failed. Their watchdogs need less."""
 POLL_SECONDS = 0.1
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tdformer.rundir.run_directory import how_to_go_on
+from tdformer.rundir.advice import how_to_go_on
+from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import configs, wording
 from tdformer.runs.comparing import Comparison, outcome, spread
 from tdformer.runs.figures import hours_of, unit_of
@@ -133,7 +134,7 @@ def _next(run: Run) -> str:
         return "Its configuration cannot be read; restore config.yaml from a checkpoint's folder or a copy."
     if run.state == "queued":
         return "Slurm starts it: squeue shows when."
-    return how_to_go_on(run.path, run.sessions[-1].world_size if run.sessions else 1)
+    return how_to_go_on(RunDir(run.path), run.sessions[-1].world_size if run.sessions else 1)
 
 
 def _under(run: Run, runs: Sequence[Run]) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_pipelines.errors import UserError
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.sync import Synced, sync
 
 
@@ -31,7 +32,7 @@ def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[S
         for run in runs:
             progress.update(bar, description=run.name)
             try:
-                done.append(sync(run, uri, told))
+                done.append(sync(RunDir(run), uri, told))
             except UserError as error:
                 problems[run] = str(error)
             else:

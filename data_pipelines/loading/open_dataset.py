@@ -79,7 +79,7 @@ def _open_remote(url: str, cache: CacheFolder | None) -> DataSet:
             "index them into a local folder: tdformer data index SHARDS OUT."
         )
     shards = _cached_shards(ShardCache(url, cache), manifest)
-    index = _remote_index(url, manifest.shards, cache.folder)
+    index = _remote_index(url, manifest.shards, cache.path)
     return DataSet(url, manifest, index, WdsReader(shards, index))
 
 

@@ -35,7 +35,7 @@ class CacheFolder:
     It holds no open file, so that it can be pickled to loader processes.
     """
 
-    folder: Path
+    path: Path
     limit_bytes: int
 
     def reserve(self, size: int, partial: Path) -> None:
@@ -58,7 +58,7 @@ class CacheFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the lock of the whole folder."""
-        with file_lock(self.folder / ".lock"):
+        with file_lock(self.path / ".lock"):
             yield
 
     @contextmanager
@@ -72,11 +72,11 @@ class CacheFolder:
             remedy = (
                 "free some, or allow the cache fewer bytes" if full else "choose a folder on a disk of this machine that you may write to"
             )
-            raise DataError(f"the shard cache {self.folder} cannot be used ({reason}); {remedy}.") from None
+            raise DataError(f"the shard cache {self.path} cannot be used ({reason}); {remedy}.") from None
 
     def _make_room(self, needed: int) -> bool:
         """Evict the least recently used files until `needed` bytes are free. The caller holds the folder's lock."""
-        files = list(_cached_files(self.folder))
+        files = list(_cached_files(self.path))
         excess = sum(stat.st_size for _, stat in files) + needed - self.limit_bytes
         complete = [(path, stat) for path, stat in files if path.suffix != ".part"]
         for path, stat in sorted(complete, key=lambda item: item[1].st_mtime_ns):

@@ -32,14 +32,14 @@ class _MismatchError(DataError):
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The shards of the data set at the URL `base`, cached in `cache`.
+    """The shards of the data set at the URL `base`, cached in `folder`.
 
     It holds no open file and no connection, so that it can be pickled to loader processes.
     remedy: what messages advise if shards and manifest disagree.
     """
 
     base: str
-    cache: CacheFolder
+    folder: CacheFolder
     remedy: str = REMEDY
 
     def check(self, shards: Sequence[ShardInfo], at_once: int = 1) -> None:
@@ -52,12 +52,12 @@ class ShardCache:
             self._path(shard)
             join_location(self.base, shard.name)
         sizes = sorted((shard.bytes for shard in shards), reverse=True)[: at_once + 1]
-        if self.cache.limit_bytes < sum(sizes):
+        if self.folder.limit_bytes < sum(sizes):
             raise DataError(
-                f"a shard cache of {self.cache.limit_bytes} bytes is too small for {self.base}: "
+                f"a shard cache of {self.folder.limit_bytes} bytes is too small for {self.base}: "
                 f"{len(sizes)} shards of up to {sizes[0]} bytes must fit; allow at least {sum(sizes)} bytes."
             )
-        with self.cache.local_errors(), self.cache.lock():
+        with self.folder.local_errors(), self.folder.lock():
             pass
 
     def open(self, shard: ShardInfo) -> FileIO:
@@ -66,7 +66,7 @@ class ShardCache:
         One process downloads a shard, and the others wait for it. Raises DataError with the URL if the download fails.
         """
         path = self._path(shard)
-        with self.cache.local_errors():
+        with self.folder.local_errors():
             if file := _open_cached(path, shard):
                 return file
             with file_lock(path.with_suffix(".lock")):
@@ -75,7 +75,7 @@ class ShardCache:
 
     @cached_property
     def _home(self) -> Path:
-        return self.cache.folder / hashlib.sha256(self.base.rstrip("/").encode()).hexdigest()[:16]
+        return self.folder.path / hashlib.sha256(self.base.rstrip("/").encode()).hexdigest()[:16]
 
     def _path(self, shard: ShardInfo) -> Path:
         # The hash becomes a file name, and a remote manifest is not to be trusted with one.
@@ -95,10 +95,10 @@ class ShardCache:
     def _download(self, shard: ShardInfo, path: Path) -> FileIO:
         partial = path.with_suffix(f".{uuid4().hex}.part")
         try:
-            self.cache.reserve(shard.bytes, partial)
+            self.folder.reserve(shard.bytes, partial)
             self._fill(shard, partial)
             file = partial.open("rb", buffering=0)  # opened before it is published, since it may be evicted afterwards
-            self.cache.publish(partial, path)
+            self.folder.publish(partial, path)
             return file
         finally:
             partial.unlink(missing_ok=True)

@@ -22,9 +22,10 @@ checkpoint_app = plain_typer(help="Look into checkpoints, bring weights in and o
 @checkpoint_app.command("inspect")
 def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
     """Verify a checkpoint's files and show what it holds."""
-    from tdformer.checkpoint import store
+    from tdformer.checkpoint.format import inspect as inspect_checkpoint
+    from tdformer.checkpoint.store import find
 
-    show(store.inspect(store.find(trained, which)), as_json)
+    show(inspect_checkpoint(find(trained, which)), as_json)
 
 
 @checkpoint_app.command("import")
@@ -78,10 +79,10 @@ def export_checkpoint(
     ema: Ema = False,
 ) -> None:
     """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
-    from tdformer.checkpoint import store
     from tdformer.checkpoint.export import export
+    from tdformer.checkpoint.store import find
 
-    checkpoint = store.find(trained, which)
+    checkpoint = find(trained, which)
     train_state = export(checkpoint, out, averaged=ema)
     metric = "top1_ema" if ema else "top1"
     top1 = f", validation top-1 {train_state.metrics[metric]:.2f} %" if metric in train_state.metrics else ""

@@ -86,14 +86,16 @@ def _show(submitted: Submitted) -> None:
 def begin(run_dir: Path) -> None:
     """Write down this start of the job, unless starts lead nowhere (exit code 2)."""
     from launch.slurm import requeue
+    from tdformer.rundir.run_dir import RunDir
 
-    typer.echo(requeue.begin(run_dir))
+    typer.echo(requeue.begin(RunDir(run_dir)))
 
 
 @slurm_app.command()
 def end(run_dir: Path, code: int) -> None:
     """Put the job back into the queue, if its run is to go on. Exits with CODE."""
     from launch.slurm import requeue
+    from tdformer.rundir.run_dir import RunDir
 
-    typer.echo(requeue.end(run_dir, code))
+    typer.echo(requeue.end(RunDir(run_dir), code))
     raise typer.Exit(code)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from pathlib import Path
 
-FOLDER = "slurm"
+from tdformer.rundir.run_dir import RunDir
+
 FILE = "attempts.jsonl"
 MAX_RESTARTS, MAX_FRUITLESS = "TDFORMER_MAX_RESTARTS", "TDFORMER_MAX_FRUITLESS"
 
@@ -28,24 +28,24 @@ class Attempt:
     """The checkpoint that it goes on from; None at the beginning of the run."""
 
 
-def this_attempt(run_dir: Path, environment: Mapping[str, str]) -> Attempt:
+def this_attempt(run_dir: RunDir, environment: Mapping[str, str]) -> Attempt:
     """Of the job that this process belongs to."""
     restart = int(environment.get("SLURM_RESTART_COUNT", 0))
     return Attempt(environment["SLURM_JOB_ID"], restart, time.time(), environment.get("SLURM_JOB_NODELIST", ""), latest(run_dir))
 
 
-def latest(run_dir: Path) -> str | None:
+def latest(run_dir: RunDir) -> str | None:
     """The name of the run's latest checkpoint."""
     try:
-        return (run_dir / "checkpoints" / "latest").read_text().strip() or None
+        return run_dir.latest.read_text().strip() or None
     except (OSError, ValueError):
         return None
 
 
-def read(run_dir: Path) -> list[Attempt]:
+def read(run_dir: RunDir) -> list[Attempt]:
     """All of a run, the oldest first. A line cut off by a crash is left out."""
     try:
-        lines = (run_dir / FOLDER / FILE).read_text(errors="replace").splitlines()
+        lines = (run_dir.slurm / FILE).read_text(errors="replace").splitlines()
     except OSError:
         return []
     attempts = []
@@ -57,16 +57,15 @@ def read(run_dir: Path) -> list[Attempt]:
     return attempts
 
 
-def append(run_dir: Path, attempt: Attempt) -> None:
-    path = run_dir / FOLDER / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+def append(run_dir: RunDir, attempt: Attempt) -> None:
+    run_dir.slurm.mkdir(parents=True, exist_ok=True)
+    with (run_dir.slurm / FILE).open("a") as file:
         file.write(json.dumps(asdict(attempt)) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def hopeless(run_dir: Path, restart: int, job: str, environment: Mapping[str, str]) -> str | None:
+def hopeless(run_dir: RunDir, restart: int, job: str, environment: Mapping[str, str]) -> str | None:
     """Why start number `restart` of a job is one too many, as a sentence; None if it is not."""
     max_restarts, max_fruitless = (int(environment.get(name, default)) for name, default in ((MAX_RESTARTS, 100), (MAX_FRUITLESS, 3)))
     if restart > max_restarts:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from data_pipelines.errors import UserError
 from launch.slurm import attempts, scheduler
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking import sync
 
 EXIT_ERROR = 2
 RUNNING, CANCELLED = "RUNNING", "CANCELLED"
 
 
-def begin(run_dir: Path) -> str:
+def begin(run_dir: RunDir) -> str:
     """Write down this start of the job. Raises UserError if starts lead nowhere: a crash loop ends by itself."""
     attempt = attempts.this_attempt(run_dir, os.environ)
     if reason := attempts.hopeless(run_dir, attempt.restart, attempt.job, os.environ):
@@ -23,7 +23,7 @@ def begin(run_dir: Path) -> str:
     return f"job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}: {run_dir} {place}"
 
 
-def end(run_dir: Path, code: int) -> str:
+def end(run_dir: RunDir, code: int) -> str:
     """Put the job back into the queue, if it ended before the run did and nothing has to be mended first. Says what was done.
 
     code: how the ranks ended. Under torchrun that is 1 for whatever is not a success, so that what is to be mended is tried again,
@@ -48,10 +48,10 @@ def end(run_dir: Path, code: int) -> str:
     )
 
 
-def _not_back(job: str, reason: str, run_dir: Path) -> str:
+def _not_back(job: str, reason: str, run_dir: RunDir) -> str:
     sync.close(run_dir, comes_back=False)
     return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"
 
 
-def _place(run_dir: Path) -> str:
+def _place(run_dir: RunDir) -> str:
     return attempts.latest(run_dir) or "the beginning"

@@ -21,7 +21,8 @@ from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import ConfigError, load_config, parse_override
-from tdformer.rundir import run_directory, run_lock
+from tdformer.rundir import creation, run_lock
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
 
 CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
@@ -55,14 +56,15 @@ class Submitted:
 
 
 def submit(
-    target: Path, overrides: Sequence[str], sweeps: Sequence[str], run_dir: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
+    target: Path, overrides: Sequence[str], sweeps: Sequence[str], path: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
 ) -> Submitted:
     """target: a YAML file to start from, or a run directory to go on with. sweeps: KEY=[VALUE, …], a run for each combination.
 
     Raises UserError, with Slurm's own words where it is Slurm that refuses.
     """
     if target.is_dir():
-        target, run_dir = run_directory.config_of(target), run_dir or target
+        target, path = creation.config_of(target), path or target
+    run_dir = RunDir(path) if path else None
     changes = list(_combinations(sweeps))
     if run_dir is not None and len(changes) > 1:
         raise UserError(f"{run_dir} is one run, and --sweep asks for {len(changes)}; leave out --run-dir, or --sweep.")
@@ -76,20 +78,20 @@ def submit(
     if away := probe(first.tracking.uri, first.tracking.experiment):
         print(f"warning: {away}", file=sys.stderr)
     with _made_for_good(dry_run) as made:
-        folder = made.folder(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
-        into = [f"output={folder}"] if folder else []
+        sweep = made.next_free(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
+        into = [f"output={sweep}"] if sweep else []
         configs = [load_config(target, [*overrides, *change, *into]) for change in changes]
-        runs = [run_dir or made.folder(config) for config in configs]
-        if run_dir is not None and not run_dir.exists():
+        runs = [run_dir or made.next_free(config) for config in configs]
+        if run_dir is not None and not run_dir.path.exists():
             made.folders.append(run_dir)
-        job = _job(folder or runs[0], runs, size)
+        job = _job(sweep or runs[0], runs, size)
         text = render(job, cluster)
         if dry_run:
             return Submitted(job, None, text)
         for run, config in zip(runs, configs, strict=True):
-            run_directory.claim(run, config)
-            snapshot(run / CODE)
-        job.script.parent.mkdir(exist_ok=True)
+            creation.claim(run, config)
+            snapshot(run.path / CODE)
+        (sweep or runs[0]).slurm.mkdir(exist_ok=True)
         replace_file(job.script, lambda partial: partial.write_text(text))
         number = scheduler.sbatch(job.script)
     for index, run in enumerate(runs):
@@ -117,30 +119,29 @@ def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
         )
 
 
-def _check_free(run_dir: Path, config: RunConfig) -> None:
-    run_directory.check(run_dir, config)
+def _check_free(run_dir: RunDir, config: RunConfig) -> None:
+    creation.check_fits(run_dir, config)
     for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_written_down(run_dir)):
         if shutil.which("squeue") and (state := scheduler.state(number)) not in ENDED:
             raise UserError(f"job {number} ({state}) has {run_dir}; it goes on by itself. To end it first: scancel {number}")
     run_lock.check_free(run_dir)
 
 
-def _job(folder: Path, runs: Sequence[Path], size: Size) -> Job:
-    script = (folder / attempts.FOLDER / SCRIPT).absolute()
-    here, absolute = Path.cwd(), [run.absolute() for run in runs]
+def _job(folder: RunDir, runs: Sequence[RunDir], size: Size) -> Job:
+    script = (folder.slurm / SCRIPT).absolute()
+    here, absolute = Path.cwd(), [run.path.absolute() for run in runs]
     return Job(folder.name, absolute, script, here, sys.executable, size.nodes, size.processes_per_node, size.gpus_per_node, size.at_once)
 
 
-def _write_down(run: Path, number: str, job: Job) -> None:
-    path = run / attempts.FOLDER / JOB_FILE
-    path.parent.mkdir(exist_ok=True)
+def _write_down(run: RunDir, number: str, job: Job) -> None:
+    run.slurm.mkdir(exist_ok=True)
     described = {"job": number, "submitted": time.time(), "script": str(job.script), "user": os.environ.get("USER")}
-    replace_file(path, lambda partial: partial.write_text(json.dumps(described) + "\n"))
+    replace_file(run.slurm / JOB_FILE, lambda partial: partial.write_text(json.dumps(described) + "\n"))
 
 
-def _written_down(run: Path) -> list[str]:
+def _written_down(run: RunDir) -> list[str]:
     try:
-        return [str(json.loads((run / attempts.FOLDER / JOB_FILE).read_text())["job"])]
+        return [str(json.loads((run.slurm / JOB_FILE).read_text())["job"])]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -150,14 +151,14 @@ class _Made:
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
-        self.folders: list[Path] = []
-        self._free: dict[tuple[Path, str], Iterator[Path]] = {}
+        self.folders: list[RunDir] = []
+        self._free: dict[tuple[Path, str], Iterator[RunDir]] = {}
 
-    def folder(self, config: RunConfig) -> Path:
-        """The next free one."""
+    def next_free(self, config: RunConfig) -> RunDir:
+        """Return the next free run directory, made unless this is a dry run."""
         if self.dry_run:
-            return next(self._free.setdefault((config.output, config.name), run_directory.free(config)))
-        self.folders.append(run_directory.new(config))
+            return next(self._free.setdefault((config.output, config.name), creation.free_names(config)))
+        self.folders.append(creation.create_next(config))
         return self.folders[-1]
 
 
@@ -168,6 +169,6 @@ def _made_for_good(dry_run: bool) -> Iterator[_Made]:
     try:
         yield made
     except BaseException:
-        for path in made.folders:
-            shutil.rmtree(path, ignore_errors=True)
+        for run_dir in made.folders:
+            shutil.rmtree(run_dir.path, ignore_errors=True)
         raise

@@ -24,12 +24,13 @@ from tdformer.bench.loader import STORAGE, THREADS
 from tdformer.bench.photographs import NAMES, write_photographs
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
-from tdformer.rundir import run_directory
+from tdformer.rundir.creation import claim
 from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.faults.preemption import stopping
-from tdformer.training.loop import Trainer
 from tdformer.training.report import reporting
 from tdformer.training.telemetry.stopwatch import PARTS
+from tdformer.training.trainer import Trainer
 
 STORED_AS: dict[Format, str] = {"wds": "original", "ffcv": "proportion"}
 """Which of STORAGE stands for a format. Folders have these names, so that `bench loader` finds the same sets."""
@@ -116,8 +117,9 @@ def measure(config: RunConfig, steps: int, context: DistContext) -> Row | None:
     with TemporaryDirectory(prefix="tdformer-bench-") as own, redirect_stdout(sys.stderr):
         folder = Path(context.broadcast(own))
         config = _short(config, steps, warm_up(config, context.world_size), folder)
-        format = _train(config, folder / "run", steps, context)
-        points = MetricsFile(folder / "run" / run_directory.METRICS_FILE).rows() if context.is_rank0 else None
+        run_dir = RunDir(folder / "run")
+        format = _train(config, run_dir, steps, context)
+        points = MetricsFile(run_dir.metrics).rows() if context.is_rank0 else None
     return None if points is None else _row(config, format, points, context)
 
 
@@ -132,12 +134,12 @@ def _short(config: RunConfig, steps: int, left_out: int, folder: Path) -> RunCon
     return config.model_copy(update={"init": None, "output": folder, "training": training, "tracking": tracking})
 
 
-def _train(config: RunConfig, run_dir: Path, steps: int, context: DistContext) -> Format:
+def _train(config: RunConfig, run_dir: RunDir, steps: int, context: DistContext) -> Format:
     """The steps of `tdformer.training.loop.train`, without its evaluations and checkpoints. Gives the format of the training set.
 
     Raises UserError after a stop signal: the usual end of a process by it would leave the temporary folder.
     """
-    context.on_all_ranks(lambda: run_directory.claim(run_dir, config) if context.is_rank0 else None)
+    context.on_all_ranks(lambda: claim(run_dir, config) if context.is_rank0 else None)
     with stopping(config.preemption) as stop:
         trainer = Trainer(config, run_dir, context, stop)
         with closing(trainer), reporting(config, run_dir, trainer.train_state, steps, context) as report:

@@ -12,6 +12,7 @@ import torch
 
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.telemetry.telemetry import Telemetry, make_telemetry
@@ -34,7 +35,7 @@ def measure(config: RunConfig, rounds: int, context: DistContext, progress: Call
     torch.manual_seed(config.seed)
     training = config.training
     model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision).to(context.device)
-    engine, telemetry = Engine(model_with_loss, config, context), make_telemetry(config, Path(), context)
+    engine, telemetry = Engine(model_with_loss, config, context), make_telemetry(config, RunDir(Path()), context)
     times: dict[str, tuple[list[float], list[float]]] = {"wall": ([], []), "cpu": ([], [])}
     _train(config, engine, telemetry)
     for number in range(rounds):

@@ -1,6 +1,7 @@
-"""The processes of a run: who am I, how many are we, and how do we agree.
+"""DistContext: which rank this process is, and how all ranks agree.
 
-One process per GPU (or several on a CPU), started by `tdformer train --processes`, torchrun, srun, or alone.
+A run has one process per GPU, or any number on CPUs. `tdformer train --processes`, torchrun or srun start them; a run may also be one
+process alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from tdformer.distributed.watchdog.watchdog import Watchdog
 Result = TypeVar("Result")
 
 SECONDS_FOR_FIRST_TO_SPEAK = 2.0
-"""Rank 0 tells the error that all ranks have. The others leave after it: srun and torchrun kill all when the first one leaves."""
+"""Seconds by which the other ranks leave after rank 0, which prints the error that all have. srun and torchrun kill all ranks when the
+first one leaves."""
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
-"""Torch's own. Longer than the watchdog's, which knows whom to name; this one is for when that one is off."""
+"""Time limit of torch's collectives. It is longer than the watchdog's, which can name the rank, and counts where the watchdog is off."""
 JOIN_TIMEOUT = timedelta(minutes=10)
 SECONDS_TO_BLAME = 5.0
 """How much later than an error of the network the watchdog may know whose it is."""
@@ -36,7 +38,7 @@ SECONDS_TO_BLAME = 5.0
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process's place among all processes of the run. Every meeting of the ranks counts as progress for the watchdog."""
+    """Says which rank this process is, and offers the collectives of the run. Every collective counts as progress for the watchdog."""
 
     rank: int
     world_size: int
@@ -48,48 +50,48 @@ class DistContext:
         return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of all ranks' values. A few bytes over the CPU network: cheap enough for every step."""
+        """Return the largest of all ranks' values. It sends a few bytes between CPUs, which is cheap enough for every step."""
         tensor = torch.tensor(value)
         with self.watchdog.progress.meeting():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Which of the flags are set on any rank."""
+        """Return for each flag whether any rank has set it."""
         tensor = torch.tensor(flags, dtype=torch.int32)
         with self.watchdog.progress.meeting():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tuple(map(bool, tensor.tolist()))
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over the ranks, in place, on the tensor's device."""
+        """Sum a tensor element-wise over the ranks, in place, on its device."""
         with self.watchdog.progress.meeting():
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
+        """Return rank 0's value on all ranks."""
         box = [value]
         with self.watchdog.progress.meeting():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on all ranks."""
+        """Return every rank's value, in the order of ranks, on all ranks."""
         values: list[Any] = [None] * self.world_size
         with self.watchdog.progress.meeting():
             dist.all_gather_object(values, value)
         return values
 
     def gather_to_rank0(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
+        """Return every rank's value, in the order of ranks, on rank 0, and an empty list on the others."""
         values: list[Any] | None = [None] * self.world_size if self.is_rank0 else None
         with self.watchdog.progress.meeting():
             dist.gather_object(value, values, dst=0)
         return values or []
 
     def on_all_ranks(self, action: Callable[[], Result]) -> Result:
-        """Do something that can fail for a user's reason on some ranks; if it does on any, it fails on all, with the same words."""
+        """Run an action that may raise UserError. If it does so on any rank, it is raised on all ranks, with the same words."""
         try:
             result, failure = action(), None
         except UserError as error:
@@ -98,7 +100,7 @@ class DistContext:
         return result  # type: ignore[return-value]  # only None if failure was raised above
 
     def raise_on_all_ranks(self, failure: UserError | None) -> None:
-        """Raise on all ranks what any rank brings; return if none brings anything."""
+        """Raise on all ranks the failure of any rank. Return if no rank has one."""
         if not self.all_reduce_max(int(failure is not None)):
             return
         failures = self.all_gather(str(failure) if failure else None)
@@ -109,9 +111,10 @@ class DistContext:
 
 @contextmanager
 def init_distributed() -> Iterator[DistContext]:
-    """Join the other processes; leave them at the end.
+    """Join the other processes, and leave them at the end of the context.
 
-    CPU tensors travel over gloo, CUDA tensors over NCCL. Sets the variables that torch and DeepSpeed read.
+    Collectives on CPU tensors use gloo, those on CUDA tensors NCCL. The environment variables that torch and DeepSpeed read are set. Raises
+    PeerLostError if another rank is lost.
     """
     os.environ.update(launcher_variables(os.environ))
     cuda = torch.cuda.is_available()
@@ -145,7 +148,7 @@ def init_distributed() -> Iterator[DistContext]:
 
 
 def _join(backend: str) -> None:
-    """Raises PeerLostError if the others do not come."""
+    """Join torch's process group. Raises PeerLostError if the other ranks do not come."""
     rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
@@ -155,8 +158,8 @@ def _join(backend: str) -> None:
         minutes = JOIN_TIMEOUT.total_seconds() / 60
         reason = str(error).partition("\n")[0]
         raise PeerLostError(
-            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that did not "
-            f"start, and at MASTER_ADDR and MASTER_PORT ({reason})."
+            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that "
+            f"did not start, and at MASTER_ADDR and MASTER_PORT ({reason})."
         ) from None
 
 

@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
 from tdformer.config import ModelConfig
-from tdformer.config.yaml_io import checked, differences
+from tdformer.config.dotted_keys import differences
+from tdformer.config.yaml_io import checked
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 

@@ -1,4 +1,4 @@
-"""Comparing a set of tensors with a network's names and shapes, before anything is changed."""
+"""Compares tensors with a network's names and shapes before anything is changed, and loads them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from data_pipelines.errors import UserError
 
 
 class WeightsError(UserError):
-    """Weights that cannot be used."""
+    """Says that weights cannot be used."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Names in the order of the network."""
+    """Holds the names that differ between tensors and a network, in the network's order."""
 
     used: list[str]
     missing: list[str]
-    """The network's, not in the tensors."""
+    """Names of the network that are not among the tensors."""
     unused: list[str]
-    """The tensors', not in the network."""
+    """Names of tensors that are not in the network."""
     misshapen: list[str]
-    """In both, "name: [shape given], [shape of the network]"."""
+    """Names in both with different shapes: "name: [shape given], [shape of the network]"."""
 
 
 def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
@@ -44,7 +44,7 @@ def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """load_state_dict, but names and shapes are compared first and told in one sentence."""
+    """Load a state dict. Raises WeightsError, in one sentence and before any change, if names or shapes do not fit."""
     check_exactly(model, state, what)
     model.load_state_dict(dict(state))
 
@@ -85,7 +85,7 @@ def check_sound(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """A name from a file, safe to be shown on a terminal."""
+    """Return a name from a file in a form that is safe to show on a terminal."""
     return name if name.isprintable() else repr(name)
 
 

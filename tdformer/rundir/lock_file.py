@@ -24,8 +24,9 @@ from pathlib import Path
 import psutil
 
 from tdformer.distributed.launch_environment import OWN_LAUNCHER
+from tdformer.rundir.run_dir import RunDir
 
-NAME, CLOCK_NAME = "lock.json", ".clock-"
+CLOCK_NAME = ".clock-"
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """A holder on another machine that has given no sign of life for so long is taken for dead."""
@@ -101,9 +102,9 @@ def read(path: Path) -> Holder | None:
         return None
 
 
-def is_held(run_dir: Path) -> bool:
+def is_held(run_dir: RunDir) -> bool:
     """Whether a process trains this run. Looked at only: writes nothing, unlike `age`, and goes by this machine's clock."""
-    path = run_dir / NAME
+    path = run_dir.lock
     try:
         holder = read(path)
         if holder and holder.is_here:

@@ -15,27 +15,28 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from tdformer.rundir import lock_file
-from tdformer.rundir.lock_file import BEAT_SECONDS, NAME, STALE_SECONDS, Holder
+from tdformer.rundir.lock_file import BEAT_SECONDS, STALE_SECONDS, Holder
+from tdformer.rundir.run_dir import RunDir
 
 SECONDS_FOR_ENDING = 60.0
 """How long a start waits for a run whose launcher was killed: it finishes its step and saves."""
 POLL_SECONDS = 0.5
 
 
-def check_free(run_dir: Path) -> None:
+def check_free(run_dir: RunDir) -> None:
     """Raise UserError if a process of this machine holds the directory and will not end soon. Waits for nothing, changes nothing."""
-    holder = lock_file.read(run_dir / NAME)
+    holder = lock_file.read(run_dir.lock)
     if holder and holder.is_here and holder.is_running and not holder.is_ending:
         raise UserError(_refusal(run_dir, holder))
 
 
 @contextmanager
-def held(run_dir: Path, lost: Callable[[str], object]) -> Iterator[None]:
+def held(run_dir: RunDir, lost: Callable[[str], object]) -> Iterator[None]:
     """Hold the run directory. `lost` is called, with a reason, by another thread if someone else has taken it nevertheless.
 
     Raises UserError if another live run holds it.
     """
-    path, own = run_dir / NAME, lock_file.this_process()
+    path, own = run_dir.lock, lock_file.this_process()
     try:
         _acquire(run_dir, path, own)
     except OSError as error:
@@ -50,7 +51,7 @@ def held(run_dir: Path, lost: Callable[[str], object]) -> Iterator[None]:
             lock_file.release(path, own)
 
 
-def _acquire(run_dir: Path, path: Path, own: Holder) -> None:
+def _acquire(run_dir: RunDir, path: Path, own: Holder) -> None:
     watch = _Watch(run_dir, path)
     while not lock_file.create(path, own):
         holder = lock_file.read(path)
@@ -67,22 +68,22 @@ def _acquire(run_dir: Path, path: Path, own: Holder) -> None:
 class _Watch:
     """What is learnt of a holder by waiting."""
 
-    def __init__(self, run_dir: Path, path: Path) -> None:
+    def __init__(self, run_dir: RunDir, path: Path) -> None:
         self.run_dir, self.path = run_dir, path
-        self.began, self.first_age = time.monotonic(), lock_file.age(path, run_dir)
+        self.began, self.first_age = time.monotonic(), lock_file.age(path, run_dir.path)
         self.has_said = False
 
     def is_dead(self, holder: Holder | None) -> bool:
         if holder and holder.is_here:
             return not holder.is_running
-        return lock_file.age(self.path, self.run_dir) > STALE_SECONDS
+        return lock_file.age(self.path, self.run_dir.path) > STALE_SECONDS
 
     def is_alive(self, holder: Holder | None) -> bool:
         """Surely, and not about to end."""
         waited = time.monotonic() - self.began
         if holder and holder.is_here:
             return not holder.is_ending or waited > SECONDS_FOR_ENDING
-        has_beaten = lock_file.age(self.path, self.run_dir) < self.first_age + waited - BEAT_SECONDS / 5
+        has_beaten = lock_file.age(self.path, self.run_dir.path) < self.first_age + waited - BEAT_SECONDS / 5
         return has_beaten or waited > 2 * STALE_SECONDS
 
     def say(self, holder: Holder | None) -> None:
@@ -107,9 +108,9 @@ def _beat(path: Path, own: Holder, ended: threading.Event, lost: Callable[[str],
             continue  # of a file system that does not answer well; it may next time
 
 
-def _refusal(run_dir: Path, holder: Holder | None) -> str:
+def _refusal(run_dir: RunDir, holder: Holder | None) -> str:
     who = f"another live run ({holder})" if holder else "another run"
     return (
         f"run directory {run_dir} is held by {who}; end that one first, or choose another --run-dir. If it is dead on a machine that "
-        f"cannot be seen from here, wait {STALE_SECONDS:g} s or remove {run_dir / NAME}."
+        f"cannot be seen from here, wait {STALE_SECONDS:g} s or remove {run_dir.lock}."
     )

@@ -13,8 +13,9 @@ import yaml
 
 from data_pipelines.config import DataConfig
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import UNREADABLE, flatten, is_within
-from tdformer.rundir.run_directory import CHANGEABLE
+from tdformer.config.dotted_keys import flatten, is_within
+from tdformer.config.yaml_io import UNREADABLE
+from tdformer.rundir.creation import CHANGEABLE
 
 Flat = Mapping[str, Any]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from tdformer.rundir import sessions
-from tdformer.rundir.run_directory import CONFIG_FILE, METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.runs import configs, metric_rows
 from tdformer.runs.metric_rows import MetricRows, Point
@@ -75,7 +75,7 @@ class Run:
 
 
 def is_run(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() or (path / METRICS_FILE).is_file()
+    return RunDir(path).config.is_file() or RunDir(path).metrics.is_file()
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -89,7 +89,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"there is no folder {path}; give run directories, or folders of runs.")
         runs = [path] if is_run(path) else list(_within(path, depth=2))
         if not runs:
-            raise UserError(f"{path} is no run directory and holds none; give run directories (with a {CONFIG_FILE}), or folders of runs.")
+            raise UserError(f"{path} is no run directory and holds none; give run directories (with a config.yaml), or folders of runs.")
         for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
@@ -129,44 +129,46 @@ def _read_slim(read_one: Callable[[Path], Run], names: Sequence[str], path: Path
 def read(path: Path, metrics: Iterable[str] = (), samples: int = FOR_A_CURVE) -> Run:
     """metrics: those besides val/… whose best value is wanted."""
     notes: list[str] = []
-    config = _config(path, notes)
-    rows = _rows(path, [name for name in metrics if not name.startswith("val/")], samples, notes)
-    begun, unreadable = sessions.read_all(path)
+    run_dir = RunDir(path)
+    config = _config(run_dir, notes)
+    rows = _rows(run_dir, [name for name in metrics if not name.startswith("val/")], samples, notes)
+    begun, unreadable = sessions.read_all(run_dir)
     has_begun, epochs = bool(rows.rows), config.get("training.epochs")
     is_complete = isinstance(epochs, int) and any(point.epoch >= epochs for point in rows.series("val/top1"))
-    state = state_of(path, begun, has_begun, is_complete)
+    state = state_of(run_dir, begun, has_begun, is_complete)
     if rows.ends_within_a_row and state != "running":
-        notes.append(f"{METRICS_FILE} ends within a row, which is left out")
+        notes.append(f"{run_dir.metrics.name} ends within a row, which is left out")
     if not config and not has_begun:
         state = "damaged"
-    pointers = {name: text for name in ("latest", "best") if (text := _word(path / "checkpoints" / name))}
+    pointers = {pointer.name: text for pointer in (run_dir.latest, run_dir.best) if (text := _word(pointer))}
     times = [session.seen for session in begun[-1:]] + [rows.last_time or 0.0]
-    changed = max(times) or _modified(path)
-    return Run(path, config, state, begun, rows, pointers, read_run_id(path, config.get("tracking.uri")), changed, notes + unreadable)
+    changed = max(times) or _modified(run_dir)
+    return Run(path, config, state, begun, rows, pointers, read_run_id(run_dir, config.get("tracking.uri")), changed, notes + unreadable)
 
 
-def _config(path: Path, notes: list[str]) -> dict[str, Any]:
+def _config(run_dir: RunDir, notes: list[str]) -> dict[str, Any]:
+    path = run_dir.config
     try:
-        return configs.read_flat(path / CONFIG_FILE)
+        return configs.read_flat(path)
     except FileNotFoundError:
-        notes.append(f"{CONFIG_FILE} is missing")
+        notes.append(f"{path.name} is missing")
     except OSError as error:
-        notes.append(f"{CONFIG_FILE} cannot be read ({error.strerror})")
+        notes.append(f"{path.name} cannot be read ({error.strerror})")
     except ValueError as error:
-        notes.append(f"{CONFIG_FILE} is damaged ({error})")
+        notes.append(f"{path.name} is damaged ({error})")
     return {}
 
 
-def _rows(path: Path, metrics: list[str], samples: int, notes: list[str]) -> MetricRows:
+def _rows(run_dir: RunDir, metrics: list[str], samples: int, notes: list[str]) -> MetricRows:
     try:
-        rows = metric_rows.read(path / METRICS_FILE, samples, metrics)
+        rows = metric_rows.read(run_dir.metrics, samples, metrics)
     except FileNotFoundError:
         return MetricRows([])
     except OSError as error:
-        notes.append(f"{METRICS_FILE} cannot be read ({error.strerror})")
+        notes.append(f"{run_dir.metrics.name} cannot be read ({error.strerror})")
         return MetricRows([])
     if rows.unreadable:
-        notes.append(f"{METRICS_FILE} is damaged: {rows.unreadable} of the rows looked at cannot be read and are left out")
+        notes.append(f"{run_dir.metrics.name} is damaged: {rows.unreadable} of the rows looked at cannot be read and are left out")
     return rows
 
 
@@ -179,8 +181,8 @@ def _word(path: Path) -> str | None:
         return None
 
 
-def _modified(path: Path) -> float:
+def _modified(run_dir: RunDir) -> float:
     try:
-        return max((path / name).stat().st_mtime for name in (CONFIG_FILE, METRICS_FILE) if (path / name).exists())
+        return max(path.stat().st_mtime for path in (run_dir.config, run_dir.metrics) if path.exists())
     except (OSError, ValueError):
         return 0.0

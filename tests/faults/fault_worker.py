@@ -18,9 +18,9 @@ from typing import Any
 from data_pipelines.loading.batch import Batch
 from launch import cli
 from tdformer.distributed.watchdog import watchdog
-from tdformer.training import loop
+from tdformer.training import trainer
 
-really_load = loop.train_batches
+really_load = trainer.train_batches
 
 
 def hang_here() -> None:
@@ -53,7 +53,7 @@ def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_st
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     watchdog.BEAT_SECONDS = 0.2
     cli.main()
 

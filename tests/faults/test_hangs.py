@@ -11,7 +11,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -50,7 +51,7 @@ class Faulty:
         assert f"rank {self.victim} (process {self.context[self.victim].pid} on " in self.errors()[0]
         assert "; the run is ended on all ranks." in self.errors()[0]
         assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
-        store.check(self.run / "checkpoints" / "step-00000001")
+        check(Checkpoint(RunDir(self.run).checkpoints, "step-00000001"))
         run_id = run_id_of(self.run)
         assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
 

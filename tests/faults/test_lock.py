@@ -17,6 +17,7 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.rundir import lock_file, run_lock
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import write_config
 from tests.distributed.starter import Started, tdformer
 
@@ -37,21 +38,21 @@ def forge(run: Path, seconds_ago: float = 0.0, **changes: object) -> lock_file.H
 
 
 def refusal(run: Path) -> str:
-    with pytest.raises(UserError) as error, run_lock.held(run, unexpected):
+    with pytest.raises(UserError) as error, run_lock.held(RunDir(run), unexpected):
         pass
     return str(error.value)
 
 
 def assert_free_after(run: Path) -> None:
-    with run_lock.held(run, unexpected):
+    with run_lock.held(RunDir(run), unexpected):
         assert lock_file.read(run / "lock.json").pid == os.getpid()  # type: ignore[union-attr]
         with pytest.raises(UserError, match="held by another live run"):
-            run_lock.check_free(run)
+            run_lock.check_free(RunDir(run))
     assert list(run.iterdir()) == []
 
 
 def test_a_live_run_here_is_named(tmp_path: Path) -> None:
-    with run_lock.held(tmp_path, unexpected):
+    with run_lock.held(RunDir(tmp_path), unexpected):
         text = refusal(tmp_path)
     assert f"another live run (process {os.getpid()} on " in text
     assert f"since {time.strftime('%Y-')}" in text
@@ -60,7 +61,7 @@ def test_a_live_run_here_is_named(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), run_lock.held(tmp_path, unexpected):
+    with pytest.raises(ZeroDivisionError), run_lock.held(RunDir(tmp_path), unexpected):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +112,7 @@ def test_a_holder_elsewhere_that_falls_silent_is_waited_for(tmp_path: Path) -> N
 def test_a_run_whose_launcher_was_killed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ending = {"launcher": 2**22 + 1, "launcher_started": "1"}
     forge(tmp_path, **ending)
-    run_lock.check_free(tmp_path)
+    run_lock.check_free(RunDir(tmp_path))
     monkeypatch.setattr(run_lock, "SECONDS_FOR_ENDING", 0.2)
     assert "held by another live run" in refusal(tmp_path)
     monkeypatch.setattr(run_lock, "SECONDS_FOR_ENDING", 60)
@@ -129,7 +130,7 @@ def test_a_lock_that_cannot_be_read_is_taken_for_one_of_another_machine(tmp_path
 def test_who_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.05)
     told: list[str] = []
-    with run_lock.held(tmp_path, told.append):
+    with run_lock.held(RunDir(tmp_path), told.append):
         (tmp_path / "lock.json").unlink()
         while not (tmp_path / "lock.json").exists():
             time.sleep(0.01)  # removed by hand, and nobody else wants it: it is made again

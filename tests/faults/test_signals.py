@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tdformer.checkpoint import store
+from tdformer.rundir.run_dir import RunDir
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.faults.small_run import SmallRun, difference, tracked
@@ -29,7 +30,7 @@ def test_a_signal(small: SmallRun, tmp_path: Path, number: str, moment: str, ran
     ended = train("tests.faults.signals_worker", 2, small.config(tmp_path), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
-    _, train_state, told = store.latest_valid(ended.run)
+    _, train_state, told = store.latest_valid(RunDir(ended.run))
     assert train_state.step in stopped_at
     assert train_state.evaluated_epochs == 0
     assert told == []

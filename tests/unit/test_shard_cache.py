@@ -143,16 +143,16 @@ def sha256_of(cache: ShardCache, shard: ShardInfo) -> str:
 
 def shards_in(cache: ShardCache) -> set[str]:
     """List the file names of complete and partial shards."""
-    return {path.name for path in cache.cache.folder.glob("*/*") if path.suffix != ".lock"}
+    return {path.name for path in cache.folder.path.glob("*/*") if path.suffix != ".lock"}
 
 
 def bounded(cache: ShardCache, limit_bytes: int) -> ShardCache:
     """Return the same cache with another limit."""
-    return replace(cache, cache=replace(cache.cache, limit_bytes=limit_bytes))
+    return replace(cache, folder=replace(cache.folder, limit_bytes=limit_bytes))
 
 
 def bytes_in(cache: ShardCache) -> int:
-    return sum(path.stat().st_size for path in cache.cache.folder.glob("*/*"))
+    return sum(path.stat().st_size for path in cache.folder.path.glob("*/*"))
 
 
 def error_of(action: Callable[[], object], *mentions: object, kind: type[UserError] = DataError) -> str:
@@ -401,7 +401,7 @@ def test_a_shorter_shard_is_reported(server: Server, cache: ShardCache, listed: 
 
 def test_a_cached_file_of_another_size_is_downloaded_again(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     content(cache.open(listed[0]))
-    (cached,) = cache.cache.folder.glob(f"*/{listed[0].sha256}")
+    (cached,) = cache.folder.path.glob(f"*/{listed[0].sha256}")
     cached.write_bytes(b"cut")
     assert sha256_of(cache, listed[0]) == listed[0].sha256
     assert server.requests[listed[0].name] == 2
@@ -429,7 +429,7 @@ def test_the_bound_holds_at_any_time(server: Server, cache: ShardCache, listed: 
         for shard in listed[round_:] + listed[:round_]:
             assert sha256_of(cache, shard) == shard.sha256
             seen.append(bytes_in(cache))
-    assert 0 < max(seen) <= cache.cache.limit_bytes
+    assert 0 < max(seen) <= cache.folder.limit_bytes
 
 
 def test_threads_wait_for_room_and_get_it(
@@ -440,7 +440,7 @@ def test_threads_wait_for_room_and_get_it(
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(lambda shard: sha256_of(cache, shard), listed * 4))
     assert digests == [shard.sha256 for shard in listed * 4]
-    assert bytes_in(cache) <= cache.cache.limit_bytes
+    assert bytes_in(cache) <= cache.folder.limit_bytes
 
 
 def test_an_evicted_shard_stays_readable_to_who_has_it_open(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
@@ -454,9 +454,9 @@ def test_an_evicted_shard_stays_readable_to_who_has_it_open(server: Server, cach
 
 def test_other_files_in_the_folder_are_left_alone(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
-    thesis = cache.cache.folder / "mine" / "thesis.part"
+    thesis = cache.folder.path / "mine" / "thesis.part"
     thesis.parent.mkdir(parents=True)
-    thesis.write_bytes(bytes(10 * cache.cache.limit_bytes))
+    thesis.write_bytes(bytes(10 * cache.folder.limit_bytes))
     for shard in listed:
         content(cache.open(shard))
     assert thesis.exists()
@@ -488,8 +488,9 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(cache: ShardCache, li
 
 def test_a_folder_that_cannot_be_written_is_reported(cache: ShardCache, tmp_path: Path, listed: list[ShardInfo]) -> None:
     (tmp_path / "file").touch()
-    for action in (lambda cache: cache.check(listed), lambda cache: cache.open(listed[0])):
-        error_of(lambda action=action: action(replace(cache, folder=tmp_path / "file" / "cache")), tmp_path / "file", "Not a directory")
+    unusable = replace(cache, folder=CacheFolder(tmp_path / "file" / "cache", 10**9))
+    for action in (unusable.check, lambda shards: unusable.open(shards[0])):
+        error_of(lambda action=action: action(listed), tmp_path / "file", "Not a directory")
 
 
 def test_a_full_disk_is_reported(cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +498,7 @@ def test_a_full_disk_is_reported(cache: ShardCache, listed: list[ShardInfo], mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shard_cache.os, "fsync", full)
-    error_of(lambda: cache.open(listed[0]), cache.cache.folder, "no space")
+    error_of(lambda: cache.open(listed[0]), cache.folder.path, "no space")
     monkeypatch.undo()
     assert shards_in(cache) == set()
 

@@ -16,6 +16,7 @@ from launch.slurm.cluster_config import ClusterConfig, load_cluster
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import REPOSITORY, write_config
 
 
@@ -146,7 +147,7 @@ def test_the_snapshot_is_the_code_that_runs(tmp_path: Path) -> None:
 def start(run: Path, restart: int, monkeypatch: pytest.MonkeyPatch, job: str = "5", **limits: str) -> str:
     for name, value in {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]", **limits}.items():
         monkeypatch.setenv(name, value)
-    return begin(run)
+    return begin(RunDir(run))
 
 
 def reach(run: Path, step: int) -> None:
@@ -183,5 +184,5 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, monkeypatch: pyte
     start(tmp_path, 0, monkeypatch)
     with (tmp_path / "slurm" / "attempts.jsonl").open("a") as file:
         file.write('{"job": "5", "rest')
-    assert [attempt.restart for attempt in attempts.read(tmp_path)] == [0]
-    assert attempts.read(tmp_path / "nowhere") == []
+    assert [attempt.restart for attempt in attempts.read(RunDir(tmp_path))] == [0]
+    assert attempts.read(RunDir(tmp_path / "nowhere")) == []

@@ -1,4 +1,4 @@
-"""How often neurons fire, watched from outside the network."""
+"""Measures how often neurons fire, from outside the network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tdformer.models.neurons import LIF, ParametricLIF
 
 
 class FiringRates:
-    """Mean spikes per neuron and time step in one forward pass, by the part of the network that the neurons stand in.
+    """Measures mean spikes per neuron and time step in one forward pass, for each part of the network.
 
-    Between `watch` and `leave` hooks count spikes. They read detached tensors and draw nothing, so that no bit of the pass
-    changes. Call `leave` before the backward pass: recompute would run, and count, the neurons again.
+    Hooks count spikes between `watch` and `leave`. They read detached tensors and draw no random numbers, so no bit of the pass changes.
+    Call `leave` before the backward pass, because activation checkpointing would run, and count, the neurons again.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class FiringRates:
         self._hooks = []
 
     def take(self) -> dict[str, float]:
-        """Of the pass last watched; empty if there was none."""
+        """Return the rates of the pass last watched by name. Empty if there was none."""
         rates = {f"firing_rate/{stage}": float(count) / self._outputs[stage] for stage, count in self._spikes.items()}
         self._spikes = {}
         return rates
@@ -49,5 +49,5 @@ class FiringRates:
 
 
 def _stage(name: str) -> str:
-    """backbone.stage1.0.mlp.fc1_lif -> stage1; processing.lif -> processing."""
+    """Return the part of the network that a module belongs to: stage1 for backbone.stage1.0.mlp.fc1_lif, processing for processing.lif."""
     return name.removeprefix("backbone.").partition(".")[0]
