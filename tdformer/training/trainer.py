@@ -86,11 +86,7 @@ class Trainer:
             f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
             f"{training.micro_batch} x {self.context.world_size} ranks x {sampler.accumulation} accumulation; "
             f"{sampler.steps_per_epoch} steps per epoch"
-            + (
-                f", {sampler.dropped_samples} images (others in each epoch) are left out to make steps equal"
-                if sampler.dropped_samples
-                else ""
-            )
+            + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
         )
         for note in self.notes:
             report.say(note)

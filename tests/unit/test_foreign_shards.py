@@ -661,7 +661,7 @@ def test_a_remote_manifest_cannot_point_elsewhere(tars: Path, out: Path, cache: 
         manifest = json.loads((out / MANIFEST).read_text())
         (tars / MANIFEST).write_text(json.dumps(manifest | {"shards_at": place}))
         refusal(lambda: open_dataset(web.url, cache), web.url, "shards_at" if place.startswith("x") else place)
-    assert not cache.folder.exists()
+    assert not cache.path.exists()
 
 
 def test_training_on_shards_that_are_not_indexed_says_how(tars: Path) -> None:
