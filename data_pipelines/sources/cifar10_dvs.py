@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.events import EventSource
+from data_pipelines.sources.event_source import EventSource
 from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module, integrate_frames
 
 TRAIN_RATIO = 0.9

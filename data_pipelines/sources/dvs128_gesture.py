@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipelines.sources.base import Source
-from data_pipelines.sources.events import EventSource
+from data_pipelines.sources.event_source import EventSource
 from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module, integrate_frames
 
 GESTURES = (

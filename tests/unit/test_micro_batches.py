@@ -35,7 +35,7 @@ both_formats = pytest.mark.parametrize("format", FORMATS)
 SEED, GLOBAL_BATCH = 5, 6
 STEPS = 4 * (SAMPLES // GLOBAL_BATCH)
 BAD = (0, 4, 5, 6, SAMPLES - 1)
-"""Of the stored samples: alone, side by side, and at the end, after which the first (which is bad) and the second come."""
+"""The numbers of the damaged samples: one alone, three side by side, and the last one. After the last sample comes sample 0."""
 REPLACEMENT = {0: 1, 4: 7, 5: 7, 6: 7, SAMPLES - 1: 1}
 
 

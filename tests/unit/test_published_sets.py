@@ -28,7 +28,7 @@ from data_pipelines.sources.cifar10_c import CIFAR10_CLASSES, open_cifar10_c
 from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
 from data_pipelines.sources.cifar_archive import CIFAR10, CIFAR100, CifarArchive
 from data_pipelines.sources.dvs128_gesture import GESTURES, open_dvs128_gesture
-from data_pipelines.sources.events import EventSource
+from data_pipelines.sources.event_source import EventSource
 from data_pipelines.sources.imagenet_c import open_imagenet_c
 from data_pipelines.sources.layouts import open_splits
 from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module
@@ -417,7 +417,7 @@ def test_the_layouts_open_the_sets_and_are_recognised(tmp_path: Path, cifar10: P
 # --- event sets --------------------------------------------------------------------------------------------
 
 Events = np.ndarray
-"""int [N, 4]: time, x, y, polarity."""
+"""Events as integers [N, 4]: time, x, y, polarity."""
 
 TIME_STEPS = 4
 
