@@ -70,9 +70,9 @@ def test_reading_imports_neither_ffcv_nor_numba_and_keeps_torchs_threads() -> No
     program = """
 import io, sys, torch, numpy as np
 torch.set_num_threads(2)
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.formats.turbojpeg import decode_jpeg, need_ffcv
-need_ffcv()
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.formats.turbojpeg import decode_jpeg, require_ffcv
+require_ffcv()
 assert torch.get_num_threads() == 2 and not {"ffcv", "numba"} & sys.modules.keys(), sorted(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
