@@ -20,7 +20,7 @@ from launch.commands.runs import runs_app
 from launch.commands.submit import slurm_app, submit
 from launch.options import Config, Ema, Json, Overrides, Processes, Target, Trained, Which, plain_typer
 from launch.output import show, show_evaluation
-from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST, PeerLostError
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from tdformer.distributed.launch_environment import OWN_LAUNCHER, free_port
-from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0

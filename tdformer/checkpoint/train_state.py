@@ -1,4 +1,4 @@
-"""What a checkpoint holds: how far a run has come, and the tensors of that moment."""
+"""TrainState and Snapshot: how far a run has come, and the tensors of that moment."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class CheckpointWriter:
     def close(self) -> None:
         """Wait for the save that is under way."""
         if self._thread is not None:
-            with self.context.watchdog.progress.during("saving"):
+            with self.context.watchdog.progress.slow_phase("saving"):
                 self._thread.join()
             self._thread = None
 

@@ -22,7 +22,7 @@ POOLS: dict[Variant, tuple[bool, bool, bool, bool]] = {
     "cifar": (False, False, True, True),
     "dvs": (False, True, True, True),
 }
-"""Whether a max-pool follows each of the four entry convolutions of Spikformer and SDT, as in the public code."""
+"""Spikformer and SDT have four entry convolutions. True where a max-pool follows one, as in the public code."""
 
 
 class BackboneConfig(Section):
@@ -89,10 +89,10 @@ class FeedbackConfig(Section):
     blocks: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     """Blocks of the last stage that have a control module, counted from 0."""
     control: Literal["cm1", "cm2", "cm3"] = "cm1"
-    """Where the top-down spikes enter the attention. cm1: its keys, so that they steer the attention map. cm2: its values.
+    """Place at which the top-down spikes enter the attention. cm1: its keys, so that they steer the attention map. cm2: its values.
     cm3: its input."""
     processing: Literal["v1", "v2", "v3", "v4"] = "v1"
-    """How the top-down spikes are made, by channel mixer and neuron. v1: 1x1 and LIF. v2: 3x3 and LIF. v3: 3x3 and parametric LIF.
+    """Channel mixer and neuron that make the top-down spikes. v1: 1x1 and LIF. v2: 3x3 and LIF. v3: 3x3 and parametric LIF.
     v4: 1x1 and parametric LIF."""
     clamp: tuple[Bound, Bound] = (0.0, 2.0)
     """Lower and upper bound of the spatial map, (b, a) in the paper."""

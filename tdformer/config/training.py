@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Upper bound of the global gradient norm. null: no clipping."""
     on_non_finite: Literal["raise", "skip", "rewind"] = "raise"
-    """What the run does when a loss or gradient is not finite. raise: it ends. skip: it goes on with the next global batch.
+    """Reaction to a loss or gradient that is not finite. raise: the run ends. skip: it goes on with the next global batch.
     rewind: it takes back the weights of the last checkpoint, and goes on with the next global batch.
 
     Such numbers never reach the weights, and the keys of their samples are written to RUN/non_finite/."""
@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What DeepSpeed keeps in the machine's memory instead of the GPU's. optimizer: the optimizer state, which is then stepped on the CPU
+    """State that DeepSpeed keeps in the machine's memory instead of the GPU's. optimizer: the optimizer state, which is stepped on the CPU
     (needs ZeRO 1 or more). all: parameters too (needs ZeRO 3)."""
     log_every: Positive = 50
     """Optimizer steps between two points of the training metrics."""

@@ -18,7 +18,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
+"""Errors that PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
 
 
 Checked = TypeVar("Checked", bound=BaseModel)

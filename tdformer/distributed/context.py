@@ -20,8 +20,9 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from tdformer.distributed.launch_environment import gpu_index, launcher_variables
-from tdformer.distributed.watchdog.posts import connect, host
-from tdformer.distributed.watchdog.verdict import PeerLostError
+from tdformer.distributed.watchdog.client import connect
+from tdformer.distributed.watchdog.diagnosis import PeerLostError
+from tdformer.distributed.watchdog.server import listen
 from tdformer.distributed.watchdog.watchdog import Watchdog
 
 Result = TypeVar("Result")
@@ -32,8 +33,8 @@ first one leaves."""
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
 """Time limit of torch's collectives. It is longer than the watchdog's, which can name the rank, and counts where the watchdog is off."""
 JOIN_TIMEOUT = timedelta(minutes=10)
-SECONDS_TO_BLAME = 5.0
-"""How much later than an error of the network the watchdog may know whose it is."""
+SECONDS_TO_DIAGNOSE = 5.0
+"""Seconds after a network error within which the watchdog finds out which rank failed."""
 
 
 @dataclass(frozen=True)
@@ -52,41 +53,41 @@ class DistContext:
     def all_reduce_max(self, value: int) -> int:
         """Return the largest of all ranks' values. It sends a few bytes between CPUs, which is cheap enough for every step."""
         tensor = torch.tensor(value)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether any rank has set it."""
         tensor = torch.tensor(flags, dtype=torch.int32)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tuple(map(bool, tensor.tolist()))
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor element-wise over the ranks, in place, on its device."""
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on all ranks."""
         box = [value]
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks, on all ranks."""
         values: list[Any] = [None] * self.world_size
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_gather_object(values, value)
         return values
 
     def gather_to_rank0(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of ranks, on rank 0, and an empty list on the others."""
         values: list[Any] | None = [None] * self.world_size if self.is_rank0 else None
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.gather_object(value, values, dst=0)
         return values or []
 
@@ -138,7 +139,7 @@ def init_distributed() -> Iterator[DistContext]:
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         raise
     except BaseException as error:
-        if watchdog.blame(SECONDS_TO_BLAME if _is_of_network(error) else 0):
+        if watchdog.explain_lost_peer(SECONDS_TO_DIAGNOSE if _is_of_network(error) else 0):
             watchdog.leave()
             raise PeerLostError from None
         watchdog.leave(f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -164,13 +165,13 @@ def _join(backend: str) -> None:
 
 
 def _start(watchdog: Watchdog, context: DistContext) -> None:
-    own, address = context.on_all_ranks(lambda: host(os.environ) if context.is_rank0 else (None, None))
-    hub = context.broadcast(address)
-    watchdog.start(context.on_all_ranks(lambda: own or connect(context.rank, hub)), hub)
+    own, address = context.on_all_ranks(lambda: listen(os.environ) if context.is_rank0 else (None, None))
+    server = context.broadcast(address)
+    watchdog.start(context.on_all_ranks(lambda: own or connect(context.rank, server)), server)
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether torch.distributed may have raised this because another rank is gone. gloo's errors are plain RuntimeErrors."""
+    """Tell whether torch.distributed may have raised this because another rank is gone. gloo raises plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection", "peer"))

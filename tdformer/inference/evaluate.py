@@ -16,7 +16,7 @@ from tdformer.checkpoint.format import Checkpoint, check, load_model
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext, init_distributed
-from tdformer.distributed.watchdog.verdict import limits
+from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import check_classes, open_val
@@ -66,7 +66,7 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
         model = TDFormer(config.model).to(context.device).eval()
         context.on_all_ranks(lambda: load_model(checkpoint, model, averaged=averaged))
         choose_kernels(model, config.training.kernels, context)
-        context.watchdog.configure(limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
+        context.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         yield Trained(config, checkpoint, train_state, model, context)
 
 

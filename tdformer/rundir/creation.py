@@ -13,7 +13,6 @@ from tdformer.config import RunConfig
 from tdformer.config.dotted_keys import differences, is_within
 from tdformer.config.yaml_io import dump_config, load_config
 from tdformer.rundir import run_lock
-from tdformer.rundir.lock_file import CLOCK_NAME
 from tdformer.rundir.run_dir import RunDir
 
 CHANGEABLE = (
@@ -97,11 +96,11 @@ def claim(run_dir: RunDir, config: RunConfig) -> None:
 
 
 @contextmanager
-def held(run_dir: RunDir, config: RunConfig, lost: Callable[[str], object]) -> Iterator[None]:
-    """Claim the folder for this run, and keep other runs out of it inside the context. `lost`: see run_lock.held."""
+def held(run_dir: RunDir, config: RunConfig, on_lost: Callable[[str], object]) -> Iterator[None]:
+    """Claim the folder for this run, and keep other runs out of it inside the context. run_lock.held says when it calls `on_lost`."""
     make_folder(run_dir)
     check_fits(run_dir, config)
-    with run_lock.held(run_dir, lost):
+    with run_lock.held(run_dir, on_lost):
         claim(run_dir, config)
         yield
 
@@ -120,8 +119,6 @@ def _has_content(run_dir: RunDir) -> bool:
     launch.slurm.
     """
     return run_dir.path.is_dir() and not all(
-        entry.name.startswith((run_dir.lock.name, CLOCK_NAME))
-        or entry.match(f".*-{run_dir.config.name}")
-        or entry.name == run_dir.slurm.name
+        entry.name.startswith(run_dir.lock.name) or entry.match(f".*-{run_dir.config.name}") or entry.name == run_dir.slurm.name
         for entry in run_dir.path.iterdir()
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tdformer.rundir import lock_file
+from tdformer.rundir import run_lock
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 
@@ -29,7 +29,7 @@ def state_of(run_dir: RunDir, sessions: Sequence[Session], has_begun: bool, is_c
     for ended in ENDED:
         if status == ended:
             return ended
-    if lock_file.is_held(run_dir):
+    if run_lock.is_held(run_dir):
         return "running"
     if status is not None or run_dir.lock.exists():
         return "lost"

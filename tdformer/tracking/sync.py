@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.config.yaml_io import checked, load_config
-from tdformer.rundir import lock_file, sessions
+from tdformer.rundir import run_lock, sessions
 from tdformer.rundir.creation import config_of
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.client import explain
@@ -37,7 +37,7 @@ def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], obje
     """
     own = load_config(config_of(run_dir.path)).tracking.uri
     uri = own if uri is None else checked(TrackingConfig, {"uri": uri}, "--uri").uri
-    if lock_file.is_held(run_dir):
+    if run_lock.is_held(run_dir):
         if uri == own:
             raise UserError(f"{run_dir} is being trained, and its process sends to {uri} by itself; sync it when it has ended.")
     else:

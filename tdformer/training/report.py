@@ -102,7 +102,7 @@ def reporting(config: RunConfig, run_dir: RunDir, train_state: TrainState, total
     At the end of the context the progress bar is closed, and the MLflow run gets its status.
     """
     tracker = context.on_all_ranks(lambda: _open_tracker(config, run_dir, train_state, context) if context.is_rank0 else None)
-    context.watchdog.progress.enter(TRAINING)
+    context.watchdog.progress.enter_phase(TRAINING)
     if tracker is None:
         yield Report()
         return
@@ -122,7 +122,7 @@ def _tracking(tracker: Tracker, context: DistContext) -> Iterator[None]:
         try:
             yield
         finally:
-            slow.enter_context(context.watchdog.progress.during("saving"))
+            slow.enter_context(context.watchdog.progress.slow_phase("saving"))
 
 
 def _open_tracker(config: RunConfig, run_dir: RunDir, train_state: TrainState, context: DistContext) -> Tracker:

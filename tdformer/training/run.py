@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext, init_distributed
-from tdformer.distributed.watchdog.verdict import limits
+from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.rundir import creation
 from tdformer.rundir.advice import how_to_go_on, next_step
 from tdformer.rundir.run_dir import RunDir
@@ -43,7 +43,7 @@ def run_training(load: Callable[[], RunConfig], path: Path | None) -> tuple[bool
 
 def _hold(config: RunConfig, path: Path | None, context: DistContext, lock: ExitStack) -> RunDir:
     run_dir = RunDir(path) if path else creation.create_next(config)
-    lock.enter_context(creation.held(run_dir, config, context.watchdog.accuse_self))
+    lock.enter_context(creation.held(run_dir, config, context.watchdog.abort))
     return run_dir
 
 
@@ -54,7 +54,7 @@ def _configure_watchdog(config: RunConfig, run_dir: RunDir, context: DistContext
         sync.close(run_dir)
 
     context.watchdog.configure(
-        limits(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),
+        Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s),
         stacks_folder=run_dir.stacks,
         advice=lambda: how_to_go_on(run_dir, context.world_size),
         closing=close,

@@ -1,9 +1,10 @@
-"""`tdformer` in one process of a run, with a fault on one rank when it takes its second global batch.
+"""This runs `tdformer` in one process of a run. One rank has a fault when it takes its second global batch.
 
     RANK=… WORLD_SIZE=… FAULT_RANK=1 FAULT=sleep python -m tests.faults.fault_worker train CONFIG --run-dir RUN
 
-sleep: its main thread waits for ever. hold: so too, and no other thread of the process runs. raise: a fault of the program.
-leave: the process ends without a word. kill, stop: it sends itself that signal.
+sleep: its main thread waits for ever. hold: its main thread waits for ever, and no other thread of the process can run.
+raise: the program raises an error that is no user's mistake. leave: the process ends and tells nobody. kill, stop: the process
+sends itself that signal.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_st
 
 def main() -> None:
     trainer.train_batches = train_batches
-    watchdog.BEAT_SECONDS = 0.2
+    watchdog.HEARTBEAT_SECONDS = 0.2
     cli.main()
 
 

@@ -18,7 +18,8 @@ import yaml
 
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
-from tdformer.rundir import lock_file
+from tdformer.rundir.lock_file import STALE_SECONDS
+from tdformer.rundir.lock_holder import this_process
 from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import comparing, configs, metric_rows, paper, reading, rows, wording
 from tdformer.runs.comparing import compare
@@ -131,15 +132,15 @@ def test_states(tmp_path: Path) -> None:
         assert reading.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
     killed = write_run(tmp_path / "killed", sessions=[{"status": "running"}])
     assert reading.read(killed).state == "lost"
-    RunDir(killed).lock.write_text(json.dumps(asdict(lock_file.this_process())))
+    RunDir(killed).lock.write_text(json.dumps(asdict(this_process())))
     assert reading.read(killed).state == "running"
-    dead = {**asdict(lock_file.this_process()), "started": "0"}
+    dead = {**asdict(this_process()), "started": "0"}
     RunDir(killed).lock.write_text(json.dumps(dead))
     assert reading.read(killed).state == "lost"
     elsewhere = {**dead, "machine": "another"}
     RunDir(killed).lock.write_text(json.dumps(elsewhere))
     assert reading.read(killed).state == "running"  # gave a sign of life just now
-    old = time.time() - 10 * lock_file.STALE_SECONDS
+    old = time.time() - 10 * STALE_SECONDS
     os.utime(RunDir(killed).lock, (old, old))
     assert reading.read(killed).state == "lost"
 
@@ -216,7 +217,7 @@ def test_a_row_that_is_cut_off_is_left_out_and_told_unless_the_run_is_alive(tmp_
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
     (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
-    RunDir(run).lock.write_text(json.dumps(asdict(lock_file.this_process())))
+    RunDir(run).lock.write_text(json.dumps(asdict(this_process())))
     assert not reading.read(run).notes
 
 
