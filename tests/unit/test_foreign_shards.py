@@ -199,8 +199,8 @@ def test_micro_batches_are_the_same_from_anywhere(
     runs = []
     for folder in (out, tmp_path / "remote", tmp_path / "own"):
         data = open_dataset(folder, cache)
-        order = train_sampler(config, data, 1, global_batch=6, micro_batch=3, rank=0, world_size=1)
-        runs.append(list(train_batches(config, data, order, 0, 6)))
+        sampler = train_sampler(config, data, 1, global_batch=6, micro_batch=3, rank=0, world_size=1)
+        runs.append(list(train_batches(config, data, sampler, 0, 6)))
     for batches in runs[1:]:
         for left, right in zip(runs[0], batches, strict=True):
             assert left.keys == right.keys

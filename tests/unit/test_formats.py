@@ -54,8 +54,8 @@ def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
 
 
 def trained_on(taken: DataConfig, data: DataSet) -> list[Batch]:
-    order = train_sampler(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world_size=1)
-    return list(train_batches(taken, data, order, 0, EPOCHS * order.steps_per_epoch))
+    sampler = train_sampler(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world_size=1)
+    return list(train_batches(taken, data, sampler, 0, EPOCHS * sampler.steps_per_epoch))
 
 
 def evaluated(taken: DataConfig, data: DataSet) -> list[Batch]:
@@ -204,7 +204,7 @@ class Layout:
     micro_batch: int
     world_size: int
 
-    def order(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainSampler:
+    def sampler(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainSampler:
         return train_sampler(
             taken, data, seed, global_batch=global_batch, micro_batch=self.micro_batch, rank=rank, world_size=self.world_size
         )
@@ -238,9 +238,9 @@ def test_any_interruption_and_any_world_size_continue_the_same_run(pool: Any, fo
         """List what each global step sees: keys and pixels, in the order of its micro-batches."""
         per_rank = []
         for rank in range(layout.world_size):
-            order = layout.order(taken, data, seed, global_batch, rank)
-            per_rank.append(list(train_batches(taken, data, order, first, end)))
-            assert len(per_rank[-1]) == (end - first) * order.accumulation
+            sampler = layout.sampler(taken, data, seed, global_batch, rank)
+            per_rank.append(list(train_batches(taken, data, sampler, first, end)))
+            assert len(per_rank[-1]) == (end - first) * sampler.accumulation
         in_order = [batch for side_by_side in zip(*per_rank, strict=True) for batch in side_by_side]
         of_step = global_batch // layout.micro_batch
         grouped = [in_order[start : start + of_step] for start in range(0, len(in_order), of_step)]
