@@ -16,9 +16,10 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.formats.turbojpeg import need_ffcv
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.formats.turbojpeg import require_ffcv
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.loader import THREADS
 from tdformer.bench.loader_pipelines import STORAGE
 from tdformer.bench.photographs import NAMES, write_photographs
@@ -101,9 +102,9 @@ def with_photographs(
             f"training.global_batch ({config.training.global_batch}), got {images}"
         )
     if format == "ffcv":
-        need_ffcv()
+        require_ffcv()
     files, stored = write_photographs(folder, images, processes=processes, progress=progress), folder / STORED_AS[format]
-    prepare(ImageFolderSource(files), stored, Plan(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
+    prepare_dataset(ImageFolderSource(files), stored, PrepareOptions(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
     torch.set_num_threads(THREADS)  # A small set is written in this process, and the package ffcv reduces its threads to one.
     # The head keeps its number of classes, so that no shape changes. Some classes have no images.
     model = config.model.model_copy(update={"num_classes": max(config.model.num_classes, len(NAMES))})

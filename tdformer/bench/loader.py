@@ -19,11 +19,12 @@ import psutil
 import torch
 
 from data_pipelines.errors import UserError
-from data_pipelines.formats.turbojpeg import need_ffcv
+from data_pipelines.formats.turbojpeg import require_ffcv
 from data_pipelines.loading.batch import Batch
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.sources.folders import ImageFolderSource
 from tdformer.bench.loader_pipelines import STORAGE, LoaderSetting, Pipeline, Sets, batches_of
 from tdformer.bench.photographs import NAMES, write_photographs
 
@@ -68,17 +69,17 @@ def prepare_sets(folder: Path, images: int, *, processes: int = 1, progress: Cal
     """
     if images < len(NAMES):
         raise UserError(f"--images must be at least {len(NAMES)}, one for each class, got {images}")
-    need_ffcv()
-    # `prepare` starts the helper process from which the loaders fork their workers too.
+    require_ffcv()
+    # `prepare_dataset` starts the helper process from which the loaders fork their workers too.
     multiprocessing.set_forkserver_preload(["data_pipelines.loading.micro_batches"])
     files = write_photographs(folder, images, processes=processes, progress=progress)
     source = ImageFolderSource(files)
     for name, storage in STORAGE.items():
-        prepare(source, folder / name, Plan(storage), processes=processes, progress=progress)
+        prepare_dataset(source, folder / name, PrepareOptions(storage), processes=processes, progress=progress)
     for path in folder.rglob("*.*"):
         if path.is_file():
             path.read_bytes()
-    return Sets(files, {name: open_set(folder / name) for name in STORAGE})
+    return Sets(files, {name: open_dataset(folder / name) for name in STORAGE})
 
 
 def measure(

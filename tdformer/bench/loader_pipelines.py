@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
-from data_pipelines.formats import ffcv_file
+from data_pipelines.formats.ffcv_joiner import FFCV_FILE
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import train_batches, train_sampler
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.prepare.parts import Storage
+from data_pipelines.prepare.options import Encoding
 
 IMAGE_SIZE = 224
 
@@ -34,10 +34,10 @@ The policy has mmax9, because at magnitude 10 timm's posterize keeps no bit. Pil
 ImageFolder would stop with its error."""
 
 STORAGE = {
-    "original": Storage("wds"),
-    "proportion": Storage("ffcv", quality=90, mode="proportion", jpeg_share=0.5, max_side=500),
-    "jpg": Storage("ffcv", quality=90, mode="jpg", max_side=500),
-    "raw": Storage("ffcv", mode="raw", max_side=500),
+    "original": Encoding("wds"),
+    "proportion": Encoding("ffcv", quality=90, mode="proportion", jpeg_share=0.5, max_side=500),
+    "jpg": Encoding("ffcv", quality=90, mode="jpg", max_side=500),
+    "raw": Encoding("ffcv", mode="raw", max_side=500),
 }
 """Ways to store the set, by their name in a row. `original` keeps the bytes of the files. `proportion` is how the authors of FFCV store
 ImageNet."""
@@ -134,7 +134,7 @@ def _imagefolder(pipeline: Pipeline, files: Path, setting: LoaderSetting) -> Gen
 
 
 def _ffcv_loader(pipeline: Pipeline, data: DataSet, setting: LoaderSetting) -> Generator[torch.Tensor, None, None]:
-    batches = iter(_compiled(Path(data.location) / ffcv_file.BETON, len(data), setting))
+    batches = iter(_compiled(Path(data.location) / FFCV_FILE, len(data), setting))
     try:
         for images_BCHW, _ in batches:
             yield images_BCHW

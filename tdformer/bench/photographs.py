@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.images import encode_jpeg
-from data_pipelines.processes import each
+from data_pipelines.processes import map_unordered
 from data_pipelines.storage.files import replace_file
 
 NAMES = (
@@ -65,7 +65,7 @@ def write_photographs(folder: Path, images: int, *, processes: int = 1, progress
     for name in NAMES:
         (unfinished / name).mkdir(parents=True)
     jobs = [range(start, min(start + PER_JOB, images)) for start in range(0, images, PER_JOB)]
-    for done in each(_write_some, (photographs(), unfinished), jobs, processes):
+    for done in map_unordered(_write_some, (photographs(), unfinished), jobs, processes):
         progress(done)
     unfinished.rename(train)
     return train

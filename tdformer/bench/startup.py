@@ -15,12 +15,14 @@ from statistics import median
 import numpy as np
 
 from data_pipelines.config import DataConfig
-from data_pipelines.formats import ffcv_file
-from data_pipelines.formats.index import Index, keep_index
-from data_pipelines.formats.manifest import ShardInfo
-from data_pipelines.formats.wds_shards import shard_name
+from data_pipelines.formats.ffcv_joiner import join_parts
+from data_pipelines.formats.ffcv_writer import FfcvPart, FfcvSample, write_part
+from data_pipelines.formats.index import Index, save_index
+from data_pipelines.formats.wds_writer import shard_name
 from data_pipelines.loading.dataloader import train_batches, train_sampler
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.storage.shard_info import ShardInfo
 from tdformer.bench.loader_pipelines import IMAGE_SIZE, LoaderSetting, Sets
 
 IMAGENET_SAMPLES = 1_281_167
@@ -69,14 +71,14 @@ def measure_startup(
             times[name, at].append(_measure_once(at, setting))
             progress(1)
     return [
-        Startup(name, len(open_set(at)), *(median(column) for column in zip(*seconds, strict=True)))
+        Startup(name, len(open_dataset(at)), *(median(column) for column in zip(*seconds, strict=True)))
         for (name, at), seconds in times.items()
     ]
 
 
 def _measure_once(folder: Path, setting: LoaderSetting) -> tuple[float, float, float]:
     started = time.perf_counter()
-    data = open_set(folder)
+    data = open_dataset(folder)
     opened = time.perf_counter() - started
     config = DataConfig(train=data.location, val=data.location, image_size=IMAGE_SIZE, workers=setting.workers)
     sampler = train_sampler(config, data, seed=0, global_batch=setting.batch, micro_batch=setting.batch, rank=0, world_size=1)
@@ -100,20 +102,20 @@ def _enlarged_wds(data: DataSet, folder: Path, samples: int) -> None:
         original = shards[number % len(shards)]
         (folder / shard_name(number)).symlink_to((Path(data.location) / original.name).absolute())
         links.append(ShardInfo(shard_name(number), count, original.bytes, original.sha256))
-    keep_index(folder, links, Index(rows))
+    save_index(folder, links, Index(rows))
     replace(data.manifest, shards=links, blocks=filled).write(folder)
 
 
 def _enlarged_ffcv(data: DataSet, folder: Path, samples: int) -> None:
     """Write an FFCV file with this many samples, which share the pixels of at most 256 stored samples."""
     few = range(min(len(data), 256))
-    stored = (ffcv_file.StoredSample(data.index.key_of(n), data.index.label_of(n), np.asarray(data.read(n)), n % 2 == 0) for n in few)
+    stored = (FfcvSample(data.index.key_of(n), data.index.label_of(n), np.asarray(data.read(n)), n % 2 == 0) for n in few)
     pages, again = folder / "pages", np.arange(samples) % len(few)
-    part = ffcv_file.write_part(pages, stored, max_side=500, quality=90)
+    part = write_part(pages, stored, max_side=500, quality=90)
     allocations = part.allocations[again]
     allocations["sample_id"] = np.arange(samples)
-    shard, index = ffcv_file.join_parts(folder, [(pages, ffcv_file.Part(part.metadata[again], allocations, part.keys[again]))], 500)
+    shard, index = join_parts(folder, [(pages, FfcvPart(part.metadata[again], allocations, part.keys[again]))], 500)
     pages.unlink()
-    keep_index(folder, [shard], index)
+    save_index(folder, [shard], index)
     blocks = [min(1000, samples - start) for start in range(0, samples, 1000)]
     replace(data.manifest, format="ffcv", shards=[shard], blocks=blocks).write(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_pipelines.storage.urls import is_remote
+from data_pipelines.storage.locations import is_remote
 from tdformer.checkpoint.export import initial_state
 from tdformer.config import RunConfig
 from tdformer.models.registry import parameter_counts

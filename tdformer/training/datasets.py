@@ -11,7 +11,9 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.loading.dataloader import check_transforms
-from data_pipelines.loading.dataset import Cache, DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.storage.cache_folder import CacheFolder
 from tdformer.config import RunConfig
 
 
@@ -22,7 +24,7 @@ def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
     installed packages, do not have.
     """
     data = config.data
-    train_set, val_set = open_set(data.train, cache_of(data)), open_val(config)
+    train_set, val_set = open_dataset(data.train, cache_of(data)), open_val(config)
     check_transforms(data, train_set)
     check_classes(val_set, train_set.classes, f"the training set {data.train}")
     _check_samples(config, train_set)
@@ -41,14 +43,14 @@ def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
             f"{data.train} holds {len(train_set)} samples, fewer than training.global_batch "
             f"({config.training.global_batch}); lower it or add data."
         )
-    if train_set.streams:
+    if train_set.is_streamed:
         _check_cache(data, train_set)
     return train_set, val_set
 
 
 def open_val(config: RunConfig) -> DataSet:
     """Open the validation set alone. Raises as open_data does."""
-    opened = open_set(config.data.val, cache_of(config.data))
+    opened = open_dataset(config.data.val, cache_of(config.data))
     _check_samples(config, opened)
     return opened
 
@@ -58,16 +60,16 @@ def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet) -> list[st
     notes, classes = [], len(train_set.classes)
     if classes < config.model.num_classes:
         notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
-    if train_set.streams or val_set.streams:
+    if train_set.is_streamed or val_set.is_streamed:
         cache = cache_of(config.data)
-        notes.append(f"shards are kept in {cache.folder}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
+        notes.append(f"shards are kept in {cache.path}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
     return notes
 
 
-def cache_of(config: DataConfig) -> Cache:
+def cache_of(config: DataConfig) -> CacheFolder:
     """Return where downloaded shards are kept. The default is a folder of this user in the machine's folder for temporary files."""
     folder = config.shard_cache or Path(tempfile.gettempdir()) / f"tdformer-shards-{os.getuid()}"
-    return Cache(folder, int(config.shard_cache_gb * 1e9))
+    return CacheFolder(folder, int(config.shard_cache_gb * 1e9))
 
 
 def check_classes(opened: DataSet, classes: list[str], of: str) -> None:

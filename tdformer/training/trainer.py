@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from data_pipelines.loading.augment import Mix
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
+from data_pipelines.loading.mixup import SeededMixup
 from tdformer.checkpoint import store
 from tdformer.checkpoint.format import Checkpoint
 from tdformer.checkpoint.loss_scale import LossScale
@@ -68,7 +68,7 @@ class Trainer:
         self.best_is_unsaved = False
         self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context)
         self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
-        self.mix = Mix(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
+        self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
         self.batches = train_batches(config.data, self.train_set, self.sampler, self.train_state.step, self.total_steps)
         self.loss_spikes = LossSpikes()
         self.throughput = Throughput()
@@ -81,12 +81,12 @@ class Trainer:
 
     def announce(self, report: Report) -> None:
         """Say what is trained on which data, and where the run goes on."""
-        training, sampler = self.config.training, self.sampler
+        training, sampler, dropped = self.config.training, self.sampler, self.sampler.dropped_samples
         report.say(
             f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
             f"{training.micro_batch} x {self.context.world_size} ranks x {sampler.accumulation} accumulation; "
             f"{sampler.steps_per_epoch} steps per epoch"
-            + (f", {sampler.left_out} images (others in each epoch) are left out to make steps equal" if sampler.left_out else "")
+            + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
         )
         for note in self.notes:
             report.say(note)

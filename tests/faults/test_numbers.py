@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.config import DataConfig
 from data_pipelines.loading.dataloader import train_sampler
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.faults.small_run import STEPS, SmallRun, bits
@@ -34,10 +34,10 @@ def names(run: Path) -> list[str]:
 
 
 def keys_of_step(small: SmallRun, step: int) -> set[str]:
-    data = open_set(small.folder / "train")
+    data = open_dataset(small.folder / "train")
     config = DataConfig(train=str(small.folder / "train"), val=str(small.folder / "val"))
     sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=2, rank=0, world_size=1)
-    return {data.index.key_of(sample) for places in sampler.from_step(step - 1, step) for _, sample in places}
+    return {data.index.key_of(sample) for places in sampler.iterate_steps(step - 1, step) for _, sample in places}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tdformer.bench import end_to_end
 from tdformer.bench.photographs import NAMES
 from tdformer.config import RunConfig
@@ -65,7 +65,7 @@ def test_photographs_take_the_place_of_the_data_and_are_used_again(run_config: d
     assert sum(done) == 2 * 20
     assert torch.get_num_threads() == threads
     assert changed.data.train == changed.data.val
-    assert (len(open_set(changed.data.train)), changed.model.num_classes) == (20, len(NAMES))
+    assert (len(open_dataset(changed.data.train)), changed.model.num_classes) == (20, len(NAMES))
     assert changed.model.backbone == config.model.backbone
     assert end_to_end.with_photographs(config, tmp_path / "set", 20, "wds") == changed
     with pytest.raises(DataError, match="holds another generated set"):

@@ -28,14 +28,15 @@ def index(
 
     A sample is <key>.jpg, .jpeg or .png, and <key>.cls with its class number. After a kill, the same command continues where it was.
     """
-    from data_pipelines.prepare.indexing import index_shards, read_classes, state_of
-    from data_pipelines.prepare.shard_lists import find_shards
+    from data_pipelines.prepare.class_names import read_class_names
+    from data_pipelines.prepare.index_shards import index_shards, preview_indexing
+    from data_pipelines.prepare.shard_list import find_shards
 
-    found, names = find_shards(shards), None if classes is None else read_classes(classes)
+    found, names = find_shards(shards), None if classes is None else read_class_names(classes)
     count = len(found.names)
-    row: dict[str, object] = {"data_set": str(out), "shards": count, "first": found.place(0), "last": found.place(count - 1)}
+    row: dict[str, object] = {"data_set": str(out), "shards": count, "first": found.location(0), "last": found.location(count - 1)}
     if dry_run:
-        show(row | {"state": state_of(found, out, names)}, as_json)
+        show(row | {"state": preview_indexing(found, out, names)}, as_json)
         return
     with progress(f"{out}", count) as advance:
         try:
@@ -43,7 +44,7 @@ def index(
         except KeyboardInterrupt:
             typer.echo(f"stopped; the shards that were read are noted in {out}, and the same command goes on", err=True)
             raise typer.Exit(130) from None
-    state = "already there" if done.already_there else f"indexed, {done.kept} samples of it before" if done.kept else "indexed"
+    state = "already there" if done.already_there else f"indexed, {done.resumed} samples of it before" if done.resumed else "indexed"
     show(row | {"samples": done.samples, "classes": done.classes, "state": state}, as_json)
     if not as_json:
         typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")

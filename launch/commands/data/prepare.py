@@ -15,8 +15,7 @@ from launch.output.progress import progress
 from launch.output.tables import show_rows
 
 if TYPE_CHECKING:
-    from data_pipelines.prepare.parts import Storage
-    from data_pipelines.prepare.writing import Plan
+    from data_pipelines.prepare.options import Encoding, PrepareOptions
     from data_pipelines.sources.base import Source
 
 
@@ -56,54 +55,54 @@ def prepare(
 
     After a kill at any moment, the same command continues where it was. Existing files are never overwritten.
     """
-    from data_pipelines.prepare.writing import Plan
-    from data_pipelines.sources import open_splits
+    from data_pipelines.prepare.options import PrepareOptions
+    from data_pipelines.sources.layouts import open_splits
 
-    storage = _storage(format, short_side, quality, mode, jpeg_share, max_side)
-    plan = Plan(storage, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
+    encoding = _encoding(format, short_side, quality, mode, jpeg_share, max_side)
+    options = PrepareOptions(encoding, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
     _check_apart(Path(source), out)
     splits = open_splits(source, layout, time_steps)
     if unknown := sorted(set(only or []) - splits.keys()):
         raise UserError(f"--only {unknown[0]}: {source} holds {', '.join(splits)}.")
     chosen = {name: samples for name, samples in splits.items() if not only or name in only}
     if dry_run:
-        show_rows([_planned(samples, out / name, plan) for name, samples in chosen.items()], as_json, "data_sets")
+        show_rows([_planned(samples, out / name, options) for name, samples in chosen.items()], as_json, "data_sets")
         return
-    rows = [_write(samples, out / name, plan, processes or os.cpu_count() or 1) for name, samples in chosen.items()]
+    rows = [_write(samples, out / name, options, processes or os.cpu_count() or 1) for name, samples in chosen.items()]
     show_rows(rows, as_json, "data_sets")
     if not as_json:
         _advise(rows, splits, out)
 
 
 def _described(samples: Source, folder: Path) -> dict[str, object]:
-    return {"data_set": str(folder), "classes": len(samples.classes), "other_files": samples.left_out}
+    return {"data_set": str(folder), "classes": len(samples.classes), "other_files": samples.ignored_files}
 
 
-def _planned(samples: Source, folder: Path, plan: Plan) -> dict[str, object]:
+def _planned(samples: Source, folder: Path, options: PrepareOptions) -> dict[str, object]:
     """Return the row of a data set that would be written."""
-    from data_pipelines.prepare.writing import state_of
+    from data_pipelines.prepare.prepare_dataset import preview_preparation
 
-    state = state_of(samples, folder, plan)
-    return {**_described(samples, folder), "files": len(samples), "parts": len(plan.parts(len(samples))), "state": state}
+    state = preview_preparation(samples, folder, options)
+    return {**_described(samples, folder), "files": len(samples), "parts": len(options.parts(len(samples))), "state": state}
 
 
-def _write(samples: Source, folder: Path, plan: Plan, processes: int) -> dict[str, object]:
+def _write(samples: Source, folder: Path, options: PrepareOptions, processes: int) -> dict[str, object]:
     """Write a data set, and return its row. Exits with code 130 after Ctrl-C."""
-    from data_pipelines.prepare.writing import prepare as write
+    from data_pipelines.prepare.prepare_dataset import prepare_dataset
 
     with progress(f"{folder}", len(samples)) as advance:
         try:
-            done = write(samples, folder, plan, processes=processes, progress=advance)
+            done = prepare_dataset(samples, folder, options, processes=processes, progress=advance)
         except KeyboardInterrupt:
             typer.echo(f"stopped; finished parts of {folder} are kept, and the same command goes on", err=True)
             raise typer.Exit(130) from None
-    state = "already there" if done.already_there else f"written, {done.kept} of them before" if done.kept else "written"
+    state = "already there" if done.already_there else f"written, {done.resumed} of them before" if done.resumed else "written"
     return {**_described(samples, folder), "samples": done.samples, "bad_images": done.left_out, "state": state}
 
 
 def _advise(rows: list[dict[str, object]], splits: Mapping[str, Source], out: Path) -> None:
     """Print where bad images are listed, and how to train on the data sets."""
-    from data_pipelines.prepare.writing import LEFT_OUT
+    from data_pipelines.prepare.journal import LEFT_OUT
 
     for row in rows:
         if row["bad_images"]:
@@ -119,19 +118,19 @@ def _check_apart(source: Path, out: Path) -> None:
         raise UserError(f"{out} lies in {source}, which it would be made from; choose another folder to write to.")
 
 
-def _storage(
+def _encoding(
     format: Literal["wds", "ffcv"],
     short_side: int | None,
     quality: int | None,
     mode: Literal["raw", "jpg", "proportion"] | None,
     jpeg_share: float | None,
     max_side: int | None,
-) -> Storage:
-    from data_pipelines.prepare.parts import Storage
+) -> Encoding:
+    from data_pipelines.prepare.options import Encoding
 
     of_ffcv = {name: value for name, value in (("mode", mode), ("jpeg_share", jpeg_share), ("max_side", max_side)) if value is not None}
     if format != "ffcv" and of_ffcv:
         raise UserError(f"--{min(of_ffcv).replace('_', '-')} is for --format ffcv.")
     if jpeg_share is not None and mode not in (None, "proportion"):
         raise UserError(f"--jpeg-share is for --mode proportion, not {mode}.")
-    return Storage(format, short_side, quality, **of_ffcv)  # type: ignore[arg-type]
+    return Encoding(format, short_side, quality, **of_ffcv)  # type: ignore[arg-type]

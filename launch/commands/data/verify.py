@@ -23,13 +23,12 @@ def verify(
     """Check presence, size and samples of every shard, and decode images. The exit code is 2 if anything is damaged."""
     import json
 
-    from data_pipelines.formats.manifest import read_manifest
-    from data_pipelines.prepare.verify import DECODED_SAMPLES, Check
-    from data_pipelines.prepare.verify import verify as find_damage
+    from data_pipelines.formats.manifest_reader import read_manifest
+    from data_pipelines.prepare.verify_dataset import DECODED_SAMPLES, VerifyOptions, verify_dataset
 
     total = read_manifest(folder).samples
     with progress(f"{folder}", 2 * total) as advance:
-        damage = find_damage(folder, Check(hashes, all_images), processes=processes or os.cpu_count() or 1, progress=advance)
+        damage = verify_dataset(folder, VerifyOptions(hashes, all_images), processes=processes or os.cpu_count() or 1, progress=advance)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "samples": total, "damage": damage}))
     else:

@@ -1,4 +1,4 @@
-"""Which shards a user means: a folder, a text file that lists them, or a path or URL in WebDataset's brace notation."""
+"""Finds the shards that a user names by a folder, a text file, or a path or URL in WebDataset's brace notation."""
 
 from __future__ import annotations
 
@@ -10,44 +10,50 @@ from pathlib import Path
 import braceexpand
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.keys import is_storable
-from data_pipelines.storage.urls import check_location, is_remote, join
+from data_pipelines.formats.keys import is_valid_key
+from data_pipelines.storage.locations import check_location, is_remote, join_location
 
 
 @dataclass(frozen=True)
 class ShardList:
-    """The shards of one set, in their order: file names in the folder (an absolute path) or under the URL `base`."""
+    """The shards of one data set, in order. `base` is the absolute path of their folder, or their URL. `names` are file names in it."""
 
     base: str
     names: list[str]
 
-    def place(self, number: int) -> str:
+    def location(self, number: int) -> str:
+        """The path or URL of a shard. Raises DataError for a name that may lead out of a URL."""
         name = self.names[number]
-        return join(self.base, name) if self.is_remote else os.path.join(self.base, name)
+        return join_location(self.base, name) if self.is_remote else os.path.join(self.base, name)
 
     def path(self, number: int) -> Path | None:
-        """None for a shard at a URL."""
-        return None if self.is_remote else Path(self.place(number))
+        """The path of a local shard; None for a shard at a URL."""
+        return None if self.is_remote else Path(self.location(number))
 
     @property
     def is_remote(self) -> bool:
+        """True if the shards are at a URL."""
         return is_remote(self.base)
 
     def sizes(self) -> list[int]:
-        """Of local shards, in bytes. Raises DataError for one that is missing or no file."""
-        return [_size(Path(self.place(number))) for number in range(len(self.names))]
+        """The sizes of local shards in bytes. Raises DataError for a shard that is missing or no file."""
+        return [_size(Path(self.location(number))) for number in range(len(self.names))]
 
 
 def find_shards(text: str) -> ShardList:
-    """The shards that `text` names. Raises UserError for none, for places that are refused, and for shards that lie apart."""
+    """Find the shards that `text` names.
+
+    Raises UserError for a location that is refused, for shards in several folders, and if no shard is named. Raises DataError for a
+    folder or list that cannot be read.
+    """
     check_location(text)
     if not is_remote(text) and os.path.isdir(text):
-        places = _tars_in(Path(text))
+        locations = _tars_in(Path(text))
     elif text.endswith(".txt"):
-        places = _read_list(text)
+        locations = _read_list(text)
     else:
-        places = _expanded(text)
-    return _together(places, text)
+        locations = _expanded(text)
+    return _make_list(locations, text)
 
 
 def _tars_in(folder: Path) -> list[str]:
@@ -61,7 +67,7 @@ def _tars_in(folder: Path) -> list[str]:
 
 
 def _read_list(text: str) -> list[str]:
-    """Paths in it are relative to its folder."""
+    """Read a list with one path or URL per line. Relative paths start at the list's folder."""
     if is_remote(text):
         raise UserError(f"{text} is a list at a URL; download it first, and give the file.")
     try:
@@ -82,32 +88,32 @@ def _expanded(text: str) -> list[str]:
         raise UserError(f"{text} has a brace without its other half; expected a name such as train-{{0000..1023}}.tar.") from None
 
 
-def _together(places: list[str], text: str) -> ShardList:
-    places = [place if is_remote(check_location(place)) else os.path.abspath(place) for place in places]
-    bases = list(dict.fromkeys(place.rpartition("/")[0] or "/" for place in places))
+def _make_list(locations: list[str], text: str) -> ShardList:
+    locations = [location if is_remote(check_location(location)) else os.path.abspath(location) for location in locations]
+    bases = list(dict.fromkeys(location.rpartition("/")[0] or "/" for location in locations))
     if len(bases) > 1:
         raise UserError(
             f"the shards of {text} lie apart, in {bases[0]} and in {bases[1]}; a set's shards lie in one folder or under one URL: "
             "put them together, or index each as a set of its own."
         )
-    names = [place.rpartition("/")[2] for place in places]
+    names = [location.rpartition("/")[2] for location in locations]
     for name in names:
         if not name:
             raise UserError(f"{text} names no shard, and a URL's folder cannot be listed; give its shards: train-{{0000..1023}}.tar.")
-        if not is_storable(name) or name.startswith(".") or "\\" in name:
+        if not is_valid_key(name) or name.startswith(".") or "\\" in name:
             raise UserError(f"{name!a} in {bases[0]} is no name for a shard; rename it.")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{text} names {twice[0]} twice; name each shard once.")
     shards = ShardList(check_location(bases[0]), names)
     for number in range(len(names)):
-        shards.place(number)  # refuses names that are none at a URL
+        shards.location(number)  # raises for a name that a URL cannot have
     return shards
 
 
 def _size(path: Path) -> int:
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"shard {path} is no file; name .tar files alone.")  # a pipe would be waited for
+            raise DataError(f"shard {path} is no file; name .tar files alone.")  # reading from a pipe would wait for ever
         return path.stat().st_size
     except OSError as error:
         state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"

@@ -1,38 +1,36 @@
-"""The published corruption suites: CIFAR-10-C, arrays, and ImageNet-C, folders; one source per corruption and severity.
+"""Reads the corruption suite CIFAR-10-C: one source per corruption and severity.
 
-Both are from https://github.com/hendrycks/robustness. CIFAR-10-C: one array per corruption, <corruption>.npy, with the
-test set at severity 1, then at 2, … to 5, and labels.npy for all of them.
-ImageNet-C: <group>/<corruption>/<severity>/<class>/<image>.JPEG; some of its archives unpack without the group.
+The suite is published at https://github.com/hendrycks/robustness. It has one array per corruption, <corruption>.npy, with the test
+set at severity 1, then at severity 2, and so on to 5. labels.npy holds the labels of all five.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import encode_png
-from data_pipelines.sources.base import RawSample, Source
-from data_pipelines.sources.folders import ImageFolderSource
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 SEVERITIES = range(1, 6)
-
+"""The severities of both suites, CIFAR-10-C and ImageNet-C."""
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-"""As CIFAR-10 numbers them; the suite itself names none."""
+"""The class names of CIFAR-10 in the order of its labels. The suite itself names no classes."""
 
 
 class CorruptedArraySource:
-    """One severity of one corruption: a block of the rows of an array, as PNGs.
+    """The samples of one corruption at one severity: N consecutive images of an array. Each image becomes a PNG.
 
-    labels: int64 [N], the block's. The array is mapped at the first read in each process, and not pickled.
+    labels: int64 [N]. Each process maps the array at its first read; it is not pickled.
     """
 
     def __init__(self, path: Path, severity: int, labels: np.ndarray) -> None:
         self.classes = list(CIFAR10_CLASSES)
-        self.left_out = 0
+        self.ignored_files = 0
         self._path = path
         self._name = f"{path.stem}-{severity}"
         self._first = (severity - 1) * len(labels)
@@ -55,11 +53,11 @@ class CorruptedArraySource:
         key = f"{self._name}-{index:05d}".replace(".", "_")
         return RawSample(key, "png", encode_png(self._pixels[index]), int(self._labels[index]))
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"{self._path} row {self._first + index}"
 
     def fingerprint(self) -> str:
-        """Of name, pixels and labels: all such files have the same size, and 30 MB are read soon."""
+        """Hash name, pixels and labels. All such files have one size, so sizes would not do, and 30 MB are read quickly."""
         digest = hashlib.sha256(self._name.encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(self._pixels).data)
         digest.update(self._labels.data)
@@ -67,7 +65,7 @@ class CorruptedArraySource:
 
 
 def open_cifar10_c(root: Path) -> dict[str, Source]:
-    """`gaussian_noise-1` and so on, of whatever corruptions the folder holds.
+    """Open all corruptions in a folder. The splits are named `gaussian_noise-1` and so on, by corruption and severity.
 
     Raises DataError, naming the file, for arrays that are not as published.
     """
@@ -87,7 +85,7 @@ def open_cifar10_c(root: Path) -> dict[str, Source]:
 
 
 def _cifar10_labels(path: Path) -> np.ndarray:
-    """int64 [5 N], checked."""
+    """Read and check the labels of all severities, int64 [5 N]."""
     labels = _map(path)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{path} is {labels.dtype} {list(labels.shape)}; expected integers [N], so download the suite again.")
@@ -99,7 +97,7 @@ def _cifar10_labels(path: Path) -> np.ndarray:
 
 
 def _open_array(path: Path) -> np.ndarray:
-    """uint8 [N, 32, 32, 3], in the file's memory map."""
+    """Map an array of images into memory: uint8 [N, 32, 32, 3]."""
     pixels = _map(path)
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (32, 32, 3):
         raise DataError(f"{path} is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, 32, 32, 3], so download the suite again.")
@@ -107,44 +105,8 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _map(path: Path) -> np.ndarray:
-    """Unlike np.load, this reads .npy files alone; neither unpickles objects then."""
+    """Map an .npy file into memory. Unlike np.load, open_memmap reads no other file type, and it never unpickles objects."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as an array of numbers ({error}); download the suite again.") from None
-
-
-def open_imagenet_c(root: Path) -> dict[str, Source]:
-    """`gaussian_noise-1` and so on, of whatever corruptions and severities the folder holds.
-
-    Classes are all that occur anywhere in the suite, sorted. Raises DataError, naming the folder, for any other layout.
-    """
-    folders: dict[str, Path] = {}
-    for corruption in _corruptions(root):
-        for severity in _severities(corruption):
-            name = f"{corruption.name}-{severity.name}"
-            if (other := folders.setdefault(name, severity)) != severity:
-                raise DataError(f"{other} and {severity} hold the same corruption and severity; remove one of them.")
-    classes = sorted({folder.name for severity in folders.values() for folder in _folders_in(severity)})
-    return {name: ImageFolderSource(folder, classes) for name, folder in folders.items()}
-
-
-def _corruptions(root: Path) -> list[Path]:
-    """The folders of corruptions, in groups or not. A folder that is neither is refused: a suite with gaps looks like a whole one."""
-    found: list[Path] = []
-    for folder in _folders_in(root) if root.is_dir() else []:
-        corruptions: Sequence[Path] = [folder] if _severities(folder) else _folders_in(folder)
-        if wrong := [path for path in corruptions if not _severities(path)] or ([] if corruptions else [folder]):
-            raise DataError(f"{wrong[0]} holds no folder 1 … 5; expected {root}/[<group>/]<corruption>/<severity>/<class>/<image>.")
-        found += corruptions
-    if not found:
-        raise DataError(f"{root} holds no folder; expected {root}/[<group>/]<corruption>/<severity>/<class>/<image>.")
-    return found
-
-
-def _severities(corruption: Path) -> list[Path]:
-    return [folder for folder in _folders_in(corruption) if folder.name in map(str, SEVERITIES)]
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
