@@ -55,7 +55,7 @@ class Row:
     data_wait_share: float
     """Share of a step that is spent waiting for data."""
     data_wait_share_overall: float
-    """The same share over all measured steps together. A median hides a wait that happens rarely, this value does not."""
+    """Share of the time of all measured steps together. It shows waits that happen rarely, which a median hides."""
     workers: int
     """The number of loader processes per rank."""
     device: str

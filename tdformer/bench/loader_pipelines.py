@@ -84,7 +84,7 @@ class LoaderSetting:
 
 @dataclass(frozen=True)
 class Sets:
-    """The same images as a folder of files, and as one data set for each entry of STORAGE."""
+    """Holds one set of images as a folder of files, and as one data set for each entry of STORAGE."""
 
     files: Path
     opened: dict[str, DataSet]

@@ -18,12 +18,12 @@ from tdformer.training.meta_step import backward, forward, make_model_with_loss,
 
 @dataclass(frozen=True)
 class Activations:
-    """These are the bytes that one micro-batch takes. Its images count; parameters, their gradients and buffers do not."""
+    """Bytes that one micro-batch takes. Its images count; parameters, their gradients and buffers do not."""
 
     kept: int
-    """So many bytes are alive between the forward and the backward pass."""
+    """Bytes that are alive between the forward and the backward pass."""
     peak: int
-    """So many bytes are alive at once at the most: `kept`, the piece that is computed (again), and the gradients of its activations."""
+    """Most bytes that are alive at once: `kept`, the piece that is computed (again), and the gradients of its activations."""
 
 
 def estimate_activations(config: RunConfig, recompute: RecomputePolicy | None = None, *, device_type: str = "cuda") -> Activations:

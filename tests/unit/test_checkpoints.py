@@ -66,7 +66,7 @@ def test_every_nth_is_kept(run_dir: RunDir) -> None:
 
 
 def test_a_crash_while_a_step_is_saved_again_loses_neither(run_dir: RunDir) -> None:
-    """Between the two renames the old one has a hidden name; a start gives it back its own."""
+    """The old checkpoint has a hidden name between the two renames. The next start gives it its name back."""
     checkpoint = save(run_dir, 3)
     checkpoint.path.rename(run_dir.checkpoints / ".replaced-step-00000003")
     assert store.latest_valid(run_dir)[0] == checkpoint

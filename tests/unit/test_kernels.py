@@ -30,7 +30,7 @@ CLOSE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 1
 
 
 def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor | None) -> list[list[torch.Tensor]]:
-    """Of plain, then fused: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
+    """Return the results of the plain path, then of the fused one: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
     results = []
     for is_fused in (False, True):
         own, lif.fused = copy.deepcopy(norm), is_fused
@@ -72,7 +72,7 @@ def test_batch_norm_and_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> N
 
 
 def layouts() -> dict[str, torch.Tensor]:
-    """The same shape in each memory layout that the networks hand on, and in some that they do not."""
+    """Return tensors of one shape, in each memory layout that networks use and in some that they do not use."""
     torch.manual_seed(0)
     images = torch.randn(6, 3, 4, 5) * 2
     last = images.contiguous(memory_format=torch.channels_last)
@@ -206,7 +206,7 @@ def test_what_auto_means() -> None:
 
 
 def pixels_below_each_other(x: torch.Tensor) -> torch.Tensor:
-    """The same values in channels_last, of three axes as of four."""
+    """Return the same values in channels_last, for three axes or four."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -235,7 +235,7 @@ def test_maps_over_channels_are_the_same_in_both_layouts_and_keep_them(shape: tu
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) -> None:
-    """Or each of them would make a copy of its own."""
+    """Every synapse would otherwise make a copy of its own."""
     model_with_loss = lively(ModelWithLoss(small(BACKBONES[backbone]), 0.1))
     wrong: list[str] = []
 

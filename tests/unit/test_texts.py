@@ -10,10 +10,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 CONTINUES = re.compile(
-    r"(Of|In|On|At|By|As|And|Or|But|So|That|Whether|With|Without|Until|Beside|Around|Inside|Its|Those|Else|Also|Only|To|From|For|"
-    r"The same|Such as|Up to)\b"
+    r"(Of|As|And|Or|But|So|That|Whether|Until|Beside|Its|Those|Else|The same|Such as|Up to)\b"
+    r"|(In|On|At|By|With|Without|Around|Inside|To|From|For|After|Before|Behind|Between)\b[^,:]*(\.|$)"
 )
-"""Words with which a text goes on that began with the name above it."""
+"""A text matches if it goes on with a sentence that the name above it began."""
 
 
 def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -26,7 +26,7 @@ def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def continuations(source: str) -> list[str]:
-    return [f"line {line}: {text.splitlines()[0]}" for line, text in texts(ast.parse(source)) if CONTINUES.match(text)]
+    return [f"line {line}: {text.splitlines()[0]}" for line, text in texts(ast.parse(source)) if CONTINUES.match(text.replace("\n", " "))]
 
 
 def test_no_docstring_continues_the_name_above_it() -> None:
@@ -37,5 +37,5 @@ def test_no_docstring_continues_the_name_above_it() -> None:
 
 
 def test_a_continuation_is_found() -> None:
-    source = 'LIMIT = 3\n"""Of a run."""\n\n\ndef age(run):\n    """Seconds since the last heartbeat."""\n'
-    assert continuations(source) == ["line 2: Of a run."]
+    source = 'LIMIT = 3\n"""Of a run."""\nPLACE = 4\n"""In the training set."""\n\n\ndef age(run):\n    """With a lock, return its age in seconds."""\n'
+    assert continuations(source) == ["line 2: Of a run.", "line 4: In the training set."]

@@ -259,7 +259,7 @@ def test_a_run_that_was_deleted_is_not_begun_anew(config: RunConfig, run_dir: Ru
 
 
 def test_a_run_that_the_server_does_not_know_is_sent_whole(config: RunConfig, run_dir: RunDir) -> None:
-    """As after its database was made anew."""
+    """A server does not know its runs any more after its database was made anew."""
     note_run_id(run_dir, config.tracking.uri, "0123456789abcdef0123456789abcdef")
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)

@@ -23,7 +23,7 @@ class Status:
     Where ranks wait for one another, the others wait for the rank with the smallest number.
     """
     idle_s: float = 0.0
-    """So many seconds have passed since `collectives` last changed or a phase began or ended."""
+    """Seconds since `collectives` last changed or a phase began or ended."""
     phase: str = STARTING
     is_slow: bool = True
     """True if the phase may take watchdog.slow_timeout_s."""

@@ -20,7 +20,7 @@ from tdformer.distributed.watchdog.wakeup import WakeupPipe
 SECONDS_TO_DELIVER = 3.0
 """Rank 0 waits this long for the others to read its diagnosis, before it goes on to end its process."""
 BACKLOG = 4096
-"""So many ranks may connect at the same moment."""
+"""Largest number of ranks that may connect at the same moment."""
 
 
 class Server:
