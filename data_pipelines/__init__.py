@@ -1,1 +1,1 @@
-"""Raw images -> shards -> batches. Knows nothing of the model or of how it is trained."""
+"""Turns raw images into shards, and shards into batches. Knows nothing of the model or of how it is trained."""

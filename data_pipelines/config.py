@@ -1,4 +1,4 @@
-"""What a run says about its data. Read by this package alone; imports neither torch nor tdformer."""
+"""Defines the data section of a run's configuration. Only this package reads it. Imports neither torch nor tdformer."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from data_pipelines.storage.urls import check_location
+from data_pipelines.storage.locations import check_location
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
-# The usual ImageNet statistics over RGB in [0, 1].
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-
+"""The usual ImageNet statistics over RGB in [0, 1]."""
 
 Location = Annotated[str, BeforeValidator(str), AfterValidator(check_location)]
 
 
 class Section(BaseModel):
-    """Base of every configuration section: unknown keys are errors, values never change once read."""
+    """Base class of every configuration section. Unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AugmentConfig(Section):
-    """Training-time augmentation, in the order in which it is applied (timm's implementations)."""
+    """Augmentation in training, in the order in which it is applied. The implementations are timm's."""
 
     crop_scale: tuple[Probability, Probability] | None = (0.08, 1.0)
-    """Range of the random resized crop's area, as a share of the image; null for event frames, which are not cropped."""
+    """Range of the random resized crop's area, as a share of the image. null: no crop, for event frames."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Range of the crop's aspect ratio (width / height)."""
     flip: Probability = 0.5
@@ -41,14 +40,15 @@ class AugmentConfig(Section):
     erase: Probability = 0.0
     """Probability of random erasing with per-pixel noise."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """alpha of mixup's Beta distribution; 0: none. One draw per micro-batch; with cutmix too, each is taken half of the time."""
+    """alpha of mixup's Beta distribution; 0: no mixup. One draw per micro-batch. With cutmix too, each is chosen half of the time."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """alpha of cutmix's Beta distribution; 0: none."""
+    """alpha of cutmix's Beta distribution; 0: no cutmix."""
     mix_probability: Probability = 1.0
-    """Share of the micro-batches that are mixed at all."""
+    """Probability that a micro-batch is mixed."""
 
     @property
     def mixes(self) -> bool:
+        """True if mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
     @field_validator("mixup", "cutmix")
@@ -67,36 +67,37 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the samples lie and how a sample becomes a normalised image."""
+    """Where the data sets are, and how a sample becomes a normalised image."""
 
     train: Location
-    """The training set: a folder written by ``tdformer data prepare`` or ``tdformer data index``; or, for prepared WebDataset
-    shards, its URL (http(s), s3, gs, …)."""
+    """The training set: a folder written by ``tdformer data prepare`` or ``tdformer data index``; or the URL (http(s), s3, gs, …) of
+    prepared WebDataset shards."""
     val: Location
-    """The validation set, likewise."""
+    """The validation set: a folder or URL, as for `train`."""
     shard_cache: Path | None = None
-    """Where the shards of a URL are kept, on a disk of the machine itself, for all its processes; null: its temporary folder."""
+    """Folder that caches the shards of a URL, for all processes of the machine. It must be on a local disk. null: the temporary folder."""
     shard_cache_gb: PositiveFloat = 100.0
-    """How much is kept at most, in GB (10^9 bytes); the least recently used shards make room."""
+    """Largest size of the cache in GB (10^9 bytes). The least recently used shards are removed first."""
     train_samples: Annotated[int, Field(ge=1)] | None = None
-    """How many samples `train` must hold; a set that was only half copied is refused. null: any number."""
+    """Number of samples that `train` must hold, so that an incomplete copy is refused. null: any number."""
     image_size: Annotated[int, Field(ge=16)] = 224
     """Height and width of the images that the model sees, in pixels."""
     interpolation: Literal["bilinear", "bicubic", "area"] = "bicubic"
-    """How crops are resized. area averages, as FFCV's own loader does: the fastest, and another recipe than the papers' bicubic."""
+    """How crops are resized. area: averaging areas, as FFCV's own loader does. It is the fastest, but the papers use bicubic."""
     mean: Channels = IMAGENET_MEAN
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
-    """Evaluation resizes the short side to image_size / crop_pct, then crops the centre."""
+    """Evaluation resizes the short side to image_size / crop_pct, and then crops the centre."""
     augment: AugmentConfig = AugmentConfig()
     shuffle: Literal["full", "blocks"] = "full"
-    """full: each epoch is one permutation of all samples. blocks: shards are shuffled, then samples within windows of
-    shuffle_window shards, so that a disk that seeks slowly, or an object store, is read shard by shard."""
+    """full: each epoch is one permutation of all samples. blocks: the shards are shuffled, then the samples within windows of
+    shuffle_window shards. So an object store, or a disk that seeks slowly, is read shard by shard."""
     shuffle_window: Annotated[int, Field(ge=1)] = 16
+    """Number of shards whose samples are shuffled together by `shuffle: blocks`."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
-    """What training does about an image that cannot be read or decoded. skip: the next one in the order of storage takes its place,
-    and each is logged and counted. Evaluation always raises: it counts every sample."""
+    """What training does about an unreadable image. skip: the next image in storage order takes its place, and each case is logged and
+    counted. Evaluation always raises, since it counts every sample."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 100
-    """skip: more than so many skipped visits in a run end it."""
+    """With `on_bad_sample: skip`: the run ends after more than so many skipped visits."""
     workers: Annotated[int, Field(ge=0)] = 4
-    """Loader processes per rank for training; 0 loads in the training process itself."""
+    """Loader processes per rank. 0: the training process itself loads."""

@@ -1,4 +1,4 @@
-"""What a user can get wrong, told as one sentence."""
+"""Defines the errors that a user can cause. Each is one sentence."""
 
 
 class UserError(ValueError):
@@ -9,4 +9,4 @@ class UserError(ValueError):
 
 
 class DataError(UserError):
-    """Something is wrong with a data set on disk; the text names the shard and the sample key."""
+    """Something is wrong with a data set on disk. The text names the shard and the sample key."""

@@ -1,4 +1,4 @@
-"""Work shared out over processes of this machine: results as they come, no process left behind, no wait for one that died."""
+"""Runs jobs in several processes of this machine. No process stays behind, and none is waited for after its death."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _shared: Any = None
-"""In a worker: what all jobs have in common, sent once."""
+"""In a worker process: the argument that all jobs share. It is sent once per process, not once per job."""
 
 
-def each(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """function(shared, job) for every job, in the order in which they are done. With one process it is this one.
+def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job], processes: int) -> Iterator[Result]:
+    """Yield function(shared, job) for every job, in the order in which they finish. One process means: no other is started.
 
-    Raises what a job raises; the others are then ended. Raises UserError if a process is killed.
+    Raises what a job raises, and ends the other jobs. Raises UserError if a process is killed.
     """
     processes = min(processes, len(jobs))
     if processes <= 1:
         yield from (function(shared, job) for job in jobs)
         return
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(processes, context, initializer=_prepare, initargs=(os.getpid(), shared))
+    pool = ProcessPoolExecutor(processes, context, initializer=_initialise_worker, initargs=(os.getpid(), shared))
     try:
         for done in as_completed([pool.submit(_call, function, job) for job in jobs]):
             yield done.result()
@@ -43,32 +43,32 @@ def each(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequen
         raise UserError("a process was killed, most likely because memory ran out; use fewer --processes.") from None
     except BaseException:
         for child in multiprocessing.active_children():
-            child.kill()  # what they have in hand is not wanted any more
+            child.kill()  # nobody needs the result of a job under way
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare(owner: int, shared: Any) -> None:
+def _initialise_worker(owner: int, shared: Any) -> None:
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the owner too, which then ends its processes
-    threading.Thread(target=end_with, args=(owner,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the owner too, which then ends its workers
+    threading.Thread(target=exit_with_parent, args=(owner,), daemon=True).start()
 
 
 def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
     return function(_shared, job)
 
 
-def end_with(owner: int) -> None:
-    """End this process soon after its owner has gone, however it went."""
-    while _runs(owner):
+def exit_with_parent(parent: int) -> None:
+    """Wait until the process `parent` has ended, however it ended, and then end this process too."""
+    while _is_running(parent):
         time.sleep(1.0)
     os._exit(1)
 
 
-def _runs(process: int) -> bool:
-    """A process that has ended and that nobody has asked for its exit code yet does not."""
+def _is_running(process: int) -> bool:
+    """False also for a zombie: a process that has ended, but whose exit code nobody has read."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return False

@@ -1,1 +1,1 @@
-"""How a run gets onto machines: the command line, and starting processes."""
+"""The command line `tdformer`, and the ways in which it starts a run: processes on this machine, or a job on a cluster."""

@@ -1,4 +1,4 @@
-"""`python -m launch`: the same as the command `tdformer`."""
+"""Makes `python -m launch` the same as the command `tdformer`."""
 
 from launch.cli import main
 

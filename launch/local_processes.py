@@ -1,7 +1,7 @@
-"""Start the processes of a run on this machine, pass signals on, and end together.
+"""Starts the processes of a run on this machine, passes signals on to them, and ends when they have ended.
 
-Our own rather than torchrun's: it keeps the exit code of the process that failed (torchrun always gives 1), waits
-as long as a checkpoint takes after a stop signal (torchrun kills after 30 s), and imports no torch.
+It is used in place of torchrun for three reasons. It returns the exit code of the process that failed, where torchrun always returns 1.
+After a stop signal it waits as long as a checkpoint takes, where torchrun kills after 30 s. And it imports no torch.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import time
 from collections.abc import Sequence
 
 from tdformer.distributed.launch_environment import OWN_LAUNCHER, free_port
-from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
-"""How long the others may take to end by themselves after one process has failed. Their watchdogs need less (tdformer.distributed.watchdog)."""
+"""The time for the other processes to end by themselves after one has failed. Their watchdogs need less time."""
 POLL_SECONDS = 0.1
 
 
 def run_processes(count: int, arguments: Sequence[str]) -> int:
-    """Run `tdformer <arguments>` in `count` processes and return the exit code of the first that failed, or 0.
+    """Run `tdformer <arguments>` in `count` processes, and return the exit code of the first process that failed, or 0.
 
-    A process killed by signal n counts as exit code 128 + n. One that only left because another was lost is not the first.
+    A process that signal n killed has exit code 128 + n. A process that ended because another one was lost is not the first.
     """
     port = free_port()
     children = [_start(rank, count, port, arguments) for rank in range(count)]
@@ -64,7 +64,7 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
 
 
 def _stop_with_parent() -> None:
-    """In the child: if the launcher is killed, be told to stop instead of training on, unseen (Linux)."""
+    """Ask Linux, in the child, to send SIGTERM when the launcher dies. Otherwise the child would train on unnoticed."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -78,28 +78,28 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
         if set(failed.values()) <= {EXIT_PEER_LOST} and (now := _failures(children)) != failed:
             if not failed:
                 deadline = time.monotonic() + GRACE_SECONDS
-                _wake(children)
+                _resume_stopped(children)
             failed = now
-    # What still runs, hangs on a dead peer: the caller's finally kills it.
+    # A process that still runs waits for a dead rank. The caller kills it.
     if set(failed.values()) <= {EXIT_PEER_LOST}:
         failed = _failures(children)
-    return _tell(failed, [child.returncode for child in children])
+    return _report(failed, [child.returncode for child in children])
 
 
 def _failures(children: list[subprocess.Popen[bytes]]) -> dict[int, int]:
-    """Exit codes by rank, without those of success."""
+    """Return the exit codes of failed processes by rank."""
     return {rank: child.returncode for rank, child in enumerate(children) if child.poll()}
 
 
-def _wake(children: list[subprocess.Popen[bytes]]) -> None:
-    """A process that was stopped (SIGSTOP) can leave only if it is continued."""
+def _resume_stopped(children: list[subprocess.Popen[bytes]]) -> None:
+    """Continue processes that were stopped by SIGSTOP. Without it they could not end."""
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGCONT)
 
 
-def _tell(failed: dict[int, int], codes: list[int | None]) -> int:
-    """The exit code for all. Says what only the parent of a process knows: how it ended without a word of its own."""
+def _report(failed: dict[int, int], codes: list[int | None]) -> int:
+    """Return the exit code for all. Print how a process ended that could not print it itself, which only its parent knows."""
     first = min(failed.items(), key=lambda item: (item[1] >= 0, item[1] == EXIT_PEER_LOST, item[0]), default=None)
     if first is None:
         return 0

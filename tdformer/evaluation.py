@@ -1,4 +1,4 @@
-"""Exact accuracy: every sample counted once over all ranks."""
+"""Computes exact accuracies: every sample is counted once over all ranks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tdformer.distributed.context import DistContext
 
 
 class Stopped(Exception):
-    """The evaluation was left because the run was told to stop; it has no result."""
+    """Says that the evaluation ended without a result because the run was told to stop."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent. The last segment is the network's answer; the earlier ones show what feedback adds."""
+    """Holds accuracies in percent. The last segment is the network's answer. The earlier ones show what feedback adds."""
 
     samples: int
     top1: float
@@ -46,21 +46,21 @@ def evaluate(
         batch = batch.to(context.device)
         counts = _count(logits_of(batch.images_BCHW).double(), batch.labels_B)
         totals = counts if totals is None else totals + counts
-    assert totals is not None, "a ShardSet is never empty"
+    assert totals is not None, "a data set is never empty"
     samples, loss, top5, *top1 = context.all_reduce_sum(totals.cpu()).tolist()
     by_segment = [100 * correct / samples for correct in top1]
     return Evaluation(int(samples), by_segment[-1], 100 * top5 / samples, loss / samples, by_segment)
 
 
 def _agreed(batches: Iterable[Batch], context: DistContext) -> Iterator[Batch]:
-    """The batches; a sample that cannot be read on one rank is an error on all."""
+    """Yield the batches. If one rank cannot read a sample, all ranks raise its error."""
     remaining = iter(batches)
     while (batch := context.on_all_ranks(lambda: next(remaining, None))) is not None:
         yield batch
 
 
 def _count(logits_NBK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """[samples, summed loss, correct in top 5, correct in top 1 of segment 1, …, of segment N], float64, without padding slots."""
+    """Return float64 [samples, summed loss, correct in top 5, correct in top 1 of segment 1, …, of segment N]. Padding does not count."""
     real = labels_B != PADDING_LABEL
     logits_NBK, labels_B = logits_NBK[:, real], labels_B[real]
     loss = nn.functional.cross_entropy(logits_NBK[-1], labels_B, reduction="sum")

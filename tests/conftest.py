@@ -114,8 +114,9 @@ def run_config(tmp_path: Path, stripes: Path, empty_mlflow: Path) -> dict:
 
 def run_id_of(run: Path) -> str:
     """Return the id of the run's MLflow run, which it must have."""
+    from tdformer.rundir.run_dir import RunDir
     from tdformer.tracking.run_ids import read_run_id
 
-    run_id = read_run_id(run, None)
+    run_id = read_run_id(RunDir(run), None)
     assert run_id is not None
     return run_id

@@ -10,16 +10,17 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.formats.manifest import Format
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.sources.base import Source
 
 
 def stored(source: Source, folder: Path, format: Format = "wds", *, samples_per_shard: int = 10, seed: int = 0, **storage: Any) -> Path:
-    """Write `source` into `folder` and return the folder. FFCV holds raw pixels in small pages, unless `storage` says otherwise."""
+    """`source`, written into `folder`. FFCV: as raw pixels in small pages, unless `storage` says otherwise."""
     if format == "ffcv":
         storage = {"mode": "raw", "max_side": 512, **storage}
-    prepare(source, folder, Plan(Storage(format, **storage), samples_per_shard, seed))
+    prepare_dataset(source, folder, PrepareOptions(Encoding(format, **storage), samples_per_shard, seed))
     return folder
 
 
@@ -27,7 +28,7 @@ class StripesSource:
     """Generated 32x32 PNG images of three classes: horizontal, vertical and diagonal stripes with noise."""
 
     classes = ("horizontal", "vertical", "diagonal")
-    left_out = 0
+    ignored_files = 0
 
     def __init__(self, samples: int, seed: int) -> None:
         self.samples, self.seed = samples, seed
@@ -38,7 +39,7 @@ class StripesSource:
     def fingerprint(self) -> str:
         return f"stripes {self.samples} {self.seed}"
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"stripe {index}"
 
     def __getitem__(self, index: int) -> RawSample:

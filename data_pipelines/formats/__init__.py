@@ -1,1 +1,1 @@
-"""Knows how samples lie on disk: WebDataset shards, FFCV files, index and manifest."""
+"""Reads and writes samples on disk: WebDataset shards, FFCV files, the manifest and the index."""

@@ -1,9 +1,9 @@
-"""The layout of an FFCV file with the fields `image` and `label`, as FFCV 1.0 writes it (its format version 2).
+"""Describes the byte layout of an FFCV file with the fields `image` and `label`, as FFCV 1.0 writes it (format version 2).
 
-    header | descriptions of the fields | one row per sample | pages of images | allocation table
+    header | field descriptions | one row per sample | pages of images | allocation table
 
-Stated here, and not asked of the package, because importing that takes three seconds in every loader process and sets torch's
-number of threads. Tests hold it to the package's own types.
+The package ffcv has the same types, but its import takes 3 s in every loader process, and sets torch's number of threads.
+A test compares the two.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.manifest import prepare_again
+from data_pipelines.formats.remedies import prepare_again
 
 VERSION = 2
 FIELDS = {b"image": 2, b"label": 1}
-"""Name -> FFCV's number of the kind of field: RGBImageField, IntField."""
+"""The names of the fields, and FFCV's type number of each: RGBImageField and IntField."""
 
 HEADER = np.dtype(
     [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")], align=True
@@ -28,21 +28,22 @@ HEAD = np.dtype([("header", HEADER), ("fields", FIELD, 2)])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ROW = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 JPEG, RAW = 0, 1
-"""Values of `mode`."""
+"""The values of `mode`: how the image is stored."""
 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
 
 def new_head(samples: int, page_size: int, alloc_table_ptr: int) -> np.ndarray:
+    """Make the header and the field descriptions of a new file."""
     head = np.zeros((), HEAD)
     head["header"] = (VERSION, len(FIELDS), page_size, samples, alloc_table_ptr)
-    for place, (name, kind) in enumerate(FIELDS.items()):
-        head["fields"]["name"][place], head["fields"]["type_id"][place] = name, kind
+    for number, (name, type_id) in enumerate(FIELDS.items()):
+        head["fields"]["name"][number], head["fields"]["type_id"][number] = name, type_id
     return head
 
 
 def read_rows(path: Path) -> np.ndarray:
-    """The row of each sample. Raises DataError if the file is no FFCV file with just these fields."""
+    """Read the row of each sample. Raises DataError if the file is no FFCV file with exactly these two fields."""
     try:
         with path.open("rb") as file:
             start = file.read(HEAD.itemsize)

@@ -1,8 +1,7 @@
-"""A sample from its FFCV file: raw pixels as they lie there, JPEGs by FFCV's libjpeg-turbo decoder.
+"""Reads single samples from an FFCV file: raw pixels as they are stored, JPEGs with libjpeg-turbo.
 
-FFCV's own Loader is not used: its random crops and flips draw from generators that cannot be tied to (seed, epoch, sample),
-it shows the pixels of another image where a JPEG is damaged, and compiles for seconds at every start. Its file format and its
-decoder are; order, resume, workers and transforms are those of every other data set.
+We use FFCV's file format and its decoder, but not its Loader, for three reasons. Its random crops and flips cannot be tied to
+(seed, epoch, sample). For a damaged JPEG it returns the pixels of another image. It compiles for seconds at every start.
 """
 
 from __future__ import annotations
@@ -15,16 +14,20 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_format import RAW, read_rows
 from data_pipelines.formats.images import MAX_PIXELS
-from data_pipelines.formats.index import Index
-from data_pipelines.formats.manifest import prepare_again
-from data_pipelines.formats.turbojpeg import decode_jpeg, need_ffcv
+from data_pipelines.formats.index import Index, check_index, find_index
+from data_pipelines.formats.remedies import prepare_again
+from data_pipelines.formats.turbojpeg import decode_jpeg, require_ffcv
+from data_pipelines.storage.shard_info import ShardInfo
 
 
 class FfcvReader:
-    """Reads images out of one FFCV file, which is opened anew in every process."""
+    """Reads images of one FFCV file. Each process that unpickles the reader opens the file again.
+
+    Raises UserError if FFCV is not installed, and DataError if the file does not agree with the index.
+    """
 
     def __init__(self, path: Path, index: Index) -> None:
-        need_ffcv()
+        require_ffcv()
         self.path, self.index = path, index
         rows = read_rows(path)
         self._check(rows)
@@ -35,7 +38,7 @@ class FfcvReader:
         return FfcvReader, (self.path, self.index)
 
     def _check(self, rows: np.ndarray) -> None:
-        """What the file says of each image must agree with the index and with itself."""
+        """Compare the rows of the file with the index, and check their sizes."""
         if len(rows) != len(self.index):
             raise DataError(f"{self.path} holds {len(rows)} samples, its index {len(self.index)}; {prepare_again(self.path.parent)}.")
         image = rows["image"]
@@ -50,13 +53,13 @@ class FfcvReader:
             )
 
     def read(self, sample: int) -> np.ndarray:
-        """uint8 [H, W, 3]."""
+        """Read an image as uint8 [H, W, 3]. Raises DataError, without the file and the key."""
         height, width = int(self._height[sample]), int(self._width[sample])
         data = self._bytes(sample)
         return data.reshape(height, width, 3) if self._mode[sample] == RAW else decode_jpeg(data, height, width)
 
     def _bytes(self, sample: int) -> np.ndarray:
-        """Read, not mapped into memory: a file that is cut off or a disk that fails is an error here, not the end of the process."""
+        """Read from the file, which is not mapped into memory: a truncated map or a failing disk would kill the process."""
         data = np.empty(self.index["size"][sample], np.uint8)
         try:
             read = os.preadv(self._file.fileno(), [data.data], int(self.index["offset"][sample]))
@@ -65,3 +68,17 @@ class FfcvReader:
         if read != len(data):
             raise DataError(f"the file ends after {read} of the image's {len(data)} bytes")
         return data
+
+
+def load_ffcv_index(folder: Path, shards: list[ShardInfo]) -> Index:
+    """Load the saved index. An FFCV file holds no keys, so a lost index cannot be made again.
+
+    Raises DataError if there is no index that fits the file.
+    """
+    if len(shards) != 1:
+        raise DataError(f"{folder} names {len(shards)} FFCV files, and a set is one; {prepare_again(folder)}.")
+    index = find_index(folder, shards)
+    if index is None:
+        raise DataError(f"{folder} lacks the index file of its {shards[0].name}, or it is damaged; {prepare_again(folder)}.")
+    check_index(folder, index, shards, prepare_again(folder))
+    return index

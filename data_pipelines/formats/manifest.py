@@ -1,25 +1,24 @@
-"""The manifest of a data set: the truth about what belongs to it."""
+"""Defines the manifest of a data set, the file that says what belongs to it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Literal
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.formats.remedies import index_again, prepare_again
 from data_pipelines.storage.files import replace_file
-from data_pipelines.storage.urls import check_location, is_remote
+from data_pipelines.storage.shard_info import ShardInfo
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
-VERSION_ELSEWHERE = 3
-"""The same with `shards_at`. A program that does not know that field would look for the shards in the wrong place."""
+VERSION_WITH_SHARDS_AT = 3
+"""The version of a manifest with `shards_at`. An older program ignores that field and would look for the shards elsewhere."""
 UNFINISHED = ".unfinished"
-"""The folder of what is not whole yet: parts that were written, and their records."""
+"""Name of the folder that holds the parts and records of a data set while it is written."""
 RECIPE = "recipe.json"
-"""In that folder: what is being made, and how."""
+"""Name of the file in that folder that says how the data set is made."""
 
 Kind = Literal["images", "events"]
 
@@ -28,23 +27,15 @@ Format = Literal["wds", "ffcv"]
 
 
 @dataclass(frozen=True)
-class ShardInfo:
-    """One file of samples as the manifest describes it."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """What belongs to a data set.
+    """The description of a complete data set.
 
-    blocks: samples that were stored together, in the order of storage; shuffling by blocks moves within them. WebDataset: the
-    shards' samples. digest: of the samples' keys in their order, the same in every format. recipe: what the set was made from
-    and how, for a repeated `data prepare` to compare. left_out: how many files were no whole image. shards_at: the folder or URL
-    of shards that others wrote and `data index` has read; None: they lie beside the manifest.
+    blocks: sizes of the groups of samples that were stored together, in storage order. Block shuffling moves samples within them.
+        A block of a WebDataset is a shard.
+    digest: hash of the samples' keys and their order. It is the same in every format.
+    recipe: what the data set was made from, and how. A repeated `prepare_dataset` compares it.
+    left_out: number of damaged files that are not in the data set.
+    shards_at: folder or URL of shards that others wrote and `index_shards` indexed. None: the shards lie beside the manifest.
     """
 
     format: Format
@@ -59,115 +50,16 @@ class Manifest:
 
     @property
     def samples(self) -> int:
+        """The number of samples in the data set."""
         return sum(shard.samples for shard in self.shards)
 
     def remedy(self, folder: Path | str) -> str:
-        """What to do about damage. Shards that lie elsewhere are the user's own: nothing may advise to remove them."""
+        """The advice for a damaged data set. Shards that others wrote are the user's own, so no advice tells to remove them."""
         return index_again(folder) if self.shards_at else prepare_again(folder)
 
     def write(self, folder: Path) -> None:
-        content = {"version": VERSION_ELSEWHERE if self.shards_at else MANIFEST_VERSION, **asdict(self)}
+        """Write the manifest file. Raises OSError."""
+        content = {"version": VERSION_WITH_SHARDS_AT if self.shards_at else MANIFEST_VERSION, **asdict(self)}
         if not self.shards_at:
             del content["shards_at"]
         replace_file(folder / MANIFEST, lambda path: path.write_text(json.dumps(content, indent=1)))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Raises DataError for a folder without one, and for one that is damaged or of another version."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        if inner := sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}")):
-            raise DataError(f"{folder} is not a data set but holds some; give one of them: {', '.join(inner)}")
-        if (folder / UNFINISHED).is_dir():
-            made, command = _begun(folder)
-            raise DataError(f"{folder} is not whole: its {made} was cut short; give the same `tdformer data {command}` again to go on.")
-        state = "has no manifest.json" if folder.is_dir() else "does not exist"
-        others = f"; or, for the shards in it that others wrote: tdformer data index {folder} OUT" if any(folder.glob("*.tar")) else ""
-        raise DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}{others}")
-    try:
-        return parse_manifest(path.read_bytes(), str(path), prepare_again(folder))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {prepare_again(folder)}.") from None
-
-
-def _begun(folder: Path) -> tuple[str, str]:
-    """What was begun in a folder, and by which command."""
-    try:
-        indexing = b'"shards_at"' in (folder / UNFINISHED / RECIPE).read_bytes()
-    except OSError:
-        indexing = False
-    return ("indexing", "index") if indexing else ("preparation", "prepare")
-
-
-def parse_manifest(text: bytes, name: str, remedy: str) -> Manifest:
-    try:
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise TypeError("no JSON object")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{name} is damaged ({error}); {remedy}.") from None
-    if (version := content.get("version")) not in (MANIFEST_VERSION, VERSION_ELSEWHERE):
-        raise DataError(f"{name} has version {version}, this program reads versions {MANIFEST_VERSION} and {VERSION_ELSEWHERE}; {remedy}.")
-    try:
-        manifest = _checked(content)
-    except UserError as error:
-        raise DataError(f"{name} cannot be used: {error}") from None
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{name} is damaged ({error!r}); {remedy}.") from None
-    if not manifest.shards:
-        raise DataError(f"{name} lists no shard; {remedy}.")
-    return manifest
-
-
-def _checked(content: dict[str, Any]) -> Manifest:
-    shards = [ShardInfo(str(s["name"]), int(s["samples"]), int(s["bytes"]), str(s["sha256"])) for s in content["shards"]]
-    names = [shard.name for shard in shards]
-    if unsafe := [name for name in names if not name or "/" in name or "\\" in name or name.startswith(".")]:
-        raise ValueError(f"{unsafe[0]!r} is no name of a file in this folder")
-    if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else None:
-        raise ValueError(f"{min(twice)} is listed twice")
-    if any(shard.samples < 0 or shard.bytes < 0 for shard in shards):
-        raise ValueError("a negative size")
-    if content["format"] not in ("wds", "ffcv") or content["kind"] not in ("images", "events"):
-        raise ValueError(f"unknown format {content['format']!r} of {content['kind']!r}")
-    classes, blocks = [str(name) for name in content["classes"]], [int(size) for size in content["blocks"]]
-    if sum(blocks) != sum(shard.samples for shard in shards) or min(blocks, default=0) < 0:
-        raise ValueError("its blocks and its shards hold different numbers of samples")
-    kinds, rest = (content["format"], content["kind"]), (dict(content["recipe"]), int(content["left_out"]))
-    return Manifest(*kinds, classes, shards, blocks, str(content["digest"]), *rest, _checked_place(content))
-
-
-def _checked_place(content: dict[str, Any]) -> str | None:
-    """A manifest may have come from anywhere: where it says its shards lie is checked like what a user gives."""
-    place = content.get("shards_at")
-    if place is None:
-        return None
-    if not isinstance(place, str) or content["format"] != "wds":
-        raise ValueError(f"shards_at {place!r} is no place of WebDataset shards")
-    if not is_remote(check_location(place)) and not Path(place).is_absolute():
-        raise ValueError(f"shards_at {place!r} is neither an absolute path nor a URL")
-    return place
-
-
-def prepare_again(folder: Path | str) -> str:
-    """The remedy for a set that is not whole."""
-    return f"copy it again, or remove {folder} and prepare it again"
-
-
-def index_again(folder: Path | str) -> str:
-    """The same for one whose shards lie elsewhere, where they stay. `folder` holds none of them: indexing sees to that."""
-    return f"put back what was indexed, or index it again: remove {folder} (no shard lies in it) and give its `tdformer data index` again"
-
-
-def check_size(path: Path, shard: ShardInfo, remedy: str) -> None:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(f"shard {path} {state}; {remedy}.") from None
-    if not S_ISREG(stat.st_mode):
-        raise DataError(f"shard {path} is no file; {remedy}.")
-    if stat.st_size != shard.bytes:
-        raise DataError(
-            f"shard {path} has {stat.st_size} bytes, the manifest says {shard.bytes}: it is truncated or was changed; {remedy}."
-        )

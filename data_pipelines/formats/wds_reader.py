@@ -1,62 +1,30 @@
-"""A sample from its WebDataset shard, by one seek: any sample of any epoch, without reading those before it."""
+"""Reads single samples from WebDataset shards, with one seek each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
-from typing import Protocol
-
 from data_pipelines.errors import DataError
-from data_pipelines.formats.events import MAGIC, decode_frames
-from data_pipelines.formats.images import Pixels, decode
+from data_pipelines.formats.event_frames import NPY_MAGIC, decode_frames
+from data_pipelines.formats.images import Pixels, decode_image
 from data_pipelines.formats.index import Index
-from data_pipelines.formats.manifest import ShardInfo
-from data_pipelines.storage.shard_cache import ShardCache
+from data_pipelines.storage.shard_files import ShardFiles
 
 
-class Shards(Protocol):
-    """The tar files of a data set, by their numbers in the manifest."""
+class WdsReader:
+    """Reads and decodes samples of tar shards."""
 
-    def open(self, number: int) -> FileIO: ...
-
-
-@dataclass(frozen=True)
-class LocalShards:
-    """On a disk of this machine, or on a file system that it shares."""
-
-    paths: list[Path]
-
-    def open(self, number: int) -> FileIO:
-        return self.paths[number].open("rb", buffering=0)
-
-
-@dataclass(frozen=True)
-class CachedShards:
-    """At a URL; each is downloaded as a whole when it is first read."""
-
-    cache: ShardCache
-    infos: list[ShardInfo]
-
-    def open(self, number: int) -> FileIO:
-        return self.cache.open(self.infos[number])
-
-
-class TarReader:
-    """Reads images, or event frames, out of tar shards."""
-
-    def __init__(self, shards: Shards, index: Index) -> None:
+    def __init__(self, shards: ShardFiles, index: Index) -> None:
         self.shards, self.index = shards, index
 
     def read(self, sample: int) -> Pixels:
+        """Decode a sample to an image or to event frames. Raises DataError, without the shard and the key."""
         data = self._bytes(sample)
-        return decode_frames(data) if data.startswith(MAGIC) else decode(data)
+        return decode_frames(data) if data.startswith(NPY_MAGIC) else decode_image(data)
 
     def _bytes(self, sample: int) -> bytes:
         row = self.index.rows[sample]
         size = int(row["size"])
         try:
-            # Opened for each read: a descriptor kept per shard would pass the usual limit of 1,024 on ImageNet.
+            # The shard is opened for each read. One open file per shard would exceed the usual limit of 1,024 on ImageNet.
             with self.shards.open(int(row["shard"])) as shard:
                 shard.seek(int(row["offset"]))
                 data = shard.read(size)

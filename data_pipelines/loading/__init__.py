@@ -1,1 +1,1 @@
-"""Turns a data set into the micro-batches of a rank, in an order that a seed decides."""
+"""Loads batches: the sample order, opened data sets, augmentation, micro-batches and loader processes."""

@@ -1,60 +1,15 @@
-"""The contract between data and training: what a batch is."""
+"""Defines a batch, the contract between data loading and training."""
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from data_pipelines.config import Channels
+from data_pipelines.loading.normalisation import Normalisation
 
 PADDING_LABEL = -1
-"""Label of a slot that only fills up an evaluation batch: nothing is counted for it."""
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More do not help where memory is the limit, and OpenMP's threads wait busily for their next piece, on the loaders' cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _in_huge_pages(shape: torch.Size) -> torch.Tensor:
-    """float32, zeros. 64 images of 224 pixels are 9,400 small pages, which would take longer to make than the images to normalise."""
-    memory = mmap.mmap(-1, 4 * shape.numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """(x / 255 - mean) / std, per channel."""
-
-    mean: Channels
-    std: Channels
-
-    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 -> float32, on the images' device. The bits are the same on a whole batch and on each image by itself."""
-        if images_BCHW.device.type != "cpu":
-            return self._of(images_BCHW.to(torch.float32, memory_format=torch.contiguous_format))
-        normalised_BCHW = _in_huge_pages(images_BCHW.shape)
-        with _one_thread():
-            for image_CHW, normalised_CHW in zip(images_BCHW, normalised_BCHW, strict=True):  # one by one they stay in the core's cache
-                self._of(normalised_CHW.copy_(image_CHW.contiguous()))
-        return normalised_BCHW
-
-    def _of(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels: as float32, changed in place."""
-        mean_C11, std_C11 = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return pixels.div_(255).sub_(mean_C11).div_(std_C11)
+"""The label of a slot that only fills an evaluation batch. Such slots are not counted."""
 
 
 @dataclass
@@ -64,8 +19,8 @@ class Batch:
     images_BCHW: uint8 [B, 3, H, W] as the loaders give it, or float32 and normalised; always the latter after ``to``.
         Event frames are float32 [T, B, 2, H, W], numbers of events.
     labels_B: int64 [B], class indices, or PADDING_LABEL.
-    keys: the B samples' keys, each unique within its data set.
-    skipped: one sentence for each sample that could not be read and was replaced by another.
+    keys: the keys of the B samples, each unique in its data set.
+    skipped: one sentence for each unreadable sample that was replaced by another.
     """
 
     images_BCHW: torch.Tensor
@@ -75,11 +30,11 @@ class Batch:
     skipped: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
-        """Called by torch's DataLoader, so that the copy to a GPU can run beside the computation."""
+        """Copy the tensors to pinned memory. torch's DataLoader calls this, so that the copy to a GPU runs beside the computation."""
         return replace(self, images_BCHW=self.images_BCHW.pin_memory(), labels_B=self.labels_B.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
-        """On the device, with normalised images."""
+        """Copy the batch to a device, and normalise its images."""
         images_BCHW = self.images_BCHW.to(device, non_blocking=True)
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = self.normalisation(images_BCHW)

@@ -1,16 +1,10 @@
-"""The one place that makes loaders: training batches from any step on, evaluation batches counted once."""
+"""Makes all loaders: training batches from any step on, and evaluation batches that count each sample once."""
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Generator, Iterable
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -18,28 +12,29 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.events import EventTransform
-from data_pipelines.loading.augment import Transform, eval_transform, train_transform
-from data_pipelines.loading.batch import Batch, Normalisation
+from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataset import DataSet
-from data_pipelines.loading.micro_batches import MicroBatches
-from data_pipelines.loading.sampler import Shuffle, TrainSampler, evaluation_samples
-from data_pipelines.processes import end_with
-
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+from data_pipelines.loading.event_transform import EventTransform
+from data_pipelines.loading.loader_workers import initialise_worker, worker_context
+from data_pipelines.loading.micro_batches import MicroBatchDataset
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler, evaluation_samples
+from data_pipelines.loading.transforms import Transform, eval_transform, train_transform
 
 
 def train_sampler(
     config: DataConfig, data: DataSet, seed: int, *, global_batch: int, micro_batch: int, rank: int, world_size: int
 ) -> TrainSampler:
-    """The order in which a rank trains on a data set."""
+    """Make the sampler of one rank. global_batch and micro_batch: samples per optimizer step and per forward pass."""
     window = config.shuffle_window if config.shuffle == "blocks" else None
     return TrainSampler(Shuffle(seed, tuple(data.manifest.blocks), window), global_batch, micro_batch, rank, world_size)
 
 
 def check_transforms(config: DataConfig, data: DataSet) -> None:
     """Raises UserError if the configuration asks for a step that this kind of data, or the installed packages, do not have."""
-    _transform(config, data, training=True), _transform(config, data, training=False)
+    _transform(config, data, training=True)
+    _transform(config, data, training=False)
 
 
 def _transform(config: DataConfig, data: DataSet, *, training: bool) -> Transform:
@@ -51,40 +46,42 @@ def _transform(config: DataConfig, data: DataSet, *, training: bool) -> Transfor
 def train_batches(
     config: DataConfig, data: DataSet, sampler: TrainSampler, first_step: int, last_step: int
 ) -> Generator[Batch, None, None]:
-    """This rank's micro-batches of the global steps first_step … last_step - 1, loaded ahead by worker processes.
+    """Yield this rank's micro-batches of the global steps first_step … last_step - 1. Worker processes load them ahead.
 
-    Raises DataError, when its batch is due, for a sample that cannot be read, unless the configuration says to skip it.
+    Raises DataError for a sample that cannot be read, when its batch is due, unless the configuration says to skip it.
     """
     skip = config.on_bad_sample == "skip"
-    batches = MicroBatches(data, _transform(config, data, training=True), _normalisation(config), sampler.shuffle.seed, replace_bad=skip)
-    return _load(batches, sampler.from_step(first_step, last_step), config.workers)
+    batches = MicroBatchDataset(
+        data, _transform(config, data, training=True), _normalisation(config), sampler.shuffle.seed, replace_bad=skip
+    )
+    return _load(batches, sampler.iterate_steps(first_step, last_step), config.workers)
 
 
 def evaluation_batches(config: DataConfig, data: DataSet, *, batch: int, rank: int, world_size: int) -> Generator[Batch, None, None]:
-    """This rank's share of a data set: over all ranks each sample once. All ranks get equally many batches.
+    """Yield this rank's share of a data set. All ranks together take each sample once, and each rank gets equally many batches.
 
-    Raises DataError, when its batch is due, for a sample that cannot be read.
+    batch: samples per batch. Raises DataError for a sample that cannot be read, when its batch is due.
     """
     samples = evaluation_samples(len(data), rank, world_size).tolist()
-    places = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]
-    batches = MicroBatches(data, _transform(config, data, training=False), _normalisation(config), seed=0, replace_bad=False)
-    return _load(batches, places, min(config.workers, len(places)))
+    requests = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]
+    batches = MicroBatchDataset(data, _transform(config, data, training=False), _normalisation(config), seed=0, replace_bad=False)
+    return _load(batches, requests, min(config.workers, len(requests)))
 
 
 def _normalisation(config: DataConfig) -> Normalisation:
     return Normalisation(config.mean, config.std)
 
 
-def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Batch, None, None]:
-    """Closing the generator ends its worker processes."""
+def _load(dataset: MicroBatchDataset, requests: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Batch, None, None]:
+    """Load one batch per request. Closing the generator ends its worker processes."""
     loader = DataLoader(
         dataset,
-        batch_sampler=places,
+        batch_sampler=requests,
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=partial(_prepare_worker, os.getpid()),
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=partial(initialise_worker, os.getpid()),
     )
     try:
         for batch in loader:
@@ -97,37 +94,6 @@ def _load(dataset: MicroBatches, places: Iterable[list[tuple[int, int]]], worker
         raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
 
 
-def _worker_context() -> BaseContext:
-    """Workers are forked from a helper process that has imported what they need.
-
-    Not from the training process: by the time that loaders start it has threads (gloo, MLflow) whose locks a fork would copy.
-    """
-    atexit.register(_kill_workers)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipelines.loading.micro_batches"])
-    # A terminal's Ctrl-C and a scheduler's signals reach every process of the run. Stopping is for the training process, which
-    # then ends its workers: its helpers start with these signals blocked, and hand that on to the workers that they fork.
-    for start_helper in (resource_tracker.ensure_running, forkserver.ensure_running):
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            start_helper()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    return context
-
-
-def _kill_workers() -> None:
-    """After an exception loaders may not have been closed. multiprocessing would then wait for workers that block its SIGTERM."""
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
 def _unchanged(batch: Any) -> Any:
-    """The data set makes whole batches; there is nothing left to collate."""
+    """Replace torch's collate function, since the data set returns whole batches."""
     return batch
-
-
-def _prepare_worker(owner: int, worker: int) -> None:
-    """A worker computes on one core, and does not outlive the training process."""
-    threading.Thread(target=end_with, args=(owner,), daemon=True).start()
-    torch.set_num_threads(1)

@@ -1,42 +1,29 @@
-"""A data set, opened: what the manifest says, where each sample lies, and how one is read, whatever the format and the place."""
+"""Defines an opened data set, which reads any of its samples, whatever its format and location."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from data_pipelines.errors import DataError
-from data_pipelines.formats.ffcv_file import load_index as load_beton_index
-from data_pipelines.formats.ffcv_reader import FfcvReader
 from data_pipelines.formats.images import Pixels
-from data_pipelines.formats.index import Index, check_index, digest_of, find_index, index_name
-from data_pipelines.formats.manifest import MANIFEST, Manifest, ShardInfo, check_size, parse_manifest, read_manifest
-from data_pipelines.formats.wds_reader import CachedShards, LocalShards, TarReader
-from data_pipelines.formats.wds_shards import load_index as load_wds_index
-from data_pipelines.formats.wds_shards import shard_path
-from data_pipelines.storage.files import replace_file
-from data_pipelines.storage.shard_cache import ShardCache
-from data_pipelines.storage.urls import check_location, is_remote, join, read_small
-
-LARGEST_MANIFEST, LARGEST_INDEX = 2**28, 2**32
-"""Bytes of a remote file that are read at most."""
-COPY_AGAIN = "copy the data set to its place again"
+from data_pipelines.formats.index import Index, dataset_digest
+from data_pipelines.formats.manifest import Manifest
+from data_pipelines.formats.wds_reader import WdsReader
+from data_pipelines.storage.shard_files import CachedShardFiles
 
 
 class Reader(Protocol):
     """Reads samples of one format. It is pickled to loader processes."""
 
     def read(self, sample: int) -> Pixels:
-        """Raises DataError, without a place, for what is no whole image or cannot be read."""
+        """Decode one sample. Raises DataError, without the shard and the key, if it is damaged or cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """An opened data set. Samples are numbered from 0 in the order in which they are stored."""
+    """An opened data set. Samples are numbered from 0 in storage order."""
 
     location: str
     manifest: Manifest
@@ -45,13 +32,14 @@ class DataSet:
 
     @property
     def classes(self) -> list[str]:
+        """The class names, in the order of the class indices."""
         return self.manifest.classes
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, sample: int) -> Pixels:
-        """Raises DataError with the shard and the key."""
+        """Decode one sample. Raises DataError with the shard and the key."""
         try:
             return self.reader.read(sample)
         except DataError as error:
@@ -60,113 +48,18 @@ class DataSet:
             raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
 
     def describe(self, sample: int) -> str:
-        """Where a sample lies, for messages."""
+        """Name a sample and its shard, for messages."""
         shard = self.manifest.shards[self.index["shard"][sample]].name
         return f"sample {self.index.key_of(sample)} in {(self.manifest.shards_at or self.location).rstrip('/')}/{shard}"
 
     @property
-    def streams(self) -> bool:
-        """Whether its shards come from a URL, through the shard cache."""
-        return isinstance(self.reader, TarReader) and isinstance(self.reader.shards, CachedShards)
+    def is_streamed(self) -> bool:
+        """True if the shards come from a URL, through the shard cache."""
+        return isinstance(self.reader, WdsReader) and isinstance(self.reader.shards, CachedShardFiles)
 
     def digest(self) -> str:
-        """Of the samples and their order, the same in every format: a position in the data means something for this digest only."""
-        return digest_of(self.index, self.manifest.blocks)
+        """Hash the samples and their storage order. The digest is the same in every format.
 
-
-@dataclass(frozen=True)
-class Cache:
-    """Where the shards of remote sets are kept, and how many bytes of them."""
-
-    folder: Path
-    limit_bytes: int
-
-
-def open_set(location: str | Path, cache: Cache | None = None) -> DataSet:
-    """Read manifest and index of a local folder or a URL. Local shards must exist with the size that the manifest gives.
-
-    cache: needed for a URL, and for a folder whose shards lie at one. Raises DataError with the shard's name for a missing or
-    empty folder, a missing, truncated or unreadable shard, and a label that is no class.
-    """
-    if isinstance(location, str) and is_remote(check_location(location)):
-        opened = _open_remote(location, cache)
-    else:
-        opened = _open_local(Path(location), cache)
-    if not len(opened):
-        raise DataError(f"{opened.location} holds no sample; {opened.manifest.remedy(opened.location)}.")
-    _check_labels(opened)
-    return opened
-
-
-def _open_local(folder: Path, cache: Cache | None) -> DataSet:
-    manifest = read_manifest(folder)
-    if manifest.shards_at and is_remote(manifest.shards_at):
-        return _open_indexed(folder, manifest, manifest.shards_at, cache)
-    paths = [shard_path(folder, manifest, shard) for shard in manifest.shards]
-    for path, shard in zip(paths, manifest.shards, strict=True):
-        check_size(path, shard, manifest.remedy(folder))
-    if manifest.format == "ffcv":
-        index = load_beton_index(folder, manifest.shards)
-        return DataSet(str(folder), manifest, index, FfcvReader(paths[0], index))
-    index = load_wds_index(folder, manifest)
-    return DataSet(str(folder), manifest, index, TarReader(LocalShards(paths), index))
-
-
-def _open_indexed(folder: Path, manifest: Manifest, url: str, cache: Cache | None) -> DataSet:
-    """Manifest and index are here, the shards at a URL."""
-    cache, remedy = _needed(cache, url), manifest.remedy(folder)
-    shards = _cached(ShardCache(url, cache.folder, cache.limit_bytes, remedy), manifest)
-    if (index := find_index(folder, manifest.shards)) is None:
-        raise DataError(f"{folder} lacks the index file of its shards, or it is damaged; {remedy}.")
-    return DataSet(str(folder), manifest, index, TarReader(shards, index))
-
-
-def _open_remote(url: str, given: Cache | None) -> DataSet:
-    cache = _needed(given, url)
-    manifest = parse_manifest(read_small(join(url, MANIFEST), LARGEST_MANIFEST), join(url, MANIFEST), COPY_AGAIN)
-    if manifest.format == "ffcv":
-        raise DataError(f"{url} is an FFCV file, which is read from a local disk only; copy it there, or stream WebDataset shards.")
-    if manifest.shards_at:  # who writes a remote manifest must not choose what else is read
-        raise DataError(
-            f"{url} says that its shards lie at {manifest.shards_at}, and those of a URL must lie beside its manifest; "
-            "index them into a local folder: tdformer data index SHARDS OUT."
-        )
-    shards = _cached(ShardCache(url, cache.folder, cache.limit_bytes), manifest)
-    index = _remote_index(url, manifest.shards, cache.folder)
-    return DataSet(url, manifest, index, TarReader(shards, index))
-
-
-def _needed(cache: Cache | None, url: str) -> Cache:
-    if cache is None:
-        raise DataError(f"{url} is remote, and is read only where training or evaluation keep a shard cache; copy it to a local folder.")
-    return cache
-
-
-def _cached(cache: ShardCache, manifest: Manifest) -> CachedShards:
-    cache.check(manifest.shards)
-    return CachedShards(cache, manifest.shards)
-
-
-def _remote_index(url: str, shards: list[ShardInfo], folder: Path) -> Index:
-    """Kept beside the cached shards, under a name that only this very set has."""
-    name = index_name(shards)
-    if (index := find_index(folder, shards)) is None:
-        content = read_small(join(url, name), LARGEST_INDEX)
-        try:
-            replace_file(folder / name, lambda path: path.write_bytes(content))
-            index = Index.load(folder / name)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"the index {join(url, name)} cannot be used ({error}); prepare the data set again.") from None
-        check_index(url, index, shards, COPY_AGAIN)
-    return index
-
-
-def _check_labels(opened: DataSet) -> None:
-    labels = opened.index["label"]
-    outside = np.flatnonzero((labels < 0) | (labels >= len(opened.classes)))
-    if len(outside):
-        first = int(outside[0])
-        raise DataError(
-            f"{opened.describe(first)} has label {labels[first]}, but the manifest names {len(opened.classes)} "
-            f"classes ({len(outside)} such samples); {opened.manifest.remedy(opened.location)}."
-        )
+        A data cursor is valid only for the digest with which it was saved.
+        """
+        return dataset_digest(self.index, self.manifest.blocks)

@@ -1,4 +1,4 @@
-"""Samples of a data set -> whole micro-batches: what a loader process does."""
+"""Reads, transforms and stacks the samples of whole micro-batches. This is the work of a loader process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import torch
 from torch.utils.data import default_collate
 
 from data_pipelines.errors import DataError
-from data_pipelines.loading.augment import Transform, fork_rng, seed_rng
-from data_pipelines.loading.batch import PADDING_LABEL, Batch, Normalisation
+from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.rng import fork_rng, seed_rng
 from data_pipelines.loading.sampler import PADDING
+from data_pipelines.loading.transforms import Transform
 
-MOST_IN_A_ROW = 100
-"""Bad samples side by side after which no further replacement is looked for: that is a damaged shard, not a stray image."""
+MAX_CONSECUTIVE_BAD = 100
+"""After so many unreadable samples in a row no further replacement is tried: the shard is damaged, not a single image."""
 
 
-class MicroBatches(torch.utils.data.Dataset):
-    """Map-style data set that is asked for whole micro-batches of (epoch, sample) pairs.
+class MicroBatchDataset(torch.utils.data.Dataset):
+    """A map-style data set whose items are whole micro-batches. A request is a list of (epoch, sample) pairs.
 
-    A sample's pixels depend on (seed, epoch, sample) alone. What cannot be read comes back as a DataError *value*: raised in a
-    worker process it would reach the user wrapped in a worker's traceback.
+    The pixels of a sample depend on (seed, epoch, sample) alone. A DataError is returned as a *value*: if a worker process raised it,
+    the user would see the worker's traceback around it.
 
-    replace_bad: a sample that cannot be read gives its place to the nearest one after it, in the order of storage, that can.
+    replace_bad: True: an unreadable sample is replaced by the next readable one in storage order. False: it is an error.
     """
 
     def __init__(self, data: DataSet, transform: Transform, normalisation: Normalisation, seed: int, *, replace_bad: bool) -> None:
@@ -33,22 +35,22 @@ class MicroBatches(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch | DataError:
+    def __getitems__(self, request: Sequence[tuple[int, int]]) -> Batch | DataError:
         skipped: list[str] = []
         try:
             with fork_rng():
-                read = [self._readable(epoch, max(sample, 0), skipped) for epoch, sample in places]
+                read = [self._read(epoch, max(sample, 0), skipped) for epoch, sample in request]
         except DataError as error:
             return error
         index = self.data.index
-        real = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(places, read, strict=True)]
-        labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in real]
-        keys = ["" if sample is None else index.key_of(sample) for sample in real]
-        return Batch(_stacked([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
+        samples = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(request, read, strict=True)]
+        labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in samples]
+        keys = ["" if sample is None else index.key_of(sample) for sample in samples]
+        return Batch(_stack([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
 
-    def _readable(self, epoch: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
-        """The sample asked for, or its replacement, and its image."""
-        for sample in range(asked, asked + MOST_IN_A_ROW):
+    def _read(self, epoch: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
+        """Read the sample asked for, or its replacement. Returns its number and its image."""
+        for sample in range(asked, asked + MAX_CONSECUTIVE_BAD):
             sample %= len(self.data)
             try:
                 return sample, self._image(epoch, asked, sample)
@@ -56,22 +58,22 @@ class MicroBatches(torch.utils.data.Dataset):
                 if not self.replace_bad:
                     raise
                 skipped.append(str(error))
-        raise DataError(f"{MOST_IN_A_ROW} samples in a row cannot be read; the last: {skipped[-1]}")
+        raise DataError(f"{MAX_CONSECUTIVE_BAD} samples in a row cannot be read; the last: {skipped[-1]}")
 
     def _image(self, epoch: int, asked: int, sample: int) -> torch.Tensor:
         pixels = self.data.read(sample)
         seed_rng(self.seed, epoch, asked)
         try:
             return self.transform(pixels)
-        except (ValueError, ArithmeticError) as error:  # an image of one pixel has no crop
+        except (ValueError, ArithmeticError) as error:  # for example, an image of one pixel has no crop
             raise DataError(f"{self.data.describe(sample)}: the image cannot be transformed ({error}); remove it.") from None
 
 
-def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """[H, W, 3] each -> [B, 3, H, W]; event frames [T, 2, H, W] -> [T, B, 2, H, W].
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Stack images [H, W, 3] to [B, 3, H, W], or event frames [T, 2, H, W] to [T, B, 2, H, W].
 
-    Each is copied as it lies in memory: uint8 images by pixel, normalised ones by channel. default_collate copies into memory that
-    a loader process shares with the training process.
+    default_collate copies into memory that a loader process shares with the training process. Images are copied in their own memory
+    layout, which is fastest: uint8 ones with channels last, normalised ones with channels first.
     """
     if images[0].dim() == 4:
         return default_collate(images).transpose(0, 1)

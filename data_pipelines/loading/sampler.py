@@ -1,80 +1,40 @@
-"""Which samples, in which order, for which rank: pure functions of (seed, epoch, world).
+"""Assigns the samples of each step to ranks and micro-batches.
 
-The order of an epoch is one permutation of all samples. Step k of the epoch consumes the k-th
-run of `global_batch` samples of it; that run is cut into consecutive micro-batches, and micro-batch
-`a * world + rank` goes to `rank` as the a-th of its accumulation. So neither the samples of a step nor
-their grouping into micro-batches depend on the number of ranks.
+Step k of an epoch takes the k-th run of `global_batch` samples of the epoch's order. The run is cut into consecutive micro-batches.
+Micro-batch `a * world_size + rank` goes to `rank`, as the a-th one that it accumulates. So neither the samples of a step nor their
+grouping into micro-batches depend on the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.loading.sample_order import Shuffle
+
 PADDING = -1
-"""Index of an evaluation slot that holds no sample."""
-
-
-def full_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """All samples shuffled: a permutation of range(samples), int64 [samples]."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
-
-
-def block_order(blocks: Sequence[int], window: int, seed: int, epoch: int) -> np.ndarray:
-    """Blocks shuffled, then the samples within each window of so many consecutive ones: int64 [sum(blocks)].
-
-    blocks: how many samples each holds, in the order of storage. A disk that seeks slowly, or an object store, is read about
-    `window` blocks at a time, each of them once per epoch. Our choice; the usual shuffle of streaming formats.
-    """
-    random = np.random.default_rng([seed, epoch])
-    sizes = np.asarray(blocks, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    shuffled = random.permutation(len(sizes))
-    windows = [shuffled[first : first + window] for first in range(0, len(sizes), window)]
-    return np.concatenate([random.permutation(_members(starts[these], sizes[these])) for these in windows])
-
-
-def _members(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The samples of some blocks, one block after the other."""
-    return np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """How an epoch is shuffled: everything at once, or, with a window, by blocks within windows of so many blocks."""
-
-    seed: int
-    blocks: tuple[int, ...]
-    window: int | None = None
-
-    @property
-    def samples(self) -> int:
-        return sum(self.blocks)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The sample order of one epoch: a permutation of range(samples), int64 [samples]."""
-        if self.window is None:
-            return full_order(self.samples, self.seed, epoch)
-        return block_order(self.blocks, self.window, self.seed, epoch)
+"""The sample index of an evaluation slot that holds no sample."""
 
 
 class DataCursor(NamedTuple):
-    """Where training stands in the data: what a resume needs to know."""
+    """The position of training in its data. It is all that a resumed run needs to go on with the next sample.
+
+    consumed: samples of this epoch's order that were used, over all ranks.
+    """
 
     epoch: int
     consumed: int
-    """Samples of this epoch's order that were used, over all ranks."""
 
 
 @dataclass(frozen=True)
 class TrainSampler:
-    """The micro-batches of one rank, over all epochs.
+    """Yields the micro-batches of one rank, over all epochs.
 
-    Every epoch visits each sample at most once; the last `samples % global_batch` of its order are
-    left out (another set in each epoch), so that all ranks take the same number of equal steps.
+    An epoch visits each sample at most once. The last `samples % global_batch` samples of its order are dropped, so that all ranks
+    take the same number of equal steps. Each epoch drops other samples.
     """
 
     shuffle: Shuffle
@@ -89,44 +49,47 @@ class TrainSampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of optimizer steps per epoch."""
         return self.shuffle.samples // self.global_batch
 
     @property
-    def left_out(self) -> int:
-        """Samples that an epoch does not visit, to make its steps equal."""
+    def dropped_samples(self) -> int:
+        """The number of samples that an epoch does not visit."""
         return self.shuffle.samples % self.global_batch
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches that each rank adds up before an optimizer step."""
+        """The number of micro-batches that each rank accumulates before an optimizer step."""
         return self.global_batch // (self.micro_batch * self.world_size)
 
     def cursor(self, step: int) -> DataCursor:
-        """Before the given step, counted from the start of training."""
+        """The cursor before a step. Steps count from 0 at the start of training."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return DataCursor(epoch, step_in_epoch * self.global_batch)
 
     def micro_batches(self, order: np.ndarray, consumed: int) -> list[np.ndarray]:
-        """This rank's micro-batches of the step after `consumed` samples, in the order in which it takes them."""
+        """Cut one step's samples into this rank's micro-batches, in the order in which it takes them.
+
+        order: the sample order of the epoch. consumed: samples that earlier steps of the epoch used.
+        """
         of_step = order[consumed : consumed + self.global_batch].reshape(-1, self.micro_batch)
         return list(of_step[self.rank :: self.world_size])
 
-    def from_step(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, sample) pairs of each micro-batch from global step first_step up to last_step."""
-        ordered = -1
+    def iterate_steps(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield this rank's micro-batches of the steps first_step … last_step - 1, each as (epoch, sample) pairs."""
+        ordered_epoch = -1
         for step in range(first_step, last_step):
             epoch, consumed = self.cursor(step)
-            if epoch != ordered:
-                order, ordered = self.shuffle.order(epoch), epoch
+            if epoch != ordered_epoch:
+                order, ordered_epoch = self.shuffle.order(epoch), epoch
             for samples in self.micro_batches(order, consumed):
                 yield [(epoch, sample) for sample in samples.tolist()]
 
 
 def evaluation_samples(samples: int, rank: int, world_size: int) -> np.ndarray:
-    """The samples that one rank evaluates: every world-th one, padded to equal length on all ranks.
+    """List the samples that one rank evaluates: every world_size-th one, padded with PADDING to equal length on all ranks.
 
-    Equal lengths keep ranks in step where a forward pass communicates (ZeRO 3); PADDING slots are
-    not counted.
+    Equal lengths keep the ranks in step, since a forward pass under ZeRO 3 communicates. Padding slots are not counted.
     """
     padded = np.full(-(-samples // world_size) * world_size, PADDING)
     padded[:samples] = np.arange(samples)

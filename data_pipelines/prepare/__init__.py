@@ -1,1 +1,1 @@
-"""Writes data sets, indexes the shards of others, and verifies both."""
+"""Prepares data sets on disk: writes them from a source, indexes existing shards, and verifies both."""

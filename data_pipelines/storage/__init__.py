@@ -1,1 +1,1 @@
-"""Reads files of a local disk or a URL, and keeps downloaded shards."""
+"""Reads files from a local disk or a URL, and caches downloaded shards."""

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and their hashes."""
+"""Writes files that no reader ever sees half-written, and hashes files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a name of this process alone and rename it: it is never seen half-written."""
+    """Let `write` fill a temporary file in the same folder, then rename it to `path`. A reader never sees a half-written file."""
     partial = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(partial)
@@ -19,5 +19,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Hash a file with SHA-256, and return the digest in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""Holds the commands of `tdformer`, one file per verb."""
+"""The commands of `tdformer`: one file per verb. A group of verbs is one file or one folder."""

@@ -1,4 +1,4 @@
-"""`tdformer checkpoint`: look into checkpoints, bring weights in and out."""
+"""`tdformer checkpoint`: inspect checkpoints, import and export weights."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Ema, Json, Trained, Which, plain_typer
-from launch.output import show
+from launch.commands.options import Ema, Json, Trained, Which, plain_typer
+from launch.output.tables import show
 
 if TYPE_CHECKING:
     from tdformer.config import ModelConfig
 
 
-checkpoint_app = plain_typer(help="Look into checkpoints, bring weights in and out.")
+checkpoint_app = plain_typer(help="Inspect checkpoints, import and export weights.")
 
 
 @checkpoint_app.command("inspect")
 def inspect(trained: Trained, which: Which = "latest", as_json: Json = False) -> None:
-    """Verify a checkpoint's files and show what it holds."""
-    from tdformer.checkpoint import store
+    """Verify the files of a checkpoint, and show what it holds."""
+    from tdformer.checkpoint.format import inspect as inspect_checkpoint
+    from tdformer.checkpoint.store import find
 
-    show(store.inspect(store.find(trained, which)), as_json)
+    show(inspect_checkpoint(find(trained, which)), as_json)
 
 
 @checkpoint_app.command("import")
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A published QKFormer, Spikformer or SDT checkpoint: .pth, .pt or .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The weights folder to write; a run starts from it by `init=FOLDER`.")],
-    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that is to start from it.")] = None,
-    model: Annotated[str | None, typer.Option(help="Or a name from `tdformer models`.")] = None,
-    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to start a new one.")] = "keep",
-    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network has no place for.")] = False,
+    file: Annotated[Path, typer.Argument(help="A published checkpoint of QKFormer, Spikformer or SDT: .pth, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="The folder of weights to write; a run starts from it with `init=FOLDER`.")],
+    config: Annotated[Path | None, typer.Option(help="The YAML file of the run that will start from the weights.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `tdformer models`, in place of --config.")] = None,
+    head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to train a new one.")] = "keep",
+    ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network does not use.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a published checkpoint as plain tensors, check every name and shape, and write what a run can start from."""
+    """Convert a published checkpoint into weights that a run can start from.
+
+    The file is read as plain tensors, and every name and shape is checked.
+    """
     from tdformer.models import pretrained
 
     if (config is None) == (model is None):
@@ -55,7 +59,7 @@ def import_checkpoint(
     if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
         typer.echo(
             "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off: "
-            "it starts from a slightly other function, in which no sample depends on its batch (see the README)."
+            "it starts from a slightly other function, in which no sample depends on its batch (see tdformer/models/README.md)."
         )
 
 
@@ -73,15 +77,15 @@ def _model_config(config: Path | None, model: str | None) -> ModelConfig:
 @checkpoint_app.command("export")
 def export_checkpoint(
     trained: Trained,
-    out: Annotated[Path, typer.Argument(help="The weights folder to write.")],
+    out: Annotated[Path, typer.Argument(help="The folder of weights to write.")],
     which: Which = "latest",
     ema: Ema = False,
 ) -> None:
-    """Write a trained network as model.safetensors and config.json, for tdformer.models.load_pretrained, timm, or a run's `init`."""
-    from tdformer.checkpoint import store
+    """Write a trained network as model.safetensors and config.json, which load_pretrained, timm and `init` of a run read."""
     from tdformer.checkpoint.export import export
+    from tdformer.checkpoint.store import find
 
-    checkpoint = store.find(trained, which)
+    checkpoint = find(trained, which)
     train_state = export(checkpoint, out, averaged=ema)
     metric = "top1_ema" if ema else "top1"
     top1 = f", validation top-1 {train_state.metrics[metric]:.2f} %" if metric in train_state.metrics else ""

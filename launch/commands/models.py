@@ -1,4 +1,4 @@
-"""`tdformer models`: networks by name."""
+"""`tdformer models`: the networks that have a name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from data_pipelines.errors import UserError
-from launch.options import Json
-from launch.output import show_rows
+from launch.commands.options import Json
+from launch.output.tables import show_rows
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="A part of their names, or a pattern with * and ?.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="A part of the names, or a pattern with * and ?.")] = "*",
     as_json: Json = False,
 ) -> None:
-    """Networks that can be made by name, with their parameters, and what the paper states of them."""
+    """List the networks that can be made by name, with their parameters and the results of the paper."""
     from fnmatch import fnmatch
 
     from tdformer.models.registry import MODELS, parameter_counts

@@ -1,4 +1,4 @@
-"""`tdformer plan`: what a run needs of every GPU, before one is asked for."""
+"""`tdformer plan`: estimate what a run needs per GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.options import Config, Json, Overrides
+from launch.commands.options import Config, Json, Overrides
 
 if TYPE_CHECKING:
     from tdformer.estimate.plan import Plan
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def plan(
     config: Config,
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Over all machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="The number of GPUs over all machines.")] = 1,
     images_per_s: Annotated[
-        float | None, typer.Option(min=1e-9, max=1e9, help="Measured on one GPU with this micro-batch and policy.")
+        float | None, typer.Option(min=1e-9, max=1e9, help="The measured speed of one GPU with this micro-batch and recompute policy.")
     ] = None,
-    gbit_per_s: Annotated[float, typer.Option(min=1e-9, max=1e9, help="What a GPU sends to its neighbour: the slowest link.")] = 100.0,
+    gbit_per_s: Annotated[float, typer.Option(min=1e-9, max=1e9, help="The bandwidth of the slowest link between GPUs.")] = 100.0,
     as_json: Json = False,
 ) -> None:
-    """Memory per GPU by part, communication per step, and with --images-per-s the length of the run. On paper: needs no GPU."""
+    """Estimate memory per GPU, communication per step, and with --images-per-s the length of the run. No GPU is needed."""
     from tdformer.config.yaml_io import load_config
     from tdformer.estimate.plan import plan as make_plan
 

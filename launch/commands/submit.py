@@ -1,4 +1,4 @@
-"""`tdformer submit`, and what a job's script calls at its beginning and its end."""
+"""`tdformer submit`: run as a Slurm job that returns until the run is finished."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.options import Json, Overrides, Target, plain_typer
+from launch.commands.options import Json, Overrides, RunDirOption, Target
 
 if TYPE_CHECKING:
     from launch.slurm.submit import Submitted
-
-slurm_app = plain_typer(help="What a job's script calls.")
 
 
 def submit(
     target: Target,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="One process each; 0 for a run on CPUs.")] = 8,
-    processes_per_node: Annotated[int | None, typer.Option(min=1, help="Of a run on CPUs.")] = None,
-    time: Annotated[str | None, typer.Option(help="Of one job, as Slurm writes it: 24:00:00. A run that needs longer comes back.")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="The number of nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="The number of GPUs per node, with one process for each; 0 runs on CPUs.")] = 8,
+    processes_per_node: Annotated[int | None, typer.Option(min=1, help="The number of processes per node, for a run on CPUs.")] = None,
+    time: Annotated[str | None, typer.Option(help="The time limit of one job, such as 24:00:00; a longer run is requeued.")] = None,
+    partition: Annotated[str | None, typer.Option(help="The partition, as in sbatch --partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="The account that is charged, as in sbatch --account.")] = None,
+    qos: Annotated[str | None, typer.Option(help="The quality of service, as in sbatch --qos.")] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="A YAML file of what this cluster wants: modules, container, environment, … (see configs/clusters).")
+        Path | None,
+        typer.Option(help="The YAML file of the cluster, with modules, container and environment (see configs/clusters)."),
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=[VALUE,...]", help="A run for each value, as a job array; given again: for each pair.")
+        list[str] | None,
+        typer.Option(metavar="KEY=[VALUE,...]", help="Submit one run per value as a job array; can be repeated."),
     ] = None,
-    at_once: Annotated[int | None, typer.Option(min=1, help="Of an array, so many jobs at a time.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run lives; continued if it exists. Default: a new folder.")] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="The number of jobs of an array that run at the same time.")] = None,
+    run_dir: RunDirOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the script, submit nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Submit a run to Slurm, or go on with one. It is put back into the queue until it is finished.
+    """Submit a run to Slurm, or continue one. The job is requeued until the run is finished.
 
-    The job saves and comes back when its time is over, when it is preempted or requeued, and when a process or a node fails;
-    it ends when the run is finished, when there is something to mend, and when it makes no progress. Code and configuration
-    are those of the moment of submission.
+    The job saves its state and is requeued when its time is over, when it is preempted, and when a process or a node fails. It ends
+    when the run is finished, when something has to be corrected, and when it makes no progress. Code and configuration are
+    copied at submission.
     """
     from launch.slurm.cluster_config import load_cluster, with_options
     from launch.slurm.submit import Size
@@ -80,20 +80,3 @@ def _show(submitted: Submitted) -> None:
         "stop": f"scancel {number}   (it saves; go on with: tdformer submit {job.runs[0]})",
     }
     typer.echo("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
-
-
-@slurm_app.command()
-def begin(run_dir: Path) -> None:
-    """Write down this start of the job, unless starts lead nowhere (exit code 2)."""
-    from launch.slurm import requeue
-
-    typer.echo(requeue.begin(run_dir))
-
-
-@slurm_app.command()
-def end(run_dir: Path, code: int) -> None:
-    """Put the job back into the queue, if its run is to go on. Exits with CODE."""
-    from launch.slurm import requeue
-
-    typer.echo(requeue.end(run_dir, code))
-    raise typer.Exit(code)

@@ -1,1 +1,1 @@
-"""Jobs for Slurm: rendered, submitted, and put back into the queue until the run has ended. Imports no torch."""
+"""Renders and submits Slurm jobs, and requeues them until the run has ended. Imports no torch."""

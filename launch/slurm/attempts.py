@@ -1,4 +1,4 @@
-"""Every start of a job, written down in the run directory; and whether another one makes sense."""
+"""Records every start of a job in the run directory, and decides whether another start makes sense."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
-from pathlib import Path
 
-FOLDER = "slurm"
+from tdformer.rundir.run_dir import RunDir
+
 FILE = "attempts.jsonl"
 MAX_RESTARTS, MAX_FRUITLESS = "TDFORMER_MAX_RESTARTS", "TDFORMER_MAX_FRUITLESS"
 
@@ -21,31 +21,31 @@ class Attempt:
 
     job: str
     restart: int
-    """How often Slurm had put it back into the queue."""
+    """The number of times that Slurm has requeued the job."""
     time: float
     nodes: str
     start: str | None
-    """The checkpoint that it goes on from; None at the beginning of the run."""
+    """The checkpoint that the job continues from. None at the beginning of the run."""
 
 
-def this_attempt(run_dir: Path, environment: Mapping[str, str]) -> Attempt:
-    """Of the job that this process belongs to."""
+def this_attempt(run_dir: RunDir, environment: Mapping[str, str]) -> Attempt:
+    """Return the start of the job that this process belongs to, from the variables of Slurm."""
     restart = int(environment.get("SLURM_RESTART_COUNT", 0))
     return Attempt(environment["SLURM_JOB_ID"], restart, time.time(), environment.get("SLURM_JOB_NODELIST", ""), latest(run_dir))
 
 
-def latest(run_dir: Path) -> str | None:
-    """The name of the run's latest checkpoint."""
+def latest(run_dir: RunDir) -> str | None:
+    """Return the name of the latest checkpoint of the run, or None without one."""
     try:
-        return (run_dir / "checkpoints" / "latest").read_text().strip() or None
+        return run_dir.latest.read_text().strip() or None
     except (OSError, ValueError):
         return None
 
 
-def read(run_dir: Path) -> list[Attempt]:
-    """All of a run, the oldest first. A line cut off by a crash is left out."""
+def read(run_dir: RunDir) -> list[Attempt]:
+    """Return all starts of a run, oldest first. A line that a crash cut off is left out."""
     try:
-        lines = (run_dir / FOLDER / FILE).read_text(errors="replace").splitlines()
+        lines = (run_dir.slurm / FILE).read_text(errors="replace").splitlines()
     except OSError:
         return []
     attempts = []
@@ -57,17 +57,20 @@ def read(run_dir: Path) -> list[Attempt]:
     return attempts
 
 
-def append(run_dir: Path, attempt: Attempt) -> None:
-    path = run_dir / FOLDER / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+def append(run_dir: RunDir, attempt: Attempt) -> None:
+    """Append a start to the file, and flush it to the disk."""
+    run_dir.slurm.mkdir(parents=True, exist_ok=True)
+    with (run_dir.slurm / FILE).open("a") as file:
         file.write(json.dumps(asdict(attempt)) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def hopeless(run_dir: Path, restart: int, job: str, environment: Mapping[str, str]) -> str | None:
-    """Why start number `restart` of a job is one too many, as a sentence; None if it is not."""
+def reason_to_give_up(run_dir: RunDir, restart: int, job: str, environment: Mapping[str, str]) -> str | None:
+    """Return the reason why start number `restart` of a job must not happen, as a sentence. None if it may happen.
+
+    Too many restarts are a reason, and several starts in a row from the same checkpoint.
+    """
     max_restarts, max_fruitless = (int(environment.get(name, default)) for name, default in ((MAX_RESTARTS, 100), (MAX_FRUITLESS, 3)))
     if restart > max_restarts:
         return f"the job was put back into the queue {max_restarts} times, which is all that max_restarts allows"

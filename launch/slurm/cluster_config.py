@@ -1,4 +1,4 @@
-"""What a cluster wants of its jobs, as a typed tree. One YAML file per cluster, not part of any run."""
+"""Defines the settings of a cluster as a typed tree. There is one YAML file per cluster, which is not part of any run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _duration(text: str) -> str:
 
 
 def _text(value: object) -> object:
-    """Numbers need no quotes in YAML."""
+    """Return a number as text, so that numbers need no quotes in YAML."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -36,56 +36,59 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class ContainerConfig(Section):
-    """The image in which ranks run. Its Python needs this project's dependencies; the code comes from the run directory."""
+    """The container in which ranks run. Its Python needs the dependencies of this project. The code comes from the run directory."""
 
     runtime: Literal["pyxis", "apptainer"]
-    """pyxis: Slurm's plugin for Enroot (srun --container-image). apptainer: by its own command, with --nv."""
+    """pyxis is a plugin of Slurm for Enroot (srun --container-image). apptainer is started by its own command, with --nv."""
     image: Line
     mounts: tuple[Line, ...] = ()
-    """Folders that ranks need besides the run directory and the folder of the submission, as SOURCE or SOURCE:TARGET."""
+    """Folders that ranks need, as SOURCE or SOURCE:TARGET. The run directory and the folder of the submission are always mounted."""
     python: Word = "python"
 
 
 class ClusterConfig(Section):
-    """How jobs are made on one cluster. Options of `tdformer submit` go before it."""
+    """The settings for jobs on one cluster. Options of `tdformer submit` take precedence."""
 
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     time: Duration | None = None
-    """Of one job; a run that needs longer is put back into the queue. null: the partition's default."""
+    """The time limit of one job. A longer run is requeued. null means the default of the partition."""
     cpus_per_process: Annotated[int, Field(ge=1)] | None = None
     memory: Word | None = None
-    """Per node, as sbatch's --mem: 480G; 0 for all of it."""
+    """Memory per node as in sbatch --mem, such as 480G. 0 means all memory."""
     sbatch: tuple[Line, ...] = ()
-    """Further options of sbatch, such as --constraint=a100."""
+    """More options of sbatch, such as --constraint=a100."""
     modules: tuple[Line, ...] = ()
-    """To load."""
+    """Environment modules to load."""
     setup: tuple[Line, ...] = ()
     """Shell lines that run on the first node before the ranks start."""
     environment: dict[Variable, Line] = Field(default_factory=dict)
-    """Variables of all ranks."""
+    """Environment variables of all ranks."""
     container: ContainerConfig | None = None
     launcher: Literal["srun", "torchrun"] = "srun"
-    """srun: Slurm starts every rank. torchrun: Slurm starts torchrun on every node."""
+    """With srun, Slurm starts every rank. With torchrun, Slurm starts torchrun on every node."""
     warning_s: Annotated[int, Field(ge=1, le=65535)] = 300
-    """So long before the end of its time a job is told to stop. It may be told up to a minute earlier."""
+    """Seconds before the end of its time at which a job gets the warning signal. Slurm may send it up to a minute earlier."""
     warning_signal: Literal["SIGUSR1", "SIGUSR2", "SIGTERM"] = "SIGUSR1"
-    """Must be one of preemption.signals. SIGUSR2 where an older NCCL catches the other."""
+    """The warning signal, which must be one of preemption.signals. SIGUSR2 is for an older NCCL that catches SIGUSR1."""
     max_restarts: Annotated[int, Field(ge=0)] = 100
-    """After so many the job is not put back into the queue again."""
+    """The largest number of restarts. After it the job is not requeued again."""
     max_fruitless: Annotated[int, Field(ge=1)] = 3
-    """Nor after so many starts in a row from the same checkpoint: a crash loop."""
+    """The largest number of starts in a row from the same checkpoint. After it the job is not requeued, because it is in a crash loop."""
 
 
 def load_cluster(path: Path | None) -> ClusterConfig:
-    """Raises ConfigError, which names the key, the value and what is allowed."""
+    """Read the file of a cluster, or return the defaults without one.
+
+    Raises ConfigError, which names the key, the value and what is allowed.
+    """
     if path is None:
         return ClusterConfig()
     return checked(ClusterConfig, read_yaml(path), f"cluster file {path} cannot be used")
 
 
 def with_options(cluster: ClusterConfig, options: dict[str, str | None]) -> ClusterConfig:
-    """With what was given on the command line in place of what the file says."""
+    """Return the settings with the options of the command line in place of those of the file. Raises ConfigError."""
     given = {name: value for name, value in options.items() if value is not None}
     return checked(ClusterConfig, {**cluster.model_dump(), **given}, "the job cannot be submitted")

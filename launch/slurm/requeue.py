@@ -1,46 +1,49 @@
-"""What a job's script asks at its beginning and its end: is there a point in this start, and is there to be another one?"""
+"""Decides at the beginning of a job whether this start makes sense, and at its end whether the job is requeued."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from data_pipelines.errors import UserError
+from launch.exit_codes import EXIT_ERROR
 from launch.slurm import attempts, scheduler
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking import sync
 
-EXIT_ERROR = 2
 RUNNING, CANCELLED = "RUNNING", "CANCELLED"
 
 
-def begin(run_dir: Path) -> str:
-    """Write down this start of the job. Raises UserError if starts lead nowhere: a crash loop ends by itself."""
+def begin(run_dir: RunDir) -> str:
+    """Record this start of the job, and return a sentence about it.
+
+    Raises UserError if the last starts made no progress, so that a crash loop ends by itself.
+    """
     attempt = attempts.this_attempt(run_dir, os.environ)
-    if reason := attempts.hopeless(run_dir, attempt.restart, attempt.job, os.environ):
+    if reason := attempts.reason_to_give_up(run_dir, attempt.restart, attempt.job, os.environ):
         raise UserError(f"{reason}. Look at what ended it before, then go on with: tdformer submit {run_dir}")
     attempts.append(run_dir, attempt)
     place = f"goes on from {attempt.start}" if attempt.start else "begins"
     return f"job {attempt.job}, restart {attempt.restart}, on {attempt.nodes}: {run_dir} {place}"
 
 
-def end(run_dir: Path, code: int) -> str:
-    """Put the job back into the queue, if it ended before the run did and nothing has to be mended first. Says what was done.
+def end(run_dir: RunDir, code: int) -> str:
+    """Requeue the job if it ended before its run and nothing has to be corrected first. Return a sentence about what was done.
 
-    code: how the ranks ended. Under torchrun that is 1 for whatever is not a success, so that what is to be mended is tried again,
-    max_fruitless times.
+    code: the exit code of the ranks. torchrun returns 1 for every failure, so under it a wrong input is tried again `max_fruitless`
+    times.
     """
     job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if code == 0:
         return f"job {job} is done: {run_dir} is finished"
     if code == EXIT_ERROR:
-        return _not_back(job, "there is something to mend first, said above", run_dir)
+        return _give_up(job, "there is something to mend first, said above", run_dir)
     if (state := scheduler.state(job)) != RUNNING:
         if state and state.startswith(CANCELLED):
             sync.close(run_dir, comes_back=False)
-        # Someone ends it: cancelled, it would come back to life; requeued or preempted, Slurm brings it back by itself.
+        # Another party is ending the job. A requeue would revive a cancelled one. Slurm requeues a preempted one itself.
         return f"job {job} is left to Slurm, which is ending it ({state}); {run_dir} is saved as far as {_place(run_dir)}"
-    if reason := attempts.hopeless(run_dir, restart + 1, job, os.environ):
-        return _not_back(job, reason, run_dir)
+    if reason := attempts.reason_to_give_up(run_dir, restart + 1, job, os.environ):
+        return _give_up(job, reason, run_dir)
     sync.close(run_dir)
     scheduler.requeue(job)
     return (
@@ -48,10 +51,10 @@ def end(run_dir: Path, code: int) -> str:
     )
 
 
-def _not_back(job: str, reason: str, run_dir: Path) -> str:
+def _give_up(job: str, reason: str, run_dir: RunDir) -> str:
     sync.close(run_dir, comes_back=False)
     return f"job {job} is not put back into the queue: {reason}. Go on with: tdformer submit {run_dir}"
 
 
-def _place(run_dir: Path) -> str:
+def _place(run_dir: RunDir) -> str:
     return attempts.latest(run_dir) or "the beginning"

@@ -1,4 +1,4 @@
-"""Slurm's own commands. What they have against something is passed on in their words."""
+"""Calls the commands of Slurm. Their error messages are passed on unchanged."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 
 SECONDS_TO_ANSWER = 60.0
-"""slurmctld can be busy for a while; one that does not answer at all is told as such."""
+"""The timeout of a command. slurmctld can be busy for a while."""
 
 
 class SchedulerError(UserError):
-    """Slurm refused something, or is not here."""
+    """Slurm refused a request, gave no answer, or is not installed on this host."""
 
 
 def sbatch(script: Path) -> str:
-    """Submit a script. Returns the job's number."""
-    return _answer("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+    """Submit a script, and return the number of the job. Raises SchedulerError."""
+    return _output("sbatch", "--parsable", str(script)).strip().partition(";")[0]
 
 
 def requeue(job: str) -> None:
-    """End a job that runs, and put it back into the queue."""
-    _answer("scontrol", "requeue", job)
+    """End a running job, and put it back into the queue. Raises SchedulerError."""
+    _output("scontrol", "requeue", job)
 
 
 def state(job: str) -> str | None:
-    """PENDING, RUNNING, CANCELLED, … of a job or array, even while it is still being cleaned up; None if Slurm does not know it."""
+    """Return the state of a job or array: PENDING, RUNNING, CANCELLED, … A job that is being cleaned up still has one.
+
+    Return None if Slurm does not know the job. Raises SchedulerError if Slurm does not answer.
+    """
     shown = _run(["scontrol", "show", "job", "--oneliner", job])
     found = re.search(r"\bJobState=(\w+)", shown.stdout)
     return found[1] if shown.returncode == 0 and found else None
 
 
-def check_is_here() -> None:
-    """Raises SchedulerError on a host without Slurm."""
+def check_installed() -> None:
+    """Raise SchedulerError on a host without Slurm."""
     if shutil.which("sbatch") is None:
         raise SchedulerError(_absent("sbatch"))
 
 
-def _answer(*command: str) -> str:
+def _output(*command: str) -> str:
     done = _run(command)
     if done.returncode:
         words = "; ".join(line.removeprefix(f"{command[0]}: ").removeprefix("error: ") for line in done.stderr.strip().splitlines())

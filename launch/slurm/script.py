@@ -1,4 +1,4 @@
-"""A job as a script for sbatch: options and settings are written here, what it then does is the end of launch/train.sbatch."""
+"""Renders a job as a script for sbatch. Options and settings are written here, the rest is the end of launch/train.sbatch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from launch.slurm.cluster_config import ClusterConfig, ContainerConfig
 
 TEMPLATE = Path(__file__).parent.parent / "train.sbatch"
-THE_JOB = "# --- the job"
-"""Where in TEMPLATE that begins which is the same in every script."""
+COMMON_PART = "# --- the job"
+"""The line in TEMPLATE from which on every script is the same."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or several as an array. All paths are absolute."""
+    """A job with one run, or an array of several runs. All paths are absolute."""
 
     name: str
     runs: Sequence[Path]
     script: Path
-    """Logs are written beside it."""
+    """The path of the script. Logs are written beside it."""
     folder: Path
-    """In which the command was given: what paths of the configuration are relative to."""
+    """The folder in which the command was given. Paths of the configuration are relative to it."""
     python: str
-    """Of the submission."""
+    """The Python interpreter of the submission."""
     nodes: int
     processes_per_node: int
     gpus_per_node: int
     at_once: int | None = None
-    """Of an array, so many jobs at a time."""
+    """The largest number of jobs of an array that run at the same time."""
 
     @property
     def is_array(self) -> bool:
@@ -38,6 +38,7 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """The path of the log, with the placeholders of Slurm."""
         return self.script.parent / ("%A_%a.out" if self.is_array else "%j.out")
 
     @property
@@ -46,14 +47,14 @@ class Job:
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
-    """The script, to be read, edited and kept."""
+    """Return the script as text that people can read and edit."""
     options = "".join(f"#SBATCH {option}\n" for option in _options(job, cluster))
     settings = "\n".join(_settings(job, cluster))
-    return f"#!/usr/bin/env bash\n# {_how_to(job)}\n{options}\n{settings}\n\n{THE_JOB}{_the_job()}"
+    return f"#!/usr/bin/env bash\n# {_how_to(job)}\n{options}\n{settings}\n\n{COMMON_PART}{_common_part()}"
 
 
 def _how_to(job: Job) -> str:
-    what = f"{len(job.runs)} runs, an array" if job.is_array else "Goes on with its run"
+    what = f"{len(job.runs)} runs, an array" if job.is_array else "Continues its run"
     return f"{what}; written by tdformer submit. May be edited and submitted again: sbatch {shlex.quote(str(job.script))}"
 
 
@@ -98,7 +99,7 @@ def _settings(job: Job, cluster: ClusterConfig) -> list[str]:
 
 
 def _rank(job: Job, cluster: ClusterConfig, python: str) -> list[str]:
-    """What srun starts. torchrun passes on the signals, and leaves time to save after them."""
+    """Return the command that srun starts. torchrun passes signals on, and leaves time to save after them."""
     if cluster.launcher == "srun":
         return [python, "-m", "launch"]
     return [
@@ -119,5 +120,5 @@ def _in_container(job: Job, container: ContainerConfig | None, runtime: str) -> 
     return ["apptainer", "exec", "--nv", *(f"--bind={bind}" for bind in binds), f"--pwd={shlex.quote(str(job.folder))}", image]
 
 
-def _the_job() -> str:
-    return TEMPLATE.read_text().partition(THE_JOB)[2]
+def _common_part() -> str:
+    return TEMPLATE.read_text().partition(COMMON_PART)[2]

@@ -1,4 +1,4 @@
-"""A copy of the code in the run directory: a job that waits, or comes back, runs what was submitted, whatever is edited meanwhile."""
+"""Copies the code into the run directory. A job that waits or is requeued runs the code of its submission, whatever is edited meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHANGES_FILE = "changes.patch"
 
 
 def snapshot(folder: Path) -> None:
-    """Replace `folder` by the code as it is now; with the commit and what differs from it, where it is a git checkout."""
+    """Replace `folder` by the current code. For a git checkout, add the commit and a patch of the changes since it."""
     shutil.rmtree(folder, ignore_errors=True)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""From a configuration to a job in the queue: run directory, code, script, sbatch. Nothing is left behind by what is refused."""
+"""Submits a configuration as a job: run directory, copy of the code, script, sbatch. A refused job leaves no files behind."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import ConfigError, load_config, parse_override
-from tdformer.rundir import run_directory, run_lock
+from tdformer.rundir import creation, run_lock
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
 
 CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL", None)
-"""States of a job that will not write any more."""
+"""The states of a job that will not write any more. None: Slurm does not know the job."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is asked of the cluster."""
+    """The size of a job: nodes, processes and GPUs per node, and how many jobs of an array run at the same time."""
 
     nodes: int
     processes_per_node: int
@@ -41,28 +42,33 @@ class Size:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in the queue; or, of a dry run, the one that would be."""
+    """A job in the queue. After a dry run, the job that would be submitted."""
 
     job: Job
     number: str | None
+    """The number of the job. None after a dry run."""
     text: str
-    """The script."""
+    """The text of the script."""
 
     @property
     def log(self) -> Path:
+        """The path of the log, of the first job for an array."""
         number = self.number or "JOB"
         return self.job.log.with_name(self.job.log.name.replace("%j", number).replace("%A", number).replace("%a", "0"))
 
 
 def submit(
-    target: Path, overrides: Sequence[str], sweeps: Sequence[str], run_dir: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
+    target: Path, overrides: Sequence[str], sweeps: Sequence[str], path: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
 ) -> Submitted:
-    """target: a YAML file to start from, or a run directory to go on with. sweeps: KEY=[VALUE, …], a run for each combination.
+    """Submit one run, or one run for each combination of the values of `sweeps` as an array.
 
-    Raises UserError, with Slurm's own words where it is Slurm that refuses.
+    target: a YAML file starts a new run, a run directory continues the run in it.
+    sweeps: texts of the form KEY=[VALUE, …].
+    Raises UserError; if Slurm refuses the job, with Slurm's own message.
     """
     if target.is_dir():
-        target, run_dir = run_directory.config_of(target), run_dir or target
+        target, path = creation.config_of(target), path or target
+    run_dir = RunDir(path) if path else None
     changes = list(_combinations(sweeps))
     if run_dir is not None and len(changes) > 1:
         raise UserError(f"{run_dir} is one run, and --sweep asks for {len(changes)}; leave out --run-dir, or --sweep.")
@@ -70,35 +76,35 @@ def submit(
         _check(load_config(target, [*overrides, *change]), size, cluster)
     first = load_config(target, [*overrides, *changes[0]])
     if not dry_run:
-        scheduler.check_is_here()
+        scheduler.check_installed()
     if run_dir is not None:
         _check_free(run_dir, first)
     if away := probe(first.tracking.uri, first.tracking.experiment):
         print(f"warning: {away}", file=sys.stderr)
-    with _made_for_good(dry_run) as made:
-        folder = made.folder(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
-        into = [f"output={folder}"] if folder else []
+    with _removed_on_error(dry_run) as made:
+        sweep = made.next_free(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
+        into = [f"output={sweep}"] if sweep else []
         configs = [load_config(target, [*overrides, *change, *into]) for change in changes]
-        runs = [run_dir or made.folder(config) for config in configs]
-        if run_dir is not None and not run_dir.exists():
+        runs = [run_dir or made.next_free(config) for config in configs]
+        if run_dir is not None and not run_dir.path.exists():
             made.folders.append(run_dir)
-        job = _job(folder or runs[0], runs, size)
+        job = _job(sweep or runs[0], runs, size)
         text = render(job, cluster)
         if dry_run:
             return Submitted(job, None, text)
         for run, config in zip(runs, configs, strict=True):
-            run_directory.claim(run, config)
-            snapshot(run / CODE)
-        job.script.parent.mkdir(exist_ok=True)
+            creation.claim(run, config)
+            snapshot(run.path / CODE)
+        (sweep or runs[0]).slurm.mkdir(exist_ok=True)
         replace_file(job.script, lambda partial: partial.write_text(text))
         number = scheduler.sbatch(job.script)
     for index, run in enumerate(runs):
-        _write_down(run, f"{number}_{index}" if job.is_array else number, job)
+        _record(run, f"{number}_{index}" if job.is_array else number, job)
     return Submitted(job, number, text)
 
 
 def _combinations(sweeps: Iterable[str]) -> Iterator[list[str]]:
-    """The overrides of each run: every value of each key with every value of the others."""
+    """Yield the overrides of each run: every value of each key with every value of all other keys."""
     choices = []
     for sweep in sweeps:
         key, values = parse_override(sweep)
@@ -117,57 +123,56 @@ def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
         )
 
 
-def _check_free(run_dir: Path, config: RunConfig) -> None:
-    run_directory.check(run_dir, config)
-    for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_written_down(run_dir)):
+def _check_free(run_dir: RunDir, config: RunConfig) -> None:
+    creation.check_fits(run_dir, config)
+    for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_recorded_jobs(run_dir)):
         if shutil.which("squeue") and (state := scheduler.state(number)) not in ENDED:
             raise UserError(f"job {number} ({state}) has {run_dir}; it goes on by itself. To end it first: scancel {number}")
     run_lock.check_free(run_dir)
 
 
-def _job(folder: Path, runs: Sequence[Path], size: Size) -> Job:
-    script = (folder / attempts.FOLDER / SCRIPT).absolute()
-    here, absolute = Path.cwd(), [run.absolute() for run in runs]
+def _job(folder: RunDir, runs: Sequence[RunDir], size: Size) -> Job:
+    script = (folder.slurm / SCRIPT).absolute()
+    here, absolute = Path.cwd(), [run.path.absolute() for run in runs]
     return Job(folder.name, absolute, script, here, sys.executable, size.nodes, size.processes_per_node, size.gpus_per_node, size.at_once)
 
 
-def _write_down(run: Path, number: str, job: Job) -> None:
-    path = run / attempts.FOLDER / JOB_FILE
-    path.parent.mkdir(exist_ok=True)
+def _record(run: RunDir, number: str, job: Job) -> None:
+    run.slurm.mkdir(exist_ok=True)
     described = {"job": number, "submitted": time.time(), "script": str(job.script), "user": os.environ.get("USER")}
-    replace_file(path, lambda partial: partial.write_text(json.dumps(described) + "\n"))
+    replace_file(run.slurm / JOB_FILE, lambda partial: partial.write_text(json.dumps(described) + "\n"))
 
 
-def _written_down(run: Path) -> list[str]:
+def _recorded_jobs(run: RunDir) -> list[str]:
     try:
-        return [str(json.loads((run / attempts.FOLDER / JOB_FILE).read_text())["job"])]
+        return [str(json.loads((run.slurm / JOB_FILE).read_text())["job"])]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-class _Made:
-    """Folders made for a job; in a dry run only named."""
+class _NewFolders:
+    """Makes the folders of a job. In a dry run it only names them."""
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
-        self.folders: list[Path] = []
-        self._free: dict[tuple[Path, str], Iterator[Path]] = {}
+        self.folders: list[RunDir] = []
+        self._free: dict[tuple[Path, str], Iterator[RunDir]] = {}
 
-    def folder(self, config: RunConfig) -> Path:
-        """The next free one."""
+    def next_free(self, config: RunConfig) -> RunDir:
+        """Return the next free run directory, made unless this is a dry run."""
         if self.dry_run:
-            return next(self._free.setdefault((config.output, config.name), run_directory.free(config)))
-        self.folders.append(run_directory.new(config))
+            return next(self._free.setdefault((config.output, config.name), creation.free_names(config)))
+        self.folders.append(creation.create_next(config))
         return self.folders[-1]
 
 
 @contextmanager
-def _made_for_good(dry_run: bool) -> Iterator[_Made]:
-    """Removes what was made, if the job is refused."""
-    made = _Made(dry_run)
+def _removed_on_error(dry_run: bool) -> Iterator[_NewFolders]:
+    """Yield new folders, and remove them if the job is refused."""
+    made = _NewFolders(dry_run)
     try:
         yield made
     except BaseException:
-        for path in made.folders:
-            shutil.rmtree(path, ignore_errors=True)
+        for run_dir in made.folders:
+            shutil.rmtree(run_dir.path, ignore_errors=True)
         raise

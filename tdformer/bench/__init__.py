@@ -1,1 +1,1 @@
-"""What a network costs, side by side with a peer, as JSON."""
+"""Measures what networks, loaders and runs cost, side by side with a reference. Results can be printed as JSON."""

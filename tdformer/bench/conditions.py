@@ -1,4 +1,4 @@
-"""Where something was measured: device, versions, how busy the machine was."""
+"""Describes where a measurement was made: the device, the versions of packages, and the load of the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = ("torch", "triton", "spikingjelly", "deepspeed", "timm")
 
 
 def conditions(device: torch.device) -> dict[str, object]:
+    """Return what is worth knowing about this machine and environment beside a measurement, as values for JSON."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),
@@ -34,6 +35,6 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Its model, as Linux tells it."""
+    """Return the model name of the CPU, as Linux reports it."""
     with open("/proc/cpuinfo") as file:
         return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())

@@ -1,4 +1,4 @@
-"""Loader and network together: steps of the real training loop with its loader processes, and how long they wait for data."""
+"""Measures loader and network together: steps of the real training loop, and the share of them that is spent waiting for data."""
 
 from __future__ import annotations
 
@@ -16,63 +16,68 @@ import torch
 
 from data_pipelines.errors import UserError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.formats.turbojpeg import need_ffcv
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import ImageFolderSource
-from tdformer.bench.loader import STORAGE, THREADS
+from data_pipelines.formats.turbojpeg import require_ffcv
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.sources.folders import ImageFolderSource
+from tdformer.bench.loader import THREADS
+from tdformer.bench.loader_pipelines import STORAGE
 from tdformer.bench.photographs import NAMES, write_photographs
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
-from tdformer.rundir import run_directory
+from tdformer.rundir.creation import claim
 from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.faults.preemption import stopping
-from tdformer.training.loop import Trainer
 from tdformer.training.report import reporting
 from tdformer.training.telemetry.stopwatch import PARTS
+from tdformer.training.trainer import Trainer
 
 STORED_AS: dict[Format, str] = {"wds": "original", "ffcv": "proportion"}
-"""Which of STORAGE stands for a format. Folders have these names, so that `bench loader` finds the same sets."""
+"""The entry of STORAGE for each format. It is the name of the folder too, so that `bench loader` finds the same sets."""
 
 FIRST_STEPS = 3
-"""In which kernels are compiled and memory is taken for the first time."""
-FEWEST_POINTS, MOST_POINTS = 3, 10
-"""Medians are taken over so many points of the run's metrics, each a mean over the steps since the one before."""
+"""The number of steps in which kernels are compiled and memory is allocated for the first time."""
+MIN_POINTS, MAX_POINTS = 3, 10
+"""The range for the number of metric points in a median. Each point is a mean over the steps since the point before."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the points of the run's metrics, on rank 0.
-
-    seconds_per_step: of an optimizer step, its wait for data included. data_wait_share: of the step. overall: of all measured steps
-    together, since a median does not see a wait that comes now and then.
-    """
+    """Medians over the metric points of a run, on rank 0."""
 
     config: str
     format: Format
     images_per_s: float
     seconds_per_step: float
+    """Seconds per optimizer step, the wait for data included."""
     data_wait_s: float
     data_wait_share: float
+    """Share of a step that is spent waiting for data."""
     data_wait_share_overall: float
+    """Share of the time of all measured steps together. It shows waits that happen rarely, which a median hides."""
     workers: int
-    """Per rank."""
+    """The number of loader processes per rank."""
     device: str
     steps: int
-    """That were measured."""
+    """The number of steps that were measured."""
 
 
-def warm_up(config: RunConfig, world_size: int) -> int:
-    """Steps that are left out: FIRST_STEPS, and those whose batches the workers loaded meanwhile, two each as torch's loader has it."""
+def warmup_steps(config: RunConfig, world_size: int) -> int:
+    """Return the number of steps at the start that are not measured.
+
+    These are FIRST_STEPS, and the steps whose batches the workers loaded meanwhile. The loader of torch lets each load two ahead.
+    """
     accumulation = config.training.accumulation(world_size)
     return FIRST_STEPS - (-2 * config.data.workers // accumulation)
 
 
 def check_steps(config: RunConfig, steps: int, world_size: int) -> None:
-    """Raises UserError if too few remain to be measured."""
-    left_out = warm_up(config, world_size)
-    if steps < left_out + FEWEST_POINTS:
+    """Check that enough steps remain to be measured. Raises UserError if not."""
+    left_out = warmup_steps(config, world_size)
+    if steps < left_out + MIN_POINTS:
         raise UserError(
-            f"--steps must be at least {left_out + FEWEST_POINTS}, got {steps}: the first {left_out} are left out, in which "
+            f"--steps must be at least {left_out + MIN_POINTS}, got {steps}: the first {left_out} are left out, in which "
             f"{config.data.workers} workers start (data.workers) and kernels are compiled"
         )
 
@@ -86,9 +91,10 @@ def with_photographs(
     processes: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> RunConfig:
-    """The configuration, on a set like ImageNet, which is written into the folder as far as it is not there already.
+    """Return the configuration with a generated set like ImageNet in place of its data. The set is written into `folder` unless it exists.
 
-    progress is called with the number of images done since its last call; of each there are two.
+    progress: it is called with the number of images done since its last call. Each image counts twice.
+    Raises UserError for too few images or without a package that is needed, DataError if the folder holds anything else.
     """
     if images < max(len(NAMES), config.training.global_batch):
         raise UserError(
@@ -96,47 +102,48 @@ def with_photographs(
             f"training.global_batch ({config.training.global_batch}), got {images}"
         )
     if format == "ffcv":
-        need_ffcv()
+        require_ffcv()
     files, stored = write_photographs(folder, images, processes=processes, progress=progress), folder / STORED_AS[format]
-    prepare(ImageFolderSource(files), stored, Plan(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
-    torch.set_num_threads(THREADS)  # a small set is written in this process, and the package ffcv leaves it one thread to train with
-    # Other labels than these never come, which changes no shape: the head stays as large as the configuration has it.
+    prepare_dataset(ImageFolderSource(files), stored, PrepareOptions(STORAGE[STORED_AS[format]]), processes=processes, progress=progress)
+    torch.set_num_threads(THREADS)  # A small set is written in this process, and the package ffcv reduces its threads to one.
+    # The head keeps its number of classes, so that no shape changes. Some classes have no images.
     model = config.model.model_copy(update={"num_classes": max(config.model.num_classes, len(NAMES))})
     data = config.data.model_copy(update={"train": str(stored), "val": str(stored), "train_samples": None})
     return config.model_copy(update={"model": model, "data": data})
 
 
 def measure(config: RunConfig, steps: int, context: DistContext) -> Row | None:
-    """Train so many optimizer steps from random weights, with MLflow and all, and keep nothing of it. On other ranks than the first: None.
+    """Train this many optimizer steps from random weights, with MLflow, and delete the run afterwards. Return None on ranks other than 0.
 
-    What the run says goes to stderr.
+    The messages of the run go to stderr. Raises UserError for too few steps, or after a stop signal.
     """
     check_steps(config, steps, context.world_size)
     with TemporaryDirectory(prefix="tdformer-bench-") as own, redirect_stdout(sys.stderr):
         folder = Path(context.broadcast(own))
-        config = _short(config, steps, warm_up(config, context.world_size), folder)
-        format = _train(config, folder / "run", steps, context)
-        points = MetricsFile(folder / "run" / run_directory.METRICS_FILE).rows() if context.is_rank0 else None
+        config = _bench_config(config, steps, warmup_steps(config, context.world_size), folder)
+        run_dir = RunDir(folder / "run")
+        format = _train(config, run_dir, steps, context)
+        points = MetricsFile(run_dir.metrics).rows() if context.is_rank0 else None
     return None if points is None else _row(config, format, points, context)
 
 
-def _short(config: RunConfig, steps: int, left_out: int, folder: Path) -> RunConfig:
-    """The same run, within the folder, with metrics often enough.
+def _bench_config(config: RunConfig, steps: int, left_out: int, folder: Path) -> RunConfig:
+    """Return the configuration of the same run in a temporary folder, which logs often enough.
 
-    It goes on for longer than is measured: workers that are done would leave their cores to the last steps.
+    The run has more epochs than are measured. Workers that have finished would leave their cores to the last steps.
     """
-    every = max(1, (steps - left_out) // MOST_POINTS)
+    every = max(1, (steps - left_out) // MAX_POINTS)
     training = config.training.model_copy(update={"log_every": every, "epochs": max(config.training.epochs, steps + left_out)})
     tracking = config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db", "log_model": "none", "register_as": None})
     return config.model_copy(update={"init": None, "output": folder, "training": training, "tracking": tracking})
 
 
-def _train(config: RunConfig, run_dir: Path, steps: int, context: DistContext) -> Format:
-    """The steps of `tdformer.training.loop.train`, without its evaluations and checkpoints. Gives the format of the training set.
+def _train(config: RunConfig, run_dir: RunDir, steps: int, context: DistContext) -> Format:
+    """Run the steps of `tdformer.training.loop.train` without evaluations and checkpoints, and return the format of the training set.
 
-    Raises UserError after a stop signal: the usual end of a process by it would leave the temporary folder.
+    Raises UserError after a stop signal. The usual exit after such a signal would leave the temporary folder behind.
     """
-    context.on_all_ranks(lambda: run_directory.claim(run_dir, config) if context.is_rank0 else None)
+    context.on_all_ranks(lambda: claim(run_dir, config) if context.is_rank0 else None)
     with stopping(config.preemption) as stop:
         trainer = Trainer(config, run_dir, context, stop)
         with closing(trainer), reporting(config, run_dir, trainer.train_state, steps, context) as report:
@@ -149,7 +156,7 @@ def _train(config: RunConfig, run_dir: Path, steps: int, context: DistContext) -
 
 
 def _row(config: RunConfig, format: Format, points: list[dict[str, Any]], context: DistContext) -> Row:
-    left_out = warm_up(config, context.world_size)
+    left_out = warmup_steps(config, context.world_size)
     measured = [(point, point["step"] - before["step"]) for before, point in pairwise(points) if before["step"] >= left_out]
     lasted = [sum(point[f"time/{part}_s"] for part in PARTS) for point, _ in measured]
     waited = [point["time/data_wait_s"] for point, _ in measured]

@@ -1,10 +1,12 @@
-"""Bytes that a training step keeps for its backward pass, and the FLOPs that keeping less costs, for every recompute policy.
+"""Measures the memory and the FLOPs of a training step under every recompute policy.
 
-Two measures of memory. "Saved" is the bytes of the distinct storages that autograd keeps between forward and backward,
-without parameters and buffers: a property of the network and the image's size, the same on every machine. "Peak" is
-what decides how many images fit: by how much the most that this machine's allocator has given out at once during the step
-grows with a second image. It holds the inner tensors of the piece that is being computed again, gradients of activations
-and workspaces of kernels; weights and their gradients, which do not grow with the batch, it does not.
+There are two measures of memory:
+
+- *Saved* bytes are those of the distinct storages that autograd keeps between forward and backward pass, without parameters and
+  buffers. They depend on the network and the image size alone, so they are the same on every machine.
+- *Peak* bytes decide how many images fit. They are the growth of the step's peak allocation on this machine when a second image
+  is added. They include the inner tensors of the part that is being recomputed, gradients of activations and workspaces of
+  kernels. Weights and their gradients do not grow with the batch, so they are not included.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdformer.bench.peak import peak_bytes
-from tdformer.bench.reference import REFERENCE, is_like, make_reference
+from tdformer.bench.peak_memory import peak_bytes
+from tdformer.bench.reference import REFERENCE, has_reference, make_reference
 from tdformer.config import ModelConfig, RecomputePolicy
 from tdformer.config.yaml_io import checked
 from tdformer.models.tdformer import TDFormer
@@ -27,28 +29,30 @@ from tdformer.models.tdformer import TDFormer
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, of one image in float32."""
+    """One measurement of one image in float32. Megabytes are 10^6 bytes."""
 
     model: str
     policy: str
     time_steps: int
     segments: int
     saved_mb_per_image: float
-    """Megabytes (10^6 bytes)."""
     peak_mb_per_image: float | None
-    """None if not measured."""
+    """None where the peak was not measured."""
     flops_ratio: float
-    """FLOPs of forward and backward pass over those of the same network at policy none."""
+    """FLOPs of forward and backward pass, divided by those of the same network under the policy `none`."""
 
 
 def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequence[int], *, peak: bool = False) -> Iterator[Row]:
-    """Every policy at every number of time steps; then, for an ImageNet QKFormer, spikingjelly's own network of that size."""
+    """Yield one row per number of time steps and recompute policy. For an ImageNet QKFormer, rows of the reference network follow.
+
+    Raises ConfigError if the network cannot be unrolled over one of `time_steps`, before anything is measured.
+    """
     unrolled_over = {
         steps: checked(ModelConfig, config.model_dump() | {"time_steps": steps}, f"{name} cannot be unrolled over {steps} time steps")
         for steps in time_steps
     }
     images = torch.randn(2, config.backbone.in_channels, image_size, image_size)
-    one = images[:1].clone()  # not a view, whose storage would count for two
+    one = images[:1].clone()  # A view would hold the storage of both images.
 
     def row(
         model: str, policy: str, steps: int, segments: int, make: Callable[[], nn.Module], flops_of_none: int | None
@@ -63,7 +67,7 @@ def measure(name: str, config: ModelConfig, image_size: int, time_steps: Sequenc
             measured, flops = row(name, policy, steps, unrolled.segments, partial(TDFormer, unrolled, policy), flops_of_none)
             flops_of_none = flops_of_none or flops
             yield measured
-    if is_like(config):
+    if has_reference(config):
         for steps in unrolled_over:
             yield row(REFERENCE, "none", steps, 1, partial(make_reference, config, steps), None)[0]
 
@@ -73,17 +77,18 @@ def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def saved_and_flops(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes that autograd saves for the backward pass, and the FLOPs of both passes. images: [B, C, H, W], float32."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def see(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another one
+            kept[storage._cdata] = storage  # Holding the storage keeps its address from being reused.
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = _forward(model, images)
         output.sum().backward()
     return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()

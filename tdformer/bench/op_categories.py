@@ -1,7 +1,7 @@
-"""Where the time of a training step goes, by kind of operation: convolution, BatchNorm, LIF neurons, attention …
+"""Measures how the time of a training step divides among categories of operations: convolution, BatchNorm, LIF neurons, attention …
 
-Modules say of which kind they are: while they run, what torch's profiler records is marked with their kind. What the backward pass
-does is of the kind of the forward operation that it belongs to, which the profiler tells by sequence numbers.
+Each module class belongs to one category. While a module runs, a range of torch's profiler carries the name of its category. An
+operation of the backward pass belongs to the category of its forward operation. The profiler links the two by sequence numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from spikingjelly.activation_based.layer.attention import QKAttention
-from spikingjelly.activation_based.layer.attention import SpikingSelfAttention as PeerSelfAttention
+from spikingjelly.activation_based.layer.attention import SpikingSelfAttention as ReferenceSelfAttention
 from spikingjelly.activation_based.neuron import BaseNode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,59 +22,65 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tdformer.models.attention import ControlledAttention, TokenQKAttention
 from tdformer.models.neurons import LIF, ParametricLIF
 
-Kind = Literal["convolution", "batch_norm", "lif", "batch_norm_and_lif", "attention", "optimizer", "other"]
-"""convolution: linear maps too. batch_norm_and_lif: done by one kernel. attention: what is between its maps and its neurons."""
-MODULES: tuple[tuple[Kind, tuple[type[nn.Module], ...]], ...] = (
+OpCategory = Literal["convolution", "batch_norm", "lif", "batch_norm_and_lif", "attention", "optimizer", "other"]
+"""convolution includes linear layers. batch_norm_and_lif is one kernel that does both. attention is the computation between the linear
+maps of an attention layer and its neurons, without these."""
+MODULES: tuple[tuple[OpCategory, tuple[type[nn.Module], ...]], ...] = (
     ("convolution", (nn.Conv1d, nn.Conv2d, nn.Linear)),
     ("batch_norm", (_BatchNorm,)),
     ("lif", (LIF, ParametricLIF, BaseNode)),
-    ("attention", (TokenQKAttention, ControlledAttention, QKAttention, PeerSelfAttention)),
+    ("attention", (TokenQKAttention, ControlledAttention, QKAttention, ReferenceSelfAttention)),
 )
-MARK = "kind:"
+PREFIX = "category:"
+"""The start of the names of our ranges in a profile."""
 BACKWARD = "autograd::engine::evaluate_function"
 
 
-def time_by_category(step: Callable[[], object], model: nn.Module, device: torch.device) -> dict[Kind, float]:
-    """Of one step's time: on CUDA that of its kernels, else that of the CPU. They sum to 1."""
+def time_by_category(step: Callable[[], object], model: nn.Module, device: torch.device) -> dict[OpCategory, float]:
+    """Return the share of each category in the time of one step, largest first; shares sum to 1.
+
+    On CUDA this is the time of kernels, elsewhere CPU time.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with marked(model), profile(activities=activities) as profiler:
+    with annotated(model), profile(activities=activities) as profiler:
         step()
     events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CPU]
-    times: dict[Kind, float] = defaultdict(float)
-    kinds = _kinds_of_sequence_numbers(events)
+    times: dict[OpCategory, float] = defaultdict(float)
+    categories = _categories_by_sequence_number(events)
     for event in events:
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        times[_kind(event, kinds)] += own
+        times[_category(event, categories)] += own
     total = sum(times.values())
-    return {kind: time / total for kind, time in sorted(times.items(), key=lambda item: -item[1])}
+    return {category: time / total for category, time in sorted(times.items(), key=lambda item: -item[1])}
 
 
 @contextmanager
-def optimizing() -> Iterator[None]:
-    """Around the optimizer's step."""
-    with record_function(f"{MARK}optimizer"):
+def optimizer_range() -> Iterator[None]:
+    """Assign everything that runs within this context to the category `optimizer`."""
+    with record_function(f"{PREFIX}optimizer"):
         yield
 
 
 @contextmanager
-def marked(model: nn.Module) -> Iterator[None]:
-    handles, open_marks = [], []
+def annotated(model: nn.Module) -> Iterator[None]:
+    """Open a profiler range around every call of a module that has a category, as long as this context is open."""
+    handles, open_ranges = [], []
 
-    def enter(kind: Kind) -> Callable[..., None]:
-        def mark(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(category: OpCategory) -> Callable[..., None]:
+        def open_range(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             norm_is_within = isinstance(module, LIF) and len(inputs) > 2 and module.takes_in(inputs[2], inputs[0])
-            open_marks.append(record_function(MARK + ("batch_norm_and_lif" if norm_is_within else kind)))
-            open_marks[-1].__enter__()
+            open_ranges.append(record_function(PREFIX + ("batch_norm_and_lif" if norm_is_within else category)))
+            open_ranges[-1].__enter__()
 
-        return mark
+        return open_range
 
     def leave(*_: object) -> None:
-        open_marks.pop().__exit__(None, None, None)
+        open_ranges.pop().__exit__(None, None, None)
 
     for module in model.modules():
-        for kind, classes in MODULES:
+        for category, classes in MODULES:
             if isinstance(module, classes):
-                handles += [module.register_forward_pre_hook(enter(kind)), module.register_forward_hook(leave)]
+                handles += [module.register_forward_pre_hook(enter(category)), module.register_forward_hook(leave)]
                 break
     try:
         yield
@@ -83,22 +89,26 @@ def marked(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _kinds_of_sequence_numbers(events: list[Any]) -> dict[int, Kind]:
-    """The kind of each forward operation that has a backward one. The last event with a number is the one that made the graph's node."""
+def _categories_by_sequence_number(events: list[Any]) -> dict[int, OpCategory]:
+    """Return the category of each forward operation that has a backward operation.
+
+    Several events can share a number. The last of them made the node of the autograd graph, so it counts.
+    """
     forward = [event for event in events if event.sequence_nr >= 0 and not _is_in_backward(event)]
-    return {event.sequence_nr: _kind(event, {}) for event in sorted(forward, key=lambda event: event.time_range.start)}
+    return {event.sequence_nr: _category(event, {}) for event in sorted(forward, key=lambda event: event.time_range.start)}
 
 
 def _is_in_backward(event: Any) -> bool:
     return any(ancestor.name.startswith(BACKWARD) for ancestor in _with_ancestors(event))
 
 
-def _kind(event: Any, of_sequence_numbers: dict[int, Kind]) -> Kind:
+def _category(event: Any, by_sequence_number: dict[int, OpCategory]) -> OpCategory:
+    """Return the category of the innermost range around an event."""
     for ancestor in _with_ancestors(event):
-        if ancestor.name.startswith(MARK):
-            return ancestor.name.removeprefix(MARK)
+        if ancestor.name.startswith(PREFIX):
+            return ancestor.name.removeprefix(PREFIX)
         if ancestor.name.startswith(BACKWARD):
-            return of_sequence_numbers.get(ancestor.sequence_nr, "other")
+            return by_sequence_number.get(ancestor.sequence_nr, "other")
     return "other"
 
 

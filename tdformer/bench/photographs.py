@@ -1,7 +1,7 @@
-"""A set like ImageNet for measuring loaders: scikit-image's photographs, cropped at random and stored at ImageNet's usual sizes.
+"""Writes a data set like ImageNet for measuring loaders: photographs of scikit-image, cropped at random, in the usual sizes of ImageNet.
 
-How long a loader takes depends on the images' pixels and bytes, not on what they show. ImageNet's training images are mostly
-500 pixels on their long side and 110 kB each; noise or flat colours of that size decode at another speed than photographs do.
+The time of a loader depends on the pixels and bytes of the images, not on what they show. Training images of ImageNet mostly have
+500 pixels on their long side and 110 kB. Noise or flat colours of that size decode at another speed than photographs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.images import encode_jpeg
-from data_pipelines.processes import each
+from data_pipelines.processes import map_unordered
 from data_pipelines.storage.files import replace_file
 
 NAMES = (
@@ -30,29 +30,31 @@ NAMES = (
     "retina",
     "rocket",
 )
-"""The colour photographs within scikit-image's wheel; others it would download. Each is a class."""
+"""The colour photographs within the wheel of scikit-image, which would download any other. Each one is a class."""
 
 SIZES = {(500, 375): 0.5, (375, 500): 0.16, (500, 333): 0.14, (333, 500): 0.06, (640, 480): 0.05, (800, 600): 0.02, (300, 225): 0.07}
-"""Width and height in pixels, and the share of the images that have them."""
+"""The share of images for each width and height in pixels."""
 
 LOWEST_QUALITY, HIGHEST_QUALITY = 95, 98
-"""Of the JPEGs, in percent: with the sharpening below, such that the files are on average as long as ImageNet's, 110 kB."""
+"""The range of JPEG qualities in percent. With the sharpening below, files have 110 kB on average, as those of ImageNet do."""
 
 SHARPENED = ImageFilter.UnsharpMask(radius=1, percent=150, threshold=0)
-"""As photo sites do after reducing; scikit-image's photographs are small, and enlarging some of them leaves less detail."""
+"""Photo sites sharpen images that they reduce. Here it restores detail, because some small photographs are enlarged."""
 
 SMALLEST_CROP = 0.6
-"""Share of the photograph's largest window of the wanted proportions, by length."""
+"""The least side length of a crop, as a share of the largest window with the wanted proportions in the photograph."""
 
 RECIPE = "photographs.json"
 PER_JOB = 50
-"""Images that a process makes at a time."""
+"""The number of images that a process makes at a time."""
 
 
 def write_photographs(folder: Path, images: int, *, processes: int = 1, progress: Callable[[int], None] = lambda done: None) -> Path:
-    """Write <folder>/train/<class>/<number>.jpg, or find that they are there; gives <folder>/train. The same number gives the same bytes.
+    """Write <folder>/train/<class>/<number>.jpg, unless the files exist already, and return <folder>/train.
 
-    progress is called with the number of images done since its last call. Raises DataError if the folder holds anything else.
+    The same number always gives the same bytes.
+    progress: it is called with the number of images done since its last call.
+    Raises DataError if the folder holds anything else, UserError without scikit-image.
     """
     train, unfinished = folder / "train", folder / "train.unfinished"
     _claim(folder, {"images": images, "sizes": [*map(list, SIZES)], "quality": [LOWEST_QUALITY, HIGHEST_QUALITY], "classes": list(NAMES)})
@@ -63,14 +65,14 @@ def write_photographs(folder: Path, images: int, *, processes: int = 1, progress
     for name in NAMES:
         (unfinished / name).mkdir(parents=True)
     jobs = [range(start, min(start + PER_JOB, images)) for start in range(0, images, PER_JOB)]
-    for done in each(_write_some, (photographs(), unfinished), jobs, processes):
+    for done in map_unordered(_write_some, (photographs(), unfinished), jobs, processes):
         progress(done)
     unfinished.rename(train)
     return train
 
 
 def _claim(folder: Path, recipe: dict[str, object]) -> None:
-    """Note in the folder what it is for."""
+    """Write the recipe of the set into the folder, or check that the folder has the same one. Raises DataError if it has not."""
     path = folder / RECIPE
     try:
         if path.exists():
@@ -86,7 +88,7 @@ def _claim(folder: Path, recipe: dict[str, object]) -> None:
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """uint8 [H, W, 3] by name."""
+    """Return the photographs by name, as uint8 [H, W, 3]. Raises UserError without scikit-image."""
     try:
         from skimage import data
     except ImportError as error:
@@ -105,7 +107,7 @@ def _write_some(shared: tuple[dict[str, np.ndarray], Path], numbers: range) -> i
 
 
 def _jpeg(original: Image.Image, number: int) -> bytes:
-    """The number-th image of the set, made from its photograph."""
+    """Make the image with this number from its photograph, and return it as JPEG."""
     random = np.random.default_rng(number)
     width, height = list(SIZES)[random.choice(len(SIZES), p=list(SIZES.values()))]
     largest = min(original.width / width, original.height / height)

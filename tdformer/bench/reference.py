@@ -1,4 +1,4 @@
-"""The network that ours are measured beside: spikingjelly's own QKFormer, of the same sizes."""
+"""Makes the reference network of the benchmarks: spikingjelly's own QKFormer, with the same sizes as ours."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from torch import nn
 from tdformer.config import ModelConfig
 
 REFERENCE = "spikingjelly-qkformer"
+"""The name of the reference in the rows of results."""
 
 
-def is_like(config: ModelConfig) -> bool:
-    """Whether spikingjelly has such a network: an ImageNet QKFormer."""
+def has_reference(config: ModelConfig) -> bool:
+    """Return whether spikingjelly has a network like this one. It has the ImageNet variant of QKFormer alone."""
     return (config.backbone.family, config.backbone.variant) == ("qkformer", "imagenet")
 
 
 def make_reference(config: ModelConfig, time_steps: int) -> nn.Module:
+    """Make spikingjelly's QKFormer with the backbone sizes of `config`. Its input is [B, C, H, W], its output logits [B, num_classes]."""
     from spikingjelly.activation_based.model.qkformer import QKFormer
 
     backbone, (first, second, last) = config.backbone, config.backbone.depths

@@ -1,6 +1,6 @@
-"""Training steps of our networks and of spikingjelly's QKFormer, in turns in one process, beside what the device can do at most.
+"""Measures training steps of our networks and of the reference, spikingjelly's QKFormer, in one process.
 
-They take turns, each starting a round once, so that a machine that slows down slows all of them.
+The candidates take turns in every round, so that a machine that slows down slows all of them. The order rotates from round to round.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tdformer.bench.ceilings import Ceilings, measure_ceilings, wait
-from tdformer.bench.contenders import Contender, Setting, make
-from tdformer.bench.op_categories import Kind, time_by_category
-from tdformer.bench.peak import peak_bytes
+from tdformer.bench.candidates import Candidate, Setting, make_candidate
+from tdformer.bench.ceilings import Ceilings, measure_ceilings, synchronize
+from tdformer.bench.op_categories import OpCategory, time_by_category
+from tdformer.bench.peak_memory import peak_bytes
 from tdformer.bench.reference import REFERENCE
 from tdformer.training.model_with_loss import ModelWithLoss
 
-STEPS_PER_TURN = {"cuda": 5, "cpu": 1}
+STEPS_PER_MEASUREMENT = {"cuda": 5, "cpu": 1}
 BATCHES = tuple(2**n for n in range(4, 12))
-"""Tried on a GPU, until one does not fit."""
+"""Batch sizes that are tried on a GPU, until one does not fit into its memory."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the rounds."""
+    """Medians over the rounds for one candidate."""
 
     model: str
     batch: int
@@ -36,91 +36,93 @@ class Row:
     seconds_min: float
     seconds_max: float
     images_per_s: float
-    ratio_to_peer: float | None
-    """Images per second over those of the peer in the same round."""
+    ratio_to_reference: float | None
+    """Images per second, divided by those of the reference in the same round. None if the reference was not measured."""
     peak_mb: float
-    """Megabytes (10^6 bytes) of the network's tensors at the step's peak: weights, gradients, moments, activations, workspaces."""
+    """Peak of allocated megabytes (10^6 bytes) in a step: weights, gradients, moments, activations and workspaces."""
     peak_mb_per_image: float | None
-    """By how much that grows with an image."""
+    """Growth of peak_mb for each image that is added to the batch. None for a batch of one."""
     gflops_per_image: float
-    """Of forward and backward pass, without recompute."""
+    """FLOPs of forward and backward pass in units of 10^9, without those of recomputation."""
     tflops: float
     mfu: float
-    """tflops over those of a large matrix product, measured in the same run."""
-    shares: dict[Kind, float]
-    """Of the step's time."""
+    """Model FLOPs utilisation: tflops divided by those of a large matrix product, which is measured in the same run."""
+    shares: dict[OpCategory, float]
+    """Share of each category of operations in the time of a step."""
 
 
 def measure(
     setting: Setting, names: Sequence[str], batch: int | None, rounds: int, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[Ceilings, list[Row]]:
-    """batch None: each contender's own fastest, on a GPU. progress is called with 1 after each of rounds + 2 parts of each contender."""
-    contenders = [make(name, setting) for name in names]
-    for contender in contenders:
-        contender.batch = batch or _fastest_batch(contender, setting.device)
-        _timed(contender, setting.device)  # compiles and chooses algorithms
+    """Measure the named candidates, and return the ceilings of the device and one row per candidate.
+
+    batch: None chooses the fastest batch of each candidate, which is for GPUs alone.
+    progress: it is called with 1 after each of `rounds + 2` parts of every candidate.
+    Raises torch.OutOfMemoryError if a candidate does not fit.
+    """
+    candidates = [make_candidate(name, setting) for name in names]
+    for candidate in candidates:
+        candidate.batch = batch or _fastest_batch(candidate, setting.device)
+        _timed(candidate, setting.device)  # The first steps compile kernels and choose algorithms.
         progress(1)
     ceilings = measure_ceilings(setting.device, setting.precision)
     for number in range(rounds):
-        for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
-            contender.seconds.append(_timed(contender, setting.device))
+        for candidate in candidates[number % len(candidates) :] + candidates[: number % len(candidates)]:
+            candidate.seconds.append(_timed(candidate, setting.device))
             progress(1)
     rows = []
-    for contender in contenders:
-        peer = next((other for other in contenders if other.name == REFERENCE), None)
-        rows.append(_row(contender, peer, ceilings, setting))
+    for candidate in candidates:
+        reference = next((other for other in candidates if other.name == REFERENCE), None)
+        rows.append(_row(candidate, reference, ceilings, setting))
         progress(1)
     return ceilings, rows
 
 
-def _row(contender: Contender, peer: Contender | None, ceilings: Ceilings, setting: Setting) -> Row:
-    speeds = [contender.batch / seconds for seconds in contender.seconds]
-    ratios = [speed * seconds / peer.batch for speed, seconds in zip(speeds, peer.seconds, strict=True)] if peer else []
-    run, state = partial(contender.step, contender.batch), sum(tensor.nbytes for tensor in contender.state())
+def _row(candidate: Candidate, reference: Candidate | None, ceilings: Ceilings, setting: Setting) -> Row:
+    speeds = [candidate.batch / seconds for seconds in candidate.seconds]
+    ratios = [speed * seconds / reference.batch for speed, seconds in zip(speeds, reference.seconds, strict=True)] if reference else []
+    run, state = partial(candidate.step, candidate.batch), sum(tensor.nbytes for tensor in candidate.state())
     peak = peak_bytes(run, setting.device)
-    half = contender.batch // 2
-    per_image = (peak - peak_bytes(partial(contender.step, half), setting.device)) / (contender.batch - half) if half else None
-    flops = _flops_per_image(contender, setting)
+    half = candidate.batch // 2
+    per_image = (peak - peak_bytes(partial(candidate.step, half), setting.device)) / (candidate.batch - half) if half else None
+    flops = _flops_per_image(candidate, setting)
     tflops = flops * median(speeds) / 1e12
     return Row(
-        model=contender.name,
-        batch=contender.batch,
-        seconds_per_step=median(contender.seconds),
-        seconds_min=min(contender.seconds),
-        seconds_max=max(contender.seconds),
+        model=candidate.name,
+        batch=candidate.batch,
+        seconds_per_step=median(candidate.seconds),
+        seconds_min=min(candidate.seconds),
+        seconds_max=max(candidate.seconds),
         images_per_s=median(speeds),
-        ratio_to_peer=median(ratios) if ratios else None,
+        ratio_to_reference=median(ratios) if ratios else None,
         peak_mb=(state + peak) / 1e6,
         peak_mb_per_image=per_image / 1e6 if per_image is not None else None,
         gflops_per_image=flops / 1e9,
         tflops=tflops,
         mfu=tflops / ceilings.matmul_tflops,
-        shares=time_by_category(run, contender.network, setting.device),
+        shares=time_by_category(run, candidate.network, setting.device),
     )
 
 
-# --- measuring ----------------------------------------------------------------------------------------------------------
-
-
-def _timed(contender: Contender, device: torch.device) -> float:
-    """Seconds per step."""
-    steps = STEPS_PER_TURN[device.type]
-    wait(device)
+def _timed(candidate: Candidate, device: torch.device) -> float:
+    """Return the seconds per step, over STEPS_PER_MEASUREMENT steps."""
+    steps = STEPS_PER_MEASUREMENT[device.type]
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(steps):
-        contender.step(contender.batch)
-    wait(device)
+        candidate.step(candidate.batch)
+    synchronize(device)
     return (time.perf_counter() - start) / steps
 
 
-def _fastest_batch(contender: Contender, device: torch.device) -> int:
-    """The number of images at which it is fastest. Raises torch.OutOfMemoryError if none fits."""
+def _fastest_batch(candidate: Candidate, device: torch.device) -> int:
+    """Return the batch size with the most images per second."""
     fastest, best = BATCHES[0], 0.0
     for batch in BATCHES:
-        contender.batch = batch
+        candidate.batch = batch
         try:
-            _timed(contender, device)
-            speed = batch / _timed(contender, device)
+            _timed(candidate, device)
+            speed = batch / _timed(candidate, device)
         except torch.OutOfMemoryError:
             break
         if speed > best:
@@ -129,14 +131,14 @@ def _fastest_batch(contender: Contender, device: torch.device) -> int:
     return fastest
 
 
-def _flops_per_image(contender: Contender, setting: Setting) -> float:
-    """Of the network without recompute, counted on two images."""
-    unit = contender.network.model if isinstance(contender.network, ModelWithLoss) else None
+def _flops_per_image(candidate: Candidate, setting: Setting) -> float:
+    """Count the FLOPs of a step on two images without recomputation, and return half of them."""
+    unit = candidate.network.model if isinstance(candidate.network, ModelWithLoss) else None
     policy = unit.recompute if unit else "none"
     if unit:
         unit.recompute = "none"
     with FlopCounterMode(display=False) as counter:
-        contender.step(2)
+        candidate.step(2)
     if unit:
         unit.recompute = policy
     return counter.get_total_flops() / 2

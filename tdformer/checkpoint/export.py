@@ -1,4 +1,4 @@
-"""A trained network, out of its run: a weights folder for others to load, or what another run starts from."""
+"""Takes a network out of its run: into a weights folder for others, or as the start of another run."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from pathlib import Path
 import torch
 
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import TrainState
+from tdformer.checkpoint.format import Checkpoint, check, load_average
+from tdformer.checkpoint.train_state import TrainState
 from tdformer.config.yaml_io import load_config
 from tdformer.models import pretrained
 from tdformer.models.pretrained import Weights, check_start, fitting, write_weights
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import check_exactly, check_sound, read_safetensors
+from tdformer.rundir.run_dir import RunDir
 
 
-def export(checkpoint: Path, folder: Path, *, averaged: bool = False) -> TrainState:
-    """Write a checkpoint's network, BatchNorm statistics included. Raises UserError if it is damaged, or the folder is in use.
+def export(checkpoint: Checkpoint, folder: Path, *, averaged: bool = False) -> TrainState:
+    """Write a checkpoint's network, BatchNorm statistics included. Raises UserError if it is damaged, or if the folder is in use.
 
-    averaged: the moving averages of its weights and statistics instead.
+    averaged: write the moving averages of weights and statistics instead.
     """
-    train_state = store.check(checkpoint)
-    config = load_config(checkpoint / store.CONFIG)
-    state = store.load_average(checkpoint) if averaged else read_safetensors(checkpoint / store.MODEL)
-    check_sound(state, checkpoint / store.MODEL)
+    train_state = check(checkpoint)
+    config = load_config(checkpoint.config)
+    state = load_average(checkpoint) if averaged else read_safetensors(checkpoint.model)
+    check_sound(state, checkpoint.model)
     with torch.device("meta"):
         check_exactly(TDFormer(config.model), state, f"checkpoint {checkpoint}")
     data = config.data
@@ -40,14 +42,18 @@ def export(checkpoint: Path, folder: Path, *, averaged: bool = False) -> TrainSt
 
 
 def initial_state(model: TDFormer, init: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """What a run's `init` gives a network, and the names that start fresh. Raises UserError if it does not fit, or is damaged.
+    """Return the tensors that `init` gives a network, and the names that start fresh.
 
-    A weights folder, or a checkpoint as checkpoints.find understands it, whose weights (not their averages) are taken.
+    init: a weights folder, or whatever store.find takes for a checkpoint. Of a checkpoint the plain weights are taken, not their
+    averages. Raises UserError if it does not fit the network, or is damaged.
     """
-    is_weights = (init / pretrained.CONFIG).exists()
-    if is_weights or not ((init / "checkpoints").is_dir() or (init / store.MANIFEST).exists() or init.name == "checkpoints"):
+    if (init / pretrained.CONFIG).exists() or not _is_of_a_run(init):
         return check_start(model, init)
     checkpoint = store.find(init)
-    store.check(checkpoint)
-    config, state = load_config(checkpoint / store.CONFIG).model, read_safetensors(checkpoint / store.MODEL)
-    return fitting(model, Weights(config, {}, state), checkpoint)
+    check(checkpoint)
+    weights = Weights(load_config(checkpoint.config).model, {}, read_safetensors(checkpoint.model))
+    return fitting(model, weights, checkpoint.path)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return RunDir(path).checkpoints.is_dir() or Checkpoint.at(path).manifest.exists() or path.name == "checkpoints"

@@ -1,7 +1,7 @@
-"""The factor on the loss with which small gradients stay above what fp16 can tell from zero.
+"""LossScale: the factor on the loss that keeps small gradients above the smallest numbers of fp16.
 
-Dynamic, as torch's GradScaler has it: halved when a gradient overflows, doubled after 2000 steps without. Powers of two change no
-bit of a number but its exponent.
+It changes as in torch's GradScaler: it is halved when a gradient overflows, and doubled after 2000 steps without an overflow. It is a
+power of two, which changes only the exponent of a number.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ STEPS_TO_GROW = 2000
 class LossScale:
     factor: float = 2.0**16
     good_steps: int = 0
-    """Since it last changed."""
+    """Steps since the factor last changed."""
 
     @property
     def can_fall(self) -> bool:
-        """At 1 a gradient that is not finite is no matter of scale."""
+        """Tell whether the factor is above 1. At 1 a gradient that is not finite has another cause."""
         return self.factor > 1
 
     def after_overflow(self) -> LossScale:

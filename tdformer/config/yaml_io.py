@@ -1,4 +1,7 @@
-"""Reading a RunConfig from YAML and dotted overrides, and writing the resolved one. Errors name the key, the value and what is allowed."""
+"""Reads a RunConfig from YAML and `section.key=value` overrides, and writes the resolved one.
+
+Errors name the key, the value and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises for text that is no YAML: its own error, or whatever its constructors ran into (a 45th of the month)."""
+"""Errors that PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run."""
+    """Says that a configuration cannot be run, and why."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -34,39 +37,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved run as YAML, every default spelled out. load_config reads it back to an equal RunConfig."""
+    """Return the resolved configuration as YAML with every default written out. load_config reads it back to an equal RunConfig."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def flatten(config: BaseModel) -> dict[str, Any]:
-    """{"training.epochs": 15, …}: each leaf under its dotted key."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                visit(f"{prefix}.{key}" if prefix else key, child)
-        else:
-            flat[prefix] = value
-
-    visit("", config.model_dump(mode="json"))
-    return flat
-
-
-def is_within(key: str, keys: Iterable[str]) -> bool:
-    """Whether a dotted key is one of these, or lies in a section that is."""
-    return any(key == other or key.startswith(f"{other}.") for other in keys)
-
-
-def differences(old: BaseModel, new: BaseModel) -> list[str]:
-    """One line per dotted key whose value differs: `key: old -> new`."""
-    before, after = flatten(old), flatten(new)
-    keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The tree in a YAML file. Raises ConfigError for what cannot be read, and for what is no mapping."""
+    """Read the tree in a YAML file. Raises ConfigError if the file cannot be read, or holds no mapping."""
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
@@ -81,7 +57,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of `section.key=value`, which is YAML."""
+    """Split `section.key=value` into the dotted key and the value, which is read as YAML. Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
@@ -104,7 +80,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def checked(section: type[Checked], tree: dict[str, Any], what: str) -> Checked:
-    """The section that a tree of plain values describes. Raises ConfigError, "<what>:" and one line for each problem."""
+    """Return the section that a tree of plain values describes. Raises ConfigError: "<what>:" and one line for each problem."""
     try:
         return section.model_validate(tree)
     except ValidationError as error:
@@ -130,7 +106,7 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
 
 
 def _nearest(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
-    """Keys that exist where an unknown one was given, the most similar one named first."""
+    """Return a hint for an unknown key: the most similar key, and all keys that are allowed in its place."""
     section: Any = root
     for part in loc[:-1]:
         field = section.model_fields.get(part)
@@ -142,7 +118,7 @@ def _nearest(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str], count: int = 1) -> str:
-    """ "; did you mean …?" for an unknown name, or "" if none is similar."""
+    """Return "; did you mean …?" for an unknown name, or "" if no known name is similar."""
     similar = difflib.get_close_matches(given, list(known), n=count)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
@@ -153,7 +129,10 @@ def _section_types(annotation: Any) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 2e-5 as a number (YAML 1.1 wants 2.0e-5), 24:00:00 as text (there it is 86400), and refuses keys given twice."""
+    """Reads safe YAML with three differences from YAML 1.1.
+
+    2e-5 is a number (YAML 1.1 wants 2.0e-5). 24:00:00 is text (there it is 86400). A key that is given twice is an error.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

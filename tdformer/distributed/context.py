@@ -1,6 +1,7 @@
-"""The processes of a run: who am I, how many are we, and how do we agree.
+"""DistContext: which rank this process is, and how all ranks agree.
 
-One process per GPU (or several on a CPU), started by `tdformer train --processes`, torchrun, srun, or alone.
+A run has one process per GPU, or any number on CPUs. `tdformer train --processes`, torchrun or srun start them; a run may also be one
+process alone.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from tdformer.distributed.launch_environment import gpu_index, launcher_variables
-from tdformer.distributed.watchdog.posts import connect, host
-from tdformer.distributed.watchdog.verdict import PeerLostError
+from tdformer.distributed.watchdog.client import connect
+from tdformer.distributed.watchdog.diagnosis import PeerLostError
+from tdformer.distributed.watchdog.server import listen
 from tdformer.distributed.watchdog.watchdog import Watchdog
 
 Result = TypeVar("Result")
 
 SECONDS_FOR_FIRST_TO_SPEAK = 2.0
-"""Rank 0 tells the error that all ranks have. The others leave after it: srun and torchrun kill all when the first one leaves."""
+"""Seconds by which the other ranks leave after rank 0, which prints the error that all have. srun and torchrun kill all ranks when the
+first one leaves."""
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
-"""Torch's own. Longer than the watchdog's, which knows whom to name; this one is for when that one is off."""
+"""Time limit of torch's collectives. It is longer than the watchdog's, which can name the rank, and counts where the watchdog is off."""
 JOIN_TIMEOUT = timedelta(minutes=10)
-SECONDS_TO_BLAME = 5.0
-"""How much later than an error of the network the watchdog may know whose it is."""
+SECONDS_TO_DIAGNOSE = 5.0
+"""Seconds after a network error within which the watchdog finds out which rank failed."""
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process's place among all processes of the run. Every meeting of the ranks counts as progress for the watchdog."""
+    """Says which rank this process is, and offers the collectives of the run. Every collective counts as progress for the watchdog."""
 
     rank: int
     world_size: int
@@ -48,48 +51,48 @@ class DistContext:
         return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of all ranks' values. A few bytes over the CPU network: cheap enough for every step."""
+        """Return the largest of all ranks' values. It sends a few bytes between CPUs, which is cheap enough for every step."""
         tensor = torch.tensor(value)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Which of the flags are set on any rank."""
+        """Return for each flag whether any rank has set it."""
         tensor = torch.tensor(flags, dtype=torch.int32)
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tuple(map(bool, tensor.tolist()))
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over the ranks, in place, on the tensor's device."""
-        with self.watchdog.progress.meeting():
+        """Sum a tensor element-wise over the ranks, in place, on its device."""
+        with self.watchdog.progress.collective():
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
+        """Return rank 0's value on all ranks."""
         box = [value]
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on all ranks."""
+        """Return every rank's value, in the order of ranks, on all ranks."""
         values: list[Any] = [None] * self.world_size
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.all_gather_object(values, value)
         return values
 
     def gather_to_rank0(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on rank 0; an empty list on the others."""
+        """Return every rank's value, in the order of ranks, on rank 0, and an empty list on the others."""
         values: list[Any] | None = [None] * self.world_size if self.is_rank0 else None
-        with self.watchdog.progress.meeting():
+        with self.watchdog.progress.collective():
             dist.gather_object(value, values, dst=0)
         return values or []
 
     def on_all_ranks(self, action: Callable[[], Result]) -> Result:
-        """Do something that can fail for a user's reason on some ranks; if it does on any, it fails on all, with the same words."""
+        """Run an action that may raise UserError. If it does so on any rank, it is raised on all ranks, with the same words."""
         try:
             result, failure = action(), None
         except UserError as error:
@@ -98,7 +101,7 @@ class DistContext:
         return result  # type: ignore[return-value]  # only None if failure was raised above
 
     def raise_on_all_ranks(self, failure: UserError | None) -> None:
-        """Raise on all ranks what any rank brings; return if none brings anything."""
+        """Raise on all ranks the failure of any rank. Return if no rank has one."""
         if not self.all_reduce_max(int(failure is not None)):
             return
         failures = self.all_gather(str(failure) if failure else None)
@@ -109,9 +112,10 @@ class DistContext:
 
 @contextmanager
 def init_distributed() -> Iterator[DistContext]:
-    """Join the other processes; leave them at the end.
+    """Join the other processes, and leave them at the end of the context.
 
-    CPU tensors travel over gloo, CUDA tensors over NCCL. Sets the variables that torch and DeepSpeed read.
+    Collectives on CPU tensors use gloo, those on CUDA tensors NCCL. The environment variables that torch and DeepSpeed read are set. Raises
+    PeerLostError if another rank is lost.
     """
     os.environ.update(launcher_variables(os.environ))
     cuda = torch.cuda.is_available()
@@ -135,7 +139,7 @@ def init_distributed() -> Iterator[DistContext]:
             time.sleep(SECONDS_FOR_FIRST_TO_SPEAK)
         raise
     except BaseException as error:
-        if watchdog.blame(SECONDS_TO_BLAME if _is_of_network(error) else 0):
+        if watchdog.explain_lost_peer(SECONDS_TO_DIAGNOSE if _is_of_network(error) else 0):
             watchdog.leave()
             raise PeerLostError from None
         watchdog.leave(f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -145,7 +149,7 @@ def init_distributed() -> Iterator[DistContext]:
 
 
 def _join(backend: str) -> None:
-    """Raises PeerLostError if the others do not come."""
+    """Join torch's process group. Raises PeerLostError if the other ranks do not come."""
     rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
@@ -155,19 +159,19 @@ def _join(backend: str) -> None:
         minutes = JOIN_TIMEOUT.total_seconds() / 60
         reason = str(error).partition("\n")[0]
         raise PeerLostError(
-            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that did not "
-            f"start, and at MASTER_ADDR and MASTER_PORT ({reason})."
+            f"rank {rank} did not meet the other {int(world_size) - 1} at {place} within {minutes:g} minutes; look at the ranks that "
+            f"did not start, and at MASTER_ADDR and MASTER_PORT ({reason})."
         ) from None
 
 
 def _start(watchdog: Watchdog, context: DistContext) -> None:
-    own, address = context.on_all_ranks(lambda: host(os.environ) if context.is_rank0 else (None, None))
-    hub = context.broadcast(address)
-    watchdog.start(context.on_all_ranks(lambda: own or connect(context.rank, hub)), hub)
+    own, address = context.on_all_ranks(lambda: listen(os.environ) if context.is_rank0 else (None, None))
+    server = context.broadcast(address)
+    watchdog.start(context.on_all_ranks(lambda: own or connect(context.rank, server)), server)
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether torch.distributed may have raised this because another rank is gone. gloo's errors are plain RuntimeErrors."""
+    """Tell whether torch.distributed may have raised this because another rank is gone. gloo raises plain RuntimeErrors."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection", "peer"))

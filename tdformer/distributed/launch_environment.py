@@ -1,4 +1,4 @@
-"""What started this process, and which place among the others it was given. Imports no torch."""
+"""Reads from the environment what started this process, and as which rank. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from data_pipelines.errors import UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torch and DeepSpeed read. torchrun and `tdformer train --processes` set them; for srun they are derived here."""
+"""Variables that torch and DeepSpeed read. torchrun and `tdformer train --processes` set them. For srun they are derived here."""
 
 OWN_LAUNCHER = "TDFORMER_LAUNCHER"
-"""Set by `tdformer train --processes`, which knows how a process ended and says it."""
+"""The variable that `tdformer train --processes` sets. That launcher knows how a process ended, and says it."""
 
 REQUEUES = "TDFORMER_REQUEUES"
-"""Set by the scripts of jobs that are put back into the queue until their run is finished (launch.slurm)."""
+"""The variable of jobs that are put back into the queue until their run is finished (launch.slurm)."""
 
 
 def started_by_launcher(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun, srun or `tdformer train --processes` started this process as one of several."""
+    """Tell whether torchrun, srun or `tdformer train --processes` started this process as one of several."""
     return "RANK" in environment or "SLURM_STEP_ID" in environment
 
 
 def rank_in(environment: Mapping[str, str]) -> int:
-    """This process's rank; 0 for a process started alone."""
+    """Return this process's rank. A process that was started alone has rank 0."""
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0)
 
 
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """VARIABLES, from whatever started this process; a process started alone is a world of one."""
+    """Return VARIABLES, as the launcher of this process gave them. A process that was started alone has a world size of 1."""
     if "RANK" in environment:
         if missing := [name for name in VARIABLES if name not in environment]:
             raise UserError(f"RANK is set but {missing[0]} is not; start with tdformer train --processes, torchrun or srun, or unset RANK.")
@@ -40,9 +40,9 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def gpu_index(environment: Mapping[str, str], visible: int) -> int:
-    """Which of the `visible` GPUs is this process's, once launcher_variables are in the environment.
+    """Return the index of this process's GPU among the `visible` ones. launcher_variables must be in the environment.
 
-    srun can bind tasks to GPUs, so that each sees its own alone as number 0.
+    srun can bind tasks to GPUs. Each task then sees only its own GPU, as number 0.
     """
     local_world = int(environment.get("LOCAL_WORLD_SIZE", 1))
     if local_world > visible:
@@ -51,7 +51,7 @@ def gpu_index(environment: Mapping[str, str], visible: int) -> int:
 
 
 def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """From srun's own variables. The port is a function of the job and step, so that jobs on one node do not meet."""
+    """Derive VARIABLES from srun's own. The port is a function of job and step, so that jobs on one node do not meet."""
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
     host = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
     port = environment.get("MASTER_PORT") or str(20000 + (job * 31 + step) % 20000)

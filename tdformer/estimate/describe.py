@@ -1,4 +1,4 @@
-"""What a configuration would run, computed without running it."""
+"""Describes what a configuration would run: what `tdformer describe` shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_pipelines.storage.urls import is_remote
+from data_pipelines.storage.locations import is_remote
 from tdformer.checkpoint.export import initial_state
 from tdformer.config import RunConfig
 from tdformer.models.registry import parameter_counts
@@ -16,10 +16,9 @@ from tdformer.training.datasets import open_data
 
 
 def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """Sizes and rates of a run on `world` ranks. Where the data set is not on this machine, data.train_samples stands for it.
+    """Return sizes and rates of a run on `world_size` ranks. If the data set is not on this machine, data.train_samples stands for it.
 
-    Raises UserError if the global batch does not divide, or if the data or the weights to start from are here, but would be
-    refused by the run.
+    Raises UserError if the global batch does not divide, or if the run would refuse the data or the initial weights that are here.
     """
     training = config.training
     accumulation = training.accumulation(world_size)

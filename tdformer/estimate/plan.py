@@ -1,7 +1,6 @@
-"""What a run needs of every GPU, on paper: memory by part, communication per step, and from a measured speed its length.
+"""Estimates what a run needs of every GPU: memory by part, communication per step, and from a measured speed its length.
 
-P: trained parameters, B: values of BatchNorm's buffers, N: GPUs. Where DeepSpeed's ways decide, they are those that
-training.engine chooses: parameters, gradients and moments in fp32 at every precision.
+DeepSpeed is used as training.engine configures it: parameters, gradients and moments are fp32 at every precision.
 """
 
 from __future__ import annotations
@@ -11,40 +10,43 @@ from dataclasses import dataclass
 import torch
 
 from tdformer.config import RunConfig, TrainingConfig
+from tdformer.estimate.activations import estimate_activations
 from tdformer.training.engine import REDUCE_BUCKET
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.on_paper import activations_on_paper
 
 FP32, FP64 = 4, 8
 LIVE_PARAMETERS = 10**9
-"""That ZeRO 3 leaves gathered between the forward and the backward pass: DeepSpeed's default, more than these networks have."""
+"""Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
+networks have."""
 WORKSPACE_BYTES = 10**9
-"""Allowance for what no tensor of the run holds: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
+"""Allowance for memory outside the run's tensors: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a run takes, if communication is not hidden behind computing and data is never waited for."""
+    """Says how long a run takes, if communication does not overlap with computing and no step waits for data."""
 
     step_s: float
     communication_share: float
     images_per_s: float
     days: float | None
-    """None if data.train_samples is not given."""
+    """Days of training without evaluations. None if data.train_samples is not given."""
 
 
 @dataclass(frozen=True)
 class Plan:
+    """This is the estimate for a run on a number of GPUs."""
+
     gpus: int
     global_batch: int
     micro_batch: int
     accumulation: int
     fitting_gpus: list[int]
-    """Numbers of GPUs that the global batch divides by."""
+    """Numbers of GPUs over which the global batch divides."""
     memory_bytes: dict[str, int]
-    """Per GPU, by part."""
+    """Memory per GPU by part, in bytes."""
     communication_bytes: dict[str, int]
-    """That each GPU sends (and receives) per optimizer step, by purpose."""
+    """Bytes that each GPU sends (and receives) per optimizer step, by purpose."""
     speed: Speed | None
 
     @property
@@ -53,8 +55,9 @@ class Plan:
 
 
 def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_per_s: float = 100.0) -> Plan:
-    """images_per_s: measured on one GPU, at the same micro-batch and recompute policy. gbit_per_s: what a GPU sends to its neighbour.
+    """Estimate memory, communication and duration of a run on a number of GPUs.
 
+    images_per_s: measured on one GPU, at the same micro-batch and recompute policy. gbit_per_s: what a GPU can send to its neighbour.
     Raises UserError if the global batch does not divide.
     """
     training = config.training
@@ -79,7 +82,7 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
 
 
 def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
-    """What is there before the first image."""
+    """Return the memory by part before the first image, in bytes."""
     stage, full = training.zero_stage, FP32 * parameters
     share = -(-full // gpus)
     bucket = FP32 * REDUCE_BUCKET if stage else 0
@@ -87,7 +90,7 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int
         "parameters": share + min(full, FP32 * LIVE_PARAMETERS) if stage == 3 else full,
         "gradients": {0: full, 1: full + share, 2: 2 * share, 3: 2 * share}[stage] + bucket,
         "global_batch_sums": FP64 * (parameters + statistics + 1),
-        "batch_norm_statistics": 2 * FP32 * statistics,  # and a copy from before the step
+        "batch_norm_statistics": 2 * FP32 * statistics,  # the moving average also keeps a copy from before the step
         # Two moments, and from ZeRO 1 on the parameters that the optimizer steps.
         "optimizer": 2 * full if stage == 0 else 3 * share,
         "average": (share if stage else full) + FP32 * statistics if training.ema_decay is not None else 0,
@@ -100,12 +103,15 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int
 
 
 def _activations(config: RunConfig) -> dict[str, int]:
-    activations = activations_on_paper(config)
+    activations = estimate_activations(config)
     return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
 
 
 def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
-    """In rings: each GPU passes on (N - 1)/N of a tensor to gather or to scatter it, and twice as much to add it up for all."""
+    """Return the bytes that a GPU sends per step, by purpose, for ring collectives of N GPUs.
+
+    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
+    """
     passed_on = (gpus - 1) / gpus
     all_gather = int(FP32 * parameters * passed_on)
     gathers = {0: 0, 1: 1, 2: 1, 3: 0}[training.zero_stage]
@@ -114,7 +120,7 @@ def _communication(training: TrainingConfig, parameters: int, statistics: int, g
         "parameters_all_gather": gathers * all_gather,
     }
     if training.zero_stage == 3:
-        # For the forward pass, the backward pass, and what is computed again in it; DeepSpeed then scatters gradients.
+        # Parameters are gathered for the forward pass, the backward pass and the recompute in it. DeepSpeed then scatters gradients.
         gathers = 2 if training.recompute == "none" else 3
         micro_batches = training.accumulation(gpus)
         traffic["parameters_all_gather"] = gathers * micro_batches * all_gather

@@ -1,7 +1,7 @@
 """The backbones' attention modules. Shapes: T time steps, B samples, H heads, N tokens, D channels of a head (C = H·D).
 
-Parameter names are those of the published checkpoints. Where an attention has a control module, top-down spikes of
-the segment before take part in it.
+All are called as attention(x, top-down spikes or None, neuron_state). In an attention that has a control module, the top-down
+spikes of the segment before take part.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from torch import nn
 from tdformer.models.channel_maps import ChannelConv1d, ChannelConv2d, Pointwise, channels_are_last
 from tdformer.models.feedback import ControlModule
 from tdformer.models.kernels import attention as kernels
-from tdformer.models.layers import SpikingModule, freeze_unused
+from tdformer.models.layers import CurrentLayer, SpikingLayer, freeze_unused
 from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 ATTENTION_THRESHOLD = 0.5
-ATTENTION_SCALE = 0.125  # the public code's constant, whatever the head's width
-
+ATTENTION_SCALE = 0.125
+"""The public code has this constant whatever the head's width."""
 
 conv1d_maps = partial(ChannelConv1d, bias=False)
-"""Maps to queries, keys and values have no bias; the one behind the attention has."""
+"""Makes the maps to queries, keys and values, which have no bias."""
 conv1d_projection = partial(ChannelConv1d, bias=True)
+"""Makes the map behind the attention, which has a bias."""
 
 
-class TokenQKAttention(SpikingModule):
-    """Q-K token attention: which tokens pass is decided by the sum of q over each head's channels."""
+class TokenQKAttention(nn.Module):
+    """Q-K token attention: the sum of q over each head's channels decides which tokens of k pass. Without top-down control."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.add("q_{}", conv1d_maps(channels, channels))
-        self.add("k_{}", conv1d_maps(channels, channels))
+        self.q = SpikingLayer(conv1d_maps(channels, channels))
+        self.k = SpikingLayer(conv1d_maps(channels, channels))
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
-        self.add("proj_{}", conv1d_projection(channels, channels))
+        self.proj = SpikingLayer(conv1d_projection(channels, channels))
 
-    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        """Same shape out as in."""
+    def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: None, neuron_state: NeuronState) -> torch.Tensor:
+        """Return spikes in the shape of x."""
         heads = (self.num_heads, -1)
-        q_TBHDN = self.fire("q_{}", x_TBCHW, neuron_state).unflatten(2, heads)
-        k_TBHDN = self.fire("k_{}", x_TBCHW, neuron_state).unflatten(2, heads)
+        q_TBHDN = self.q(x_TBCHW, neuron_state).unflatten(2, heads)
+        k_TBHDN = self.k(x_TBCHW, neuron_state).unflatten(2, heads)
         mask_TBH1N = self.attn_lif(q_TBHDN.sum(3, keepdim=True), neuron_state)
-        return self.fire("proj_{}", (k_TBHDN * mask_TBH1N).flatten(2, 3), neuron_state).view_as(x_TBCHW)
+        return self.proj((k_TBHDN * mask_TBH1N).flatten(2, 3), neuron_state).view_as(x_TBCHW)
 
 
-class ControlledAttention(SpikingModule):
-    """What attentions that can be under top-down control have in common."""
+class ControlledAttention(nn.Module):
+    """The base of the attentions that can be under top-down control."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
@@ -56,28 +57,31 @@ class ControlledAttention(SpikingModule):
         self.control: ControlModule | None = None
 
     def steering(self, topdown_TBCHW: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """{"key" | "value" | "input": what is added to it}; empty without a control module, or in the first segment."""
+        """Return {target: what is added to it}, the target being "key", "value" or "input".
+
+        The result is empty without a control module, and in the first segment.
+        """
         if self.control is None or topdown_TBCHW is None:
             return {}
         return {self.control.target: self.control(topdown_TBCHW)}
 
     def heads(self, x_TBC: torch.Tensor) -> torch.Tensor:
-        """[T, B, C, N] or [T, B, C, H, W] -> [T, B, heads, N, D]"""
+        """Split channels into heads: [T, B, C, N] or [T, B, C, H, W] -> [T, B, heads, N, D]."""
         return x_TBC.flatten(3).unflatten(2, (self.num_heads, -1)).transpose(-2, -1)
 
     def joined(self, y_TBHND: torch.Tensor, like_TBCHW: torch.Tensor) -> torch.Tensor:
-        """Back from the heads to [T, B, C, N], in the memory layout of `like`."""
+        """Join the heads: [T, B, heads, N, D] -> [T, B, C, N], in the memory layout of `like`."""
         if channels_are_last(like_TBCHW.flatten(0, 1)):
             return y_TBHND.transpose(2, 3).flatten(3).movedim(-1, 2)
         return y_TBHND.transpose(-2, -1).flatten(2, 3)
 
 
 class SpikingSelfAttention(ControlledAttention):
-    """Spiking self-attention without softmax: q (kᵀ v), so that its cost is linear in the tokens. QKFormer and Spikformer.
+    """Spiking self-attention without softmax, of QKFormer and Spikformer: q (kᵀ v), at a cost linear in the tokens.
 
     samples_share_projection: the public QKFormer code hands its projection neurons the currents with time steps
-    and samples as one axis, so that a membrane goes on from each sample to the next one of the batch, and a
-    result depends on the batch around it. Its published checkpoints were trained so. Off, each sample has its own.
+    and samples as one axis. A potential then goes on from each sample to the next one of the batch, and a result
+    depends on its batch. The published checkpoints were trained so. If false, each sample has potentials of its own.
     """
 
     def __init__(
@@ -90,23 +94,24 @@ class SpikingSelfAttention(ControlledAttention):
     ) -> None:
         super().__init__(num_heads)
         self.samples_share_projection = samples_share_projection
-        for group in ("q_{}", "k_{}", "v_{}"):
-            self.add(group, maps(channels, channels))
+        self.q = SpikingLayer(maps(channels, channels))
+        self.k = SpikingLayer(maps(channels, channels))
+        self.v = SpikingLayer(maps(channels, channels))
         self.attn_lif = LIF(ATTENTION_THRESHOLD)
-        self.add("proj_{}", projection(channels, channels))
+        self.proj = SpikingLayer(projection(channels, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
-        """Same shape out as in. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
+        """Return spikes in the shape of x. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
         plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
         if "input" in plus:
             x_TBCHW = x_TBCHW + plus["input"].view(shape)
-        q_TBC = self.fire("q_{}", x_TBCHW, neuron_state)
-        k_TBC = self.fire("k_{}", x_TBCHW, neuron_state, plus_TBC=plus.get("key"))
-        v_TBC = self.fire("v_{}", x_TBCHW, neuron_state, plus_TBC=plus.get("value"))
+        q_TBC = self.q(x_TBCHW, neuron_state)
+        k_TBC = self.k(x_TBCHW, neuron_state, plus_TBC=plus.get("key"))
+        v_TBC = self.v(x_TBCHW, neuron_state, plus_TBC=plus.get("value"))
         y_TBCN = self.attn_lif(self._attended(q_TBC, k_TBC, v_TBC, x_TBCHW), neuron_state)
         if self.samples_share_projection:
-            return self.spikes("proj_{}", self.current("proj_{}", y_TBCN).flatten(0, 1), neuron_state).view(shape)
-        return self.fire("proj_{}", y_TBCN, neuron_state).view(shape)
+            return self.proj.neurons(self.proj.current(y_TBCN).flatten(0, 1), neuron_state).view(shape)
+        return self.proj(y_TBCN, neuron_state).view(shape)
 
     def _attended(self, q_TBC: torch.Tensor, k_TBC: torch.Tensor, v_TBC: torch.Tensor, like_TBCHW: torch.Tensor) -> torch.Tensor:
         if self.attn_lif.fused and kernels.takes(q_TBC, self.num_heads):
@@ -118,33 +123,34 @@ class SpikingSelfAttention(ControlledAttention):
 class SpikeDrivenAttention(ControlledAttention):
     """Spike-driven attention: per channel, tokens vote by k·v whether q passes. Currents in, currents out.
 
-    erode: on event data the public code max-pools keys, values and results over 3 x 3 neighbours; the last two over
-    tokens and channels, as their shape then has it.
+    erode: on event data the public code max-pools keys, values and results over 3 x 3 neighbours. The last two are
+    pooled over tokens and channels, as their shape then has it.
     """
 
     def __init__(self, channels: int, num_heads: int, erode: bool) -> None:
         super().__init__(num_heads)
         self.erode = erode
         self.shortcut_lif = LIF()
-        for group in ("q_{}", "k_{}", "v_{}"):
-            self.add(group, ChannelConv2d(channels, channels, bias=False))
+        self.q = SpikingLayer(ChannelConv2d(channels, channels, bias=False))
+        self.k = SpikingLayer(ChannelConv2d(channels, channels, bias=False))
+        self.v = SpikingLayer(ChannelConv2d(channels, channels, bias=False))
         self.talking_heads = nn.Conv1d(num_heads, num_heads, 1, bias=False)
         freeze_unused(self.talking_heads)
         self.talking_heads_lif = LIF(ATTENTION_THRESHOLD)
-        self.add("proj_{}", ChannelConv2d(channels, channels), neurons=False)
+        self.proj = CurrentLayer(ChannelConv2d(channels, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
-        """Same shape out as in. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
+        """Return currents in the shape of x. topdown_TBCHW: the spikes S_td of the segment before, or None in the first."""
         plus, shape = self.steering(topdown_TBCHW), x_TBCHW.shape
         if "input" in plus:
             x_TBCHW = x_TBCHW + plus["input"].view(shape)
         s_TBCHW = self.shortcut_lif(x_TBCHW, neuron_state)
-        q_TBHND = self.heads(self.fire("q_{}", s_TBCHW, neuron_state))
-        k_TBHND = self.heads(self._eroded(self.fire("k_{}", s_TBCHW, neuron_state, plus_TBC=plus.get("key"))))
-        v_TBHND = self.heads(self._eroded(self.fire("v_{}", s_TBCHW, neuron_state, plus_TBC=plus.get("value"))))
+        q_TBHND = self.heads(self.q(s_TBCHW, neuron_state))
+        k_TBHND = self.heads(self._eroded(self.k(s_TBCHW, neuron_state, plus_TBC=plus.get("key"))))
+        v_TBHND = self.heads(self._eroded(self.v(s_TBCHW, neuron_state, plus_TBC=plus.get("value"))))
         votes_TBH1D = self._eroded(k_TBHND * v_TBHND).sum(-2, keepdim=True)
         y_TBHND = self._eroded(q_TBHND * self.talking_heads_lif(votes_TBH1D, neuron_state))
-        return self.current("proj_{}", self.joined(y_TBHND, x_TBCHW).view(shape))
+        return self.proj.current(self.joined(y_TBHND, x_TBCHW).view(shape))
 
     def _eroded(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.max_pool3d(x, (1, 3, 3), stride=1, padding=(0, 1, 1)) if self.erode else x

@@ -1,7 +1,7 @@
-"""Maps over channels (1x1 convolutions, linear layers), in either memory layout. Shapes: B samples, C channels, N = H·W tokens.
+"""Maps over channels (1x1 convolutions, linear layers) that keep the memory layout of their input.
 
-Their results lie in memory as their inputs do: pixel after pixel within a channel, or channel after channel within a pixel
-(torch's channels_last).
+The layout is pixel after pixel within a channel, or channel after channel within a pixel (torch's channels_last).
+Shapes: B samples, C channels, N = H·W tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Pointwise = Callable[[int, int], nn.Conv2d | nn.Conv1d | nn.Linear]
 
 
 class ChannelLinear(nn.Linear):
-    """nn.Linear over the channels of [B, C, N]. (Published CIFAR Spikformers name their maps so.)"""
+    """Applies nn.Linear over the channels of [B, C, N]. Published CIFAR Spikformers have such maps."""
 
     def forward(self, x_BCN: torch.Tensor) -> torch.Tensor:
         return map_channels(x_BCN, self.weight[..., None], self.bias)
 
 
 class ChannelConv1d(nn.Conv1d):
-    """A map over the channels of [B, C, N]."""
+    """Maps the channels of [B, C, N]."""
 
     def __init__(self, channels_in: int, channels_out: int, bias: bool) -> None:
         super().__init__(channels_in, channels_out, 1, bias=bias)
@@ -33,7 +33,7 @@ class ChannelConv1d(nn.Conv1d):
 
 
 class ChannelConv2d(nn.Conv2d):
-    """A map over the channels of [B, C, H, W]."""
+    """Maps the channels of [B, C, H, W]."""
 
     def __init__(self, channels_in: int, channels_out: int, bias: bool = True) -> None:
         super().__init__(channels_in, channels_out, 1, bias=bias)
@@ -43,17 +43,17 @@ class ChannelConv2d(nn.Conv2d):
 
 
 def map_channels(x_BCN: torch.Tensor, weight_KC1: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
-    """A map over channels, whose result lies in memory as x does. [B, C, N] or [B, C, H, W]; the weight has an axis of 1 for each of N.
+    """Map the channels of x [B, C, N] or [B, C, H, W]. The result has the memory layout of x.
 
-    In channels_last it is one matrix product, for which cuBLAS is best on a GPU, and on a CPU oneDNN's two-dimensional convolution
-    (twice as fast as a matrix product or a one-dimensional convolution).
+    weight: [K, C, 1] or [K, C, 1, 1]. In channels_last the map is one matrix product. On a GPU cuBLAS computes it best. On a CPU oneDNN's
+    two-dimensional convolution does, twice as fast as a matrix product or a one-dimensional convolution.
     """
     if channels_are_last(x_BCN):
         if x_BCN.is_cuda:
             x_BNC = x_BCN.movedim(1, -1)
             y_MK = nn.functional.linear(
                 x_BNC.flatten(0, -2), weight_KC1.flatten(1), bias_K
-            )  # of two axes the bias is added within the product
+            )  # with two axes the bias is added within the product
             return y_MK.unflatten(0, x_BNC.shape[:-1]).movedim(-1, 1)
         if x_BCN.dim() == 3:
             return nn.functional.conv2d(x_BCN.unsqueeze(2), weight_KC1.unsqueeze(2), bias_K).squeeze(2)
@@ -61,5 +61,5 @@ def map_channels(x_BCN: torch.Tensor, weight_KC1: torch.Tensor, bias_K: torch.Te
 
 
 def channels_are_last(x_BC: torch.Tensor) -> bool:
-    """Whether the channels of a pixel lie side by side, and not the pixels of a channel."""
+    """Tell whether the channels of a pixel lie side by side in memory, and not the pixels of a channel."""
     return x_BC.stride(1) == 1 and not x_BC.is_contiguous()

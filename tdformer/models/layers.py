@@ -1,6 +1,10 @@
-"""The pieces that every backbone is made of. Shapes: T time steps, B samples, C channels, H x W pixels, N = H·W tokens."""
+"""The layers that every backbone is made of. Shapes: T time steps, B samples, C channels, H x W pixels, N = H·W tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,90 +15,97 @@ from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 Synapse = nn.Conv2d | nn.Conv1d | nn.Linear
+M = TypeVar("M", bound=nn.Module)
 
 
-class SpikingModule(nn.Module):
-    """A module of groups synapse -> BatchNorm -> neurons, under the names that published checkpoints give them.
+class TypedModuleList(nn.ModuleList, Generic[M]):
+    """An nn.ModuleList of modules of one type, so that a type checker knows the attributes of its members."""
 
-    A group's name says where its parts differ: "q_{}" holds q_conv (or q_linear), q_bn and q_lif, "proj_{}1" proj_conv1 …
+    def __iter__(self) -> Iterator[M]:
+        return cast(Iterator[M], super().__iter__())
+
+
+class CurrentLayer(nn.Module):
+    """A synapse (convolution or linear map) with the BatchNorm behind it: spikes in, currents out.
+
+    synapse: an nn.Conv2d takes images, an nn.Conv1d or nn.Linear takes tokens.
+    pools: a max-pool behind the BatchNorm halves height and width.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, synapse: Synapse, *, pools: bool = False) -> None:
         super().__init__()
-        self._synapse_kinds: dict[str, str] = {}
-
-    def add(self, group: str, synapse: Synapse, neurons: bool = True) -> None:
-        self._synapse_kinds[group] = "linear" if isinstance(synapse, nn.Linear) else "conv"
         channels = synapse.out_features if isinstance(synapse, nn.Linear) else synapse.out_channels
-        self.add_module(group.format(self._synapse_kinds[group]), synapse)
-        self.add_module(group.format("bn"), nn.BatchNorm2d(channels) if isinstance(synapse, nn.Conv2d) else nn.BatchNorm1d(channels))
-        if neurons:
-            self.add_module(group.format("lif"), LIF())
+        self.synapse = synapse
+        self.norm: nn.Module = nn.BatchNorm2d(channels) if isinstance(synapse, nn.Conv2d) else nn.BatchNorm1d(channels)
+        self.pools = pools
 
-    def current(self, group: str, x_TBCHW: torch.Tensor, *, pool: bool = False, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
-        """What the group's neurons receive: synapse, BatchNorm and, if asked, max-pool, time steps and samples as one batch.
+    def current(self, x_TBCHW: torch.Tensor, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the current that x gives: synapse, BatchNorm and max-pool, with time steps and samples as one batch.
 
-        [T, B, C, H, W] -> [T, B, C', H', W'], or [T, B, C', N] if the synapse works on tokens. plus_TBC is added before BatchNorm.
+        [T, B, C, H, W] -> [T, B, C', H', W'], or [T, B, C', N] if the synapse takes tokens. plus_TBC is added before the BatchNorm.
         """
-        y_TBC = self._mapped(group, x_TBCHW, plus_TBC)
-        y = getattr(self, group.format("bn"))(y_TBC.flatten(0, 1))
-        return (max_pool(y) if pool else y).unflatten(0, x_TBCHW.shape[:2])
+        y = self.norm(self._mapped(x_TBCHW, plus_TBC).flatten(0, 1))
+        return (max_pool(y) if self.pools else y).unflatten(0, x_TBCHW.shape[:2])
 
-    def spikes(self, group: str, current_TBC: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        return getattr(self, group.format("lif"))(current_TBC, neuron_state)
-
-    def fire(
-        self, group: str, x_TBCHW: torch.Tensor, neuron_state: NeuronState, *, pool: bool = False, plus_TBC: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Synapse, BatchNorm and neurons."""
-        if pool:
-            return self.spikes(group, self.current(group, x_TBCHW, pool=True, plus_TBC=plus_TBC), neuron_state)
-        norm = getattr(self, group.format("bn"))
-        return getattr(self, group.format("lif"))(self._mapped(group, x_TBCHW, plus_TBC), neuron_state, norm)
-
-    def _mapped(self, group: str, x_TBCHW: torch.Tensor, plus_TBC: torch.Tensor | None) -> torch.Tensor:
-        synapse = getattr(self, group.format(self._synapse_kinds[group]))
-        if not isinstance(synapse, nn.Conv2d):
+    def _mapped(self, x_TBCHW: torch.Tensor, plus_TBC: torch.Tensor | None) -> torch.Tensor:
+        if not isinstance(self.synapse, nn.Conv2d):
             x_TBCHW = x_TBCHW.flatten(3)
-        y = synapse(x_TBCHW.flatten(0, 1))
+        y = self.synapse(x_TBCHW.flatten(0, 1))
         if plus_TBC is not None:
             y = y + plus_TBC.reshape(y.shape)
         return y.unflatten(0, x_TBCHW.shape[:2])
 
 
-class PatchStem(SpikingModule):
-    """A backbone's first module. Its first group, "proj_{}", can be computed once for an image shown at every time step."""
+class SpikingLayer(CurrentLayer):
+    """A synapse, its BatchNorm and LIF neurons: spikes in, spikes out."""
 
-    stem_pools = False
-    """Whether a max-pool follows the first BatchNorm."""
+    def __init__(self, synapse: Synapse, *, pools: bool = False) -> None:
+        super().__init__(synapse, pools=pools)
+        self.neurons = LIF()
+
+    def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState, plus_TBC: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the spikes that x gives, in the shape of `current`. plus_TBC is added before the BatchNorm."""
+        if self.pools:
+            return self.neurons(self.current(x_TBCHW, plus_TBC), neuron_state)
+        # The neurons get the BatchNorm too, since one kernel can do the work of both.
+        return self.neurons(self._mapped(x_TBCHW, plus_TBC), neuron_state, self.norm)
+
+
+class PatchStem(nn.Module):
+    """The base of patch embeddings. The current of the first convolution is computed once for an image shown at every time step.
+
+    `forward` of a network's first patch embedding takes that current.
+    """
+
+    convolutions: TypedModuleList[SpikingLayer]
+
+    @property
+    def first(self) -> SpikingLayer:
+        """The convolution that reads the network's input."""
+        return next(iter(self.convolutions))
 
     def stem(self, x_BCHW: torch.Tensor, steps: int, segments: int) -> torch.Tensor:
-        """An image -> the current [B, C', H', W'] that it gives at each of `steps` time steps of each of `segments` segments."""
-        y = batch_norm_of_repeated(self.get_submodule("proj_bn"), self.get_submodule("proj_conv")(x_BCHW), steps, segments)
-        return max_pool(y) if self.stem_pools else y
+        """Return the current [B, C', H', W'] that an image gives at each of `steps` time steps of each of `segments` segments."""
+        y = batch_norm_of_repeated(self.first.norm, self.first.synapse(x_BCHW), steps, segments)
+        return max_pool(y) if self.first.pools else y
 
     def from_frames(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
-        """An event sequence -> what `forward` gives from the current of its first group."""
-        return self(self.current("proj_{}", x_TBCHW, pool=self.stem_pools), topdown_TBCHW, neuron_state)
+        """Return for an event sequence what `forward` returns for the current of the first convolution."""
+        return self(self.first.current(x_TBCHW), topdown_TBCHW, neuron_state)
 
 
-class PatchSplitting(PatchStem):
-    """What Spikformer and SDT begin with: four 3x3 convolutions up to D channels, and one more for positions."""
-
-    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, ...], position_neurons: bool) -> None:
-        super().__init__()
-        self.pools, width = pools, in_channels
-        for number, part in zip(("", "1", "2", "3"), (8, 4, 2, 1), strict=True):
-            self.add("proj_{}" + number, conv3x3(width, channels // part))
-            width = channels // part
-        self.add("rpe_{}", conv3x3(channels, channels), neurons=position_neurons)
+def patch_splitting(in_channels: int, channels: int, last_pools: bool = False) -> TypedModuleList[SpikingLayer]:
+    """Make the four 3x3 convolutions with which Spikformer and SDT begin: to D/8, D/4, D/2 and D channels."""
+    widths = (in_channels, channels // 8, channels // 4, channels // 2)
+    first_three = [SpikingLayer(conv3x3(width, next_width)) for width, next_width in pairwise(widths)]
+    return TypedModuleList([*first_three, SpikingLayer(conv3x3(widths[-1], channels), pools=last_pools)])
 
 
 def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segments: int) -> torch.Tensor:
-    """BatchNorm of y as if y stood `steps` times in its batch, and the batch were given `segments` times.
+    """Return BatchNorm of y as if y stood `steps` times in its batch, and the batch were given `segments` times.
 
-    Copies do not change mean and variance; what they change are the running statistics: the variance's unbiased
-    estimate is over `steps` times as many values, and they are updated `segments` times.
+    Copies do not change mean and variance. They do change the running statistics: the variance's unbiased estimate
+    is over `steps` times as many values, and the statistics are updated `segments` times.
     """
     assert isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
     if not (bn.training and bn.track_running_stats):
@@ -119,11 +130,12 @@ def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segm
 
 
 def max_pool(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Halves height and width (rounded up), as all public backbones do it."""
+    """Halve height and width (rounded up), as all public backbones do it."""
     return nn.functional.max_pool2d(x_BCHW, 3, stride=2, padding=1)
 
 
 def max_pool_spikes(x_TBCHW: torch.Tensor) -> torch.Tensor:
+    """Halve height and width of each time step."""
     return max_pool(x_TBCHW.flatten(0, 1)).unflatten(0, x_TBCHW.shape[:2])
 
 
@@ -139,6 +151,7 @@ class DropPath(nn.Module):
         return self.training and self.probability > 0
 
     def forward(self, x_TB: torch.Tensor) -> torch.Tensor:
+        """Return the branch [T, B, …], dropped or scaled."""
         if not self.is_active:
             return x_TB
         keep = 1 - self.probability
@@ -146,45 +159,43 @@ class DropPath(nn.Module):
         return x_TB * (mask_B / keep).to(x_TB.dtype).view(1, -1, *[1] * (x_TB.dim() - 2))
 
 
-class SpikingMLP(SpikingModule):
-    """Map, BN, LIF to `ratio` times the channels, and back."""
+class SpikingMLP(nn.Module):
+    """Two spiking layers: the first widens the channels `ratio` times, the second goes back."""
 
-    def __init__(self, channels: int, ratio: int, pointwise: Pointwise, name: str = "fc") -> None:
+    def __init__(self, channels: int, ratio: int, pointwise: Pointwise) -> None:
         super().__init__()
-        self.name = name
-        self.add(name + "1_{}", pointwise(channels, channels * ratio))
-        self.add(name + "2_{}", pointwise(channels * ratio, channels))
+        self.fc1 = SpikingLayer(pointwise(channels, channels * ratio))
+        self.fc2 = SpikingLayer(pointwise(channels * ratio, channels))
 
     def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        """Same shape out as in."""
-        hidden = self.fire(self.name + "1_{}", x_TBCHW, neuron_state)
-        return self.fire(self.name + "2_{}", hidden, neuron_state).view_as(x_TBCHW)
+        """Return spikes in the shape of x."""
+        return self.fc2(self.fc1(x_TBCHW, neuron_state), neuron_state).view_as(x_TBCHW)
 
 
 class MembraneMLP(SpikingMLP):
-    """The same maps with the neurons before each: currents in, currents out (membrane shortcut)."""
+    """Two layers with the neurons before each synapse: currents in, currents out (membrane shortcut)."""
 
     def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        for group in (self.name + "1_{}", self.name + "2_{}"):
-            x_TBCHW = self.current(group, self.spikes(group, x_TBCHW, neuron_state))
-        return x_TBCHW
+        """Return currents in the shape of x."""
+        hidden_TBCHW = self.fc1.current(self.fc1.neurons(x_TBCHW, neuron_state))
+        return self.fc2.current(self.fc2.neurons(hidden_TBCHW, neuron_state))
 
 
 def one_input(x: torch.Tensor) -> torch.Tensor:
-    """x, for a module that reads it more than once while others read it too.
+    """Return x as a node of its own in the graph, for a module that reads x more than once while others read it too.
 
-    A node of its own in the graph, where the gradients of that module's reads are added up before those of the others join.
-    ZeRO 3 puts nodes at the inputs of modules, which does the same: so they are added in one order, to the same bits, at every
-    ZeRO stage.
+    The gradients of that module's reads are added up at this node before those of the others join. ZeRO 3 puts nodes
+    at the inputs of modules, which does the same. So every ZeRO stage adds the gradients in one order, to the same bits.
     """
     return x.view_as(x)
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """Make the 3x3 convolution of the patch embeddings."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
 
 
 def freeze_unused(*modules: nn.Module) -> None:
-    """Published checkpoints hold weights that their forward pass never reads. They are kept, and never trained."""
+    """Keep weights from training. Published checkpoints hold weights that the forward pass never reads."""
     for module in modules:
         module.requires_grad_(False)

@@ -19,20 +19,20 @@ SURROGATE = surrogate.Sigmoid(alpha=ALPHA)
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons over all time steps of a segment.
 
-    tau 2.0, reset to 0 (hard), input decayed, reset detached, sigmoid surrogate with alpha 4: the
-    constants of the public code of all three backbones.
+    tau is 2.0. The reset is hard, to 0, and has no gradient. The input is decayed. The surrogate is a sigmoid with alpha 4. The public code
+    of all three backbones has these constants.
     """
 
     def __init__(self, v_threshold: float = 1.0) -> None:
         super().__init__()
         self.v_threshold = v_threshold
         self.fused = False
-        """Whether they run as one kernel with the BatchNorm before them, or step by step (the plain path)."""
+        """True if the neurons run as one kernel with the BatchNorm before them; false if they run step by step (the plain path)."""
 
     def forward(self, x_TB: torch.Tensor, neuron_state: NeuronState, norm: nn.Module | None = None) -> torch.Tensor:
-        """x_TB: input currents [T, B, …]; with `norm` what that BatchNorm turns into them, [T, B, C, …].
+        """Return spikes (0 or 1) in the shape and dtype of x.
 
-        Returns spikes (0 or 1) of the same shape and dtype.
+        x_TB: currents [T, B, …]; with `norm` the input of that BatchNorm, [T, B, C, …].
         """
         v_B = neuron_state.start(self)
         if norm is not None and not self.takes_in(norm, x_TB):
@@ -46,7 +46,7 @@ class LIF(nn.Module):
         return spikes_TB
 
     def takes_in(self, norm: nn.Module, x_TB: torch.Tensor) -> bool:
-        """Whether the neurons' kernel does the work of that BatchNorm too."""
+        """Tell whether the neurons' kernel does the work of that BatchNorm too."""
         return self._is_one_kernel(x_TB) and fused.takes(norm)
 
     def _is_one_kernel(self, x_TB: torch.Tensor) -> bool:
@@ -57,14 +57,14 @@ class LIF(nn.Module):
 
 
 class ParametricLIF(nn.Module):
-    """LIF neurons whose tau is learnt, one for the layer: 1/tau = sigmoid(w), starting at tau 2."""
+    """LIF neurons with one learnt tau per layer: 1/tau = sigmoid(w). It starts at 2."""
 
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x_TB: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        """As LIF."""
+        """Return spikes (0 or 1) in the shape and dtype of the currents x [T, B, …]."""
         v_B = neuron_state.start(self)
         spikes_TB, v_B, _ = functional.plif_multi_step(
             x_TB,
@@ -80,7 +80,7 @@ class ParametricLIF(nn.Module):
 
 
 def _reference_steps(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain way, at any precision: spikingjelly's own autograd. On a CPU it keeps two tensors of x's size, on CUDA two."""
+    """Run the neurons by spikingjelly's own autograd, at any precision. It keeps two tensors of x's size for the backward pass."""
     spikes_TB, v_B, _ = functional.lif_multi_step(
         x_TB,
         v_B,
@@ -95,7 +95,7 @@ def _reference_steps(x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) 
 
 
 class _LIFSteps(torch.autograd.Function):
-    """The same on the same kernels, keeping one tensor for the backward pass: the potential before each reset."""
+    """Runs the neurons on spikingjelly's kernels, and keeps one tensor for the backward pass: the potential before each reset."""
 
     @staticmethod
     def forward(ctx: Any, x_TB: torch.Tensor, v_B: torch.Tensor, v_threshold: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
-"""Weights from outside and for outside: published checkpoints in, folders of safetensors and JSON out.
+"""Reads published checkpoints, and reads and writes weights folders of safetensors and JSON.
 
 A weights folder holds
 
-    model.safetensors   tensors by their names in a TDFormer
+    model.safetensors   the tensors, by their names in a TDFormer
     config.json         the ModelConfig that they belong to, and where they come from
 
 An imported one holds a backbone (with or without its head) for a run to start from, an exported one a whole network.
@@ -28,26 +28,28 @@ from safetensors.torch import save_file
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
 from tdformer.config import ModelConfig
-from tdformer.config.yaml_io import checked, differences
+from tdformer.config.dotted_keys import differences
+from tdformer.config.yaml_io import checked
+from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "tdformer weights 1"
 LISTED = 20
-"""Names that an error lists of each kind."""
+"""An error lists at most this number of names of each kind."""
 
 Head = Literal["keep", "new"]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What of a published checkpoint fits a network."""
+    """The part of a published checkpoint that fits a network."""
 
     state: dict[str, torch.Tensor]
-    """By names in the TDFormer."""
+    """The tensors that fit, by their names in the TDFormer."""
     used: list[str]
-    """Published names."""
+    """The published names of those tensors."""
     unused: list[str]
     """Published names that the network has no place for, or was told not to take."""
     missing: list[str]
@@ -58,7 +60,8 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     """Read a published QKFormer, Spikformer or SDT checkpoint for a network of `config`.
 
     The file is safetensors, or a torch file of {"model": state}, {"state_dict": state} or the state itself, with or
-    without the prefix "module.". Raises WeightsError, naming names, unless all of the backbone is there in the right shapes.
+    without the prefix "module.". Raises WeightsError unless all of the backbone is there in the right shapes; the error
+    calls tensors by their published names.
     """
     published = _read_state(path)
     if any(name.startswith("backbone.") for name in published):
@@ -66,16 +69,17 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     model = TDFormer(config)
     of_head = [name for name in published if name.startswith("head.")]
     taken = published if head == "keep" else {name: tensor for name, tensor in published.items() if name not in of_head}
-    found = match(model.backbone, taken)
-    allowed_to_miss = {"backbone.head.weight", "backbone.head.bias"} if head == "new" else set()
-    topdown = model.topdown_parameters()
-    missing = [f"backbone.{name}" for name in found.missing]
-    wrongly_missing = [name for name in missing if name not in topdown and name not in allowed_to_miss and not _is_counter(name)]
+    own = {name: f"backbone.{own}" for name, own in own_names(model.backbone.state_dict(), config.backbone).items()}
+    state, topdown = model.state_dict(), model.topdown_parameters()
+    found = match({name: state[own[name]] for name in own}, taken)
+    allowed_to_miss = {"head.weight", "head.bias"} if head == "new" else set()
+    wrongly_missing = [name for name in found.missing if own[name] not in topdown and name not in allowed_to_miss and not _is_counter(name)]
     if wrongly_missing or found.misshapen or (found.unused and not ignore_unused):
         raise WeightsError(_of_another_architecture(path, config, wrongly_missing, found.unused, found.misshapen))
-    fresh = [name for name in model.state_dict() if name in topdown or name in missing]
+    missing = {own[name] for name in found.missing}
+    fresh = [name for name in state if name in topdown or name in missing]
     left = [*found.unused, *(of_head if head == "new" else [])]
-    return Imported({f"backbone.{name}": taken[name] for name in found.used}, found.used, left, fresh)
+    return Imported({own[name]: taken[name] for name in found.used}, found.used, left, fresh)
 
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: ModelConfig, origin: dict[str, Any]) -> None:
@@ -99,17 +103,18 @@ def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: Model
 
 
 def origin_of(path: Path) -> dict[str, Any]:
+    """Return what a weights folder remembers of the file that it was made from."""
     return {"file": path.name, "sha256": sha256(path)}
 
 
 def load_pretrained(folder: str | Path) -> TDFormer:
-    """The network of a weights folder, in evaluation mode. Raises WeightsError if it holds a part of one only."""
+    """Make the network of a weights folder, in evaluation mode. Raises WeightsError if the folder holds a part of one only."""
     folder = Path(folder)
     found = _read_folder(folder)
     config, state = found.config, found.state
     with torch.device("meta"):  # compared before anything is allocated
         model = TDFormer(config)
-    if absent := match(model, state).missing:
+    if absent := match(model.state_dict(), state).missing:
         raise WeightsError(
             f"{folder} holds a part of a network: {len(absent)} tensors are not in it (first: {absent[0]}); "
             f"give it to a run as `init`, which trains them."
@@ -123,7 +128,7 @@ def load_pretrained(folder: str | Path) -> TDFormer:
 
 
 def start_from(model: TDFormer, folder: Path) -> list[str]:
-    """Load a weights folder into a network that is to be trained; returns the names that start fresh.
+    """Load a weights folder into a network that is to be trained. Return the names that start fresh.
 
     Those may be top-down weights, and the head if the folder has none. Raises WeightsError, with nothing loaded, for anything else.
     """
@@ -133,16 +138,16 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
 
 
 def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """What start_from would load, and the names that would start fresh; raises what it would raise."""
+    """Return what start_from would load, and the names that would start fresh. Raises what start_from raises."""
     return fitting(model, _read_folder(folder), folder)
 
 
 def fitting(model: TDFormer, weights: Weights, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """check_start, of weights that were read from `folder`."""
+    """Return what check_start returns, for weights that were read from `folder` already."""
     state = weights.state
     if other := [line for line in differences(weights.config.backbone, model.config.backbone) if not line.startswith("drop_path:")]:
         raise WeightsError(f"{folder} holds another backbone than the run's (model.backbone): {'; '.join(other)}; nothing was loaded.")
-    found, topdown = match(model, state), model.topdown_parameters()
+    found, topdown = match(model.state_dict(), state), model.topdown_parameters()
     new_head = not any(name.startswith("backbone.head.") for name in state)
     wrongly_missing = [
         name
@@ -156,7 +161,7 @@ def fitting(model: TDFormer, weights: Weights, folder: Path) -> tuple[dict[str, 
 
 @dataclass(frozen=True)
 class Weights:
-    """A network, or a part of one, as it is stored."""
+    """A network, or a part of one, as a weights folder holds it."""
 
     config: ModelConfig
     origin: dict[str, Any]
@@ -204,7 +209,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_file(path: Path) -> dict[Any, Any]:
-    """By what the file holds, not by what it is called."""
+    """Read a checkpoint in the format that its first bytes show, whatever the name of the file."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -218,7 +223,10 @@ def _read_file(path: Path) -> dict[Any, Any]:
 
 
 def _read_torch_file(path: Path) -> dict[Any, Any]:
-    """Tensors and plain Python values only; argparse's Namespace is let through, as many published files hold their options."""
+    """Read a torch file of tensors and plain Python values.
+
+    argparse's Namespace is let through, since many published files hold the options of their training.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,7 +249,7 @@ def _read_torch_file(path: Path) -> dict[Any, Any]:
 
 
 def _is_counter(name: str) -> bool:
-    """BatchNorm counts its batches, and never reads the count at a fixed momentum: files that lack it are whole."""
+    """Return whether a tensor is BatchNorm's count of batches. A fixed momentum never reads it, so a file may lack it."""
     return name.endswith(".num_batches_tracked")
 
 

@@ -1,4 +1,4 @@
-"""Every network of the paper's tables by name, for us and for timm."""
+"""Makes every network of the paper's tables by name, and registers the names with timm."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tdformer.models.tdformer import TDFormer
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A network with the input that it was published for."""
+    """Describes a network, with the input that it was published for."""
 
     config: ModelConfig
     image_size: int
     dataset: str
     paper: str = ""
-    """What the paper states of it: parameters, and top-1 accuracy on its data set."""
+    """Parameters and top-1 accuracy on its data set, as the paper states them."""
 
 
 def _models() -> dict[str, NamedModel]:
-    """Backbones under their own names, and each as a TDFormer with feedback in all blocks of its last stage."""
-    one_block = FeedbackConfig(blocks=(6,))  # which one the paper does not say; the last is our choice
+    """Yield the backbones under their own names, and each as a TDFormer with feedback in all blocks of its last stage."""
+    one_block = FeedbackConfig(blocks=(6,))  # the paper does not say which stage; the last one is our choice
     backbones = {
         "qkformer_hst10_384": (BackboneConfig(embed_dims=384, num_heads=6), 224, "ImageNet", "", ""),
         "qkformer_hst10_512": (BackboneConfig(embed_dims=512, num_heads=8), 224, "ImageNet", "", ""),
@@ -105,25 +105,25 @@ STATISTICS = {
 """Mean and standard deviation of the channels, as the public recipes have them."""
 
 ALIASES = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}
-"""timm's words for two of our keys."""
+"""timm's names for two of our keys."""
 
 
 def find_model(name: str) -> NamedModel:
-    """Raises UserError for a name that does not exist, with the nearest ones."""
+    """Return a network by name. Raises UserError, with the most similar names, if there is none."""
     if name not in MODELS:
         raise UserError(f"there is no model {name!r}{did_you_mean(name, MODELS, count=3)} (`tdformer models` lists them all)")
     return MODELS[name]
 
 
 def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: Any) -> TDFormer:
-    """A freshly initialised network by name, with changes to keys of its ModelConfig or of the sections in it.
+    """Make a freshly initialised network by name, with changes to keys of its ModelConfig or of the sections in it.
 
     create_model("tdformer_hst10_768", num_classes=100, time_steps=8, control="cm2", drop_path=0.1)
 
     Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
     """
     named = find_model(name)
-    without_head = changes.get("num_classes") == 0  # timm's way to ask for features
+    without_head = changes.get("num_classes") == 0  # timm asks for features in this way
     model = TDFormer(
         changed(name, {key: value for key, value in changes.items() if not (without_head and key == "num_classes")}), recompute
     )
@@ -152,7 +152,7 @@ def changed(name: str, changes: dict[str, Any]) -> ModelConfig:
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:
-    """Of the whole network, and of its backbone alone."""
+    """Return the number of parameters of the whole network, and of its backbone alone."""
     with torch.device("meta"):
         model = TDFormer(config)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -163,7 +163,7 @@ def _register(name: str) -> None:
     def entry_point(pretrained: bool = False, **changes: Any) -> TDFormer:
         if pretrained:
             raise UserError(f"no weights of {name} are published; give checkpoint_path, or use tdformer.models.load_pretrained(folder)")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them to every model
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes these to every model
             changes.pop(key, None)
         return create_model(name, **changes)
 

@@ -31,10 +31,10 @@ BACKBONES: dict[str, type[Backbone]] = {"qkformer": QKFormer, "spikformer": Spik
 
 
 class TDFormer(nn.Module):
-    """The network of one run. Without feedback it is the backbone, in segments.
+    """The network of a run: a backbone in segments, with the top-down path between them if the configuration has feedback.
 
-    Segments share all weights and are linked by the membrane potentials (if carried) and the top-down spikes.
-    BatchNorm sees the time steps of one segment at a time.
+    Segments share all weights. Membrane potentials (if carried) and top-down spikes link them. BatchNorm sees the time steps of one
+    segment at a time.
     """
 
     def __init__(self, config: ModelConfig, recompute: RecomputePolicy = "none") -> None:
@@ -59,11 +59,10 @@ class TDFormer(nn.Module):
                 module.momentum = config.batch_norm_momentum
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> H(n) of all steps.
+        """Return the features H(n) of all time steps, [T, B, D, H/stride, W/stride].
 
-        Shape [T, B, D, H/stride, W/stride].
-
-        Raises ValueError for sizes that the network does not take.
+        x: images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W]. Raises ValueError for sizes that the network
+        does not take.
         """
         self._check(x)
         recompute, topdown_TBCHW, features = ActivationCheckpointing(self.recompute), None, []
@@ -74,19 +73,19 @@ class TDFormer(nn.Module):
         return torch.cat(features)
 
     def forward_head(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """What forward_features gives -> logits of the last segment [B, classes], or the features [B, D] before the classifier."""
+        """Return the logits of the last segment [B, classes], or the features [B, D] before the classifier. h_TBCHW: all features."""
         return self._segment_outputs(h_TBCHW, pre_logits)[-1]
 
     def forward_segments(self, x: torch.Tensor) -> torch.Tensor:
-        """Images or event sequences -> logits of every segment, [segments, B, classes]; training uses all of them."""
+        """Return the logits of every segment, [segments, B, classes], for images or event sequences. Training uses all of them."""
         return torch.stack(self._segment_outputs(self.forward_features(x)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images or event sequences -> logits of the last segment [B, classes], which alone is evaluated [paper]."""
+        """Return the logits of the last segment [B, classes], for images or event sequences. Only they are evaluated [paper]."""
         return self.forward_head(self.forward_features(x))
 
     def topdown_parameters(self) -> dict[str, nn.Parameter]:
-        """What the network has beyond its backbone, by name."""
+        """Return the parameters that the network has beyond its backbone, by name."""
         modules = {module for module in self.modules() if isinstance(module, ControlModule) or module is self.processing}
         own = {parameter for module in modules for parameter in module.parameters()}
         return {name: parameter for name, parameter in self.named_parameters() if parameter in own}
@@ -109,7 +108,7 @@ class TDFormer(nn.Module):
         return self.backbone.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new, freshly initialised head; none for 0 classes, so that it returns features [B, D]."""
+        """Give the network a new head. With 0 classes it gets none, and returns features [B, D]."""
         self.num_classes = num_classes
         like = next(self.backbone.parameters())
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -117,11 +116,11 @@ class TDFormer(nn.Module):
         self.backbone.head = head.to(like.device, like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's name for recompute: block_segment, or none."""
+        """Switch activation checkpointing to block_segment, or off. The name is timm's."""
         self.recompute = "block_segment" if enable else "none"
 
     def use_fused_kernels(self, fused: bool = True) -> None:
-        """Whether LIF neurons run as one kernel with the BatchNorm before them, on channels_last tensors, or step by step."""
+        """Run LIF neurons as one kernel with the BatchNorm before them, on channels_last tensors, or else step by step."""
         self.fused_kernels = fused
         for module in self.modules():
             if isinstance(module, LIF):
@@ -143,7 +142,7 @@ class TDFormer(nn.Module):
             raise ValueError(f"image height and width must be multiples of {stride}, got {tuple(x.shape[-2:])}")
 
     def _frames(self, x: torch.Tensor, recompute: ActivationCheckpointing) -> list[torch.Tensor]:
-        """For each segment what it starts from, [T/segments, B, …]: the stem's current of an image, computed once, or frames."""
+        """Return the input of each segment, [T/segments, B, …]: the stem's current of an image, computed once, or frames."""
         steps = self.time_steps // self.segments
         x_BCHW = x.flatten(0, -4)
         if self.fused_kernels:
@@ -168,7 +167,7 @@ class TDFormer(nn.Module):
         from_frames: bool,
         is_last: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One segment -> its features H(n), and the top-down spikes for the next one."""
+        """Run one segment. Return its features H(n), and the top-down spikes for the next one."""
 
         def run(piece: Piece, module: nn.Module, x_TBCHW: torch.Tensor, topdown: torch.Tensor | None, integers: bool) -> torch.Tensor:
             def results(*inputs: Any) -> tuple[torch.Tensor]:
@@ -193,7 +192,7 @@ class TDFormer(nn.Module):
         ]
 
     def _neuron_states(self) -> Iterator[NeuronState]:
-        """Those of each segment; if they are carried they go on from the segment before."""
+        """Yield the neuron state of each segment. If it is carried, it goes on from the segment before."""
         before: dict[nn.Module, torch.Tensor] = {}
         for number in range(1, self.segments + 1):
             neuron_state = NeuronState(before, carried=self.config.carry_membrane and number < self.segments)

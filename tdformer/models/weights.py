@@ -1,4 +1,4 @@
-"""Comparing a set of tensors with a network's names and shapes, before anything is changed."""
+"""Compares tensors with a network's names and shapes before anything is changed, and loads them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from data_pipelines.errors import UserError
 
 
 class WeightsError(UserError):
-    """Weights that cannot be used."""
+    """Says that weights cannot be used."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Names in the order of the network."""
+    """Holds the names that differ between tensors and a network, in the network's order."""
 
     used: list[str]
+    """Names of both, with the same shape."""
     missing: list[str]
-    """The network's, not in the tensors."""
+    """Names of the network that are not among the tensors."""
     unused: list[str]
-    """The tensors', not in the network."""
+    """Names of tensors that are not in the network."""
     misshapen: list[str]
-    """In both, "name: [shape given], [shape of the network]"."""
+    """Names in both with different shapes: "name: [shape given], [shape of the network]"."""
 
 
-def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
-    expected = model.state_dict()
+def match(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Match:
+    """Compare names and shapes of tensors with those of a network's state dict, `expected`."""
     misshapen = {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape}
     return Match(
         used=[name for name in expected if name in state and name not in misshapen],
@@ -44,13 +45,14 @@ def match(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Match:
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """load_state_dict, but names and shapes are compared first and told in one sentence."""
+    """Load a state dict. Raises WeightsError, in one sentence and before any change, if names or shapes do not fit."""
     check_exactly(model, state, what)
     model.load_state_dict(dict(state))
 
 
 def check_exactly(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    found = match(model, state)
+    """Raise WeightsError unless names and shapes are those of the network. `what` begins the sentence."""
+    found = match(model.state_dict(), state)
     if found.missing or found.unused:
         raise WeightsError(
             f"{what} is of another model: {len(found.missing)} of this model's tensors are not in it"
@@ -85,11 +87,12 @@ def check_sound(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """A name from a file, safe to be shown on a terminal."""
+    """Return a name from a file in a form that is safe to show on a terminal."""
     return name if name.isprintable() else repr(name)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file by their names. Raises WeightsError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

@@ -1,184 +1,120 @@
-"""A file that one process at a time holds, on file systems shared by several machines, where flock cannot be relied on.
+"""A lock file, held by one process at a time, on file systems that several machines share and where flock cannot be relied on.
 
-    lock.json             who holds it; its modification time is the holder's last sign of life
-    lock.json.<token>     there while somebody removes or replaces the lock with that token
+filelock's SoftFileLease (4.2) does not replace it: it takes over no dead lock on NFS, which cannot exchange two names in one step,
+and it takes over a live one from another machine of the same host name.
 
-The lock is made with O_EXCL. An existing one is changed only by who made, with O_EXCL too, the file that carries its token, and who
-then has found that token in it once more: of two that find the same abandoned lock, one gets it.
+    lock.json             the Holder as JSON; the file's modification time is the holder's last heartbeat
+    lock.json.<token>     the right to change the lock with this token; it is a lock file too, but an empty one
+
+A process makes a lock with O_EXCL. It changes an existing one only while it holds the right to do so, and after it has found the same
+token in the lock once more. Therefore one process gets a stale lock, even if several find it at the same time.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import secrets
-import socket
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
-import psutil
+from tdformer.rundir.lock_holder import Holder
 
-from tdformer.distributed.launch_environment import OWN_LAUNCHER
-
-NAME, CLOCK_NAME = "lock.json", ".clock-"
-BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
-"""A holder on another machine that has given no sign of life for so long is taken for dead."""
+"""A holder on another machine is taken for dead after this time without a heartbeat."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A process, found again by anybody who shares its file system."""
+def take(path: Path, own: Holder | None) -> bool:
+    """Make the lock, or take over a stale one. Return True if `own` holds it now; None stands for a holder without a name.
 
-    host: str
-    machine: str
-    """Which process table `pid` means: that of one boot of one machine, or of a container there."""
-    pid: int
-    started: str
-    """When the process started: a pid may be another process later."""
-    launcher: int
-    launcher_started: str
-    """Our own launcher, which tells it to stop if it dies; 0 and "" under any other."""
-    since: str
-    token: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-    @property
-    def is_here(self) -> bool:
-        return self.machine == this_machine()
-
-    @property
-    def is_running(self) -> bool:
-        """Only if it is here."""
-        return start_of(self.pid) == self.started
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether its launcher is gone, so that it was told to stop. Only if it is here."""
-        return bool(self.launcher_started) and start_of(self.launcher) != self.launcher_started
+    Raises OSError if the file system cannot write it.
+    """
+    if create(path, own):
+        return True
+    seen = read(path)
+    return is_stale(path, seen) and replace(path, seen, own)
 
 
-def this_process() -> Holder:
-    pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S %z")
-    launcher = os.getppid() if OWN_LAUNCHER in os.environ else 0
-    launcher_started = start_of(launcher) if launcher else ""
-    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid), launcher, launcher_started, since, secrets.token_hex(8))
-
-
-def this_machine() -> str:
-    if sys.platform == "linux":
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def start_of(pid: int) -> str:
-    """When a process of this machine started, in whatever unit; empty if it has ended."""
-    with suppress(psutil.NoSuchProcess, OSError, IndexError):
-        if psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            if sys.platform == "linux":  # clock ticks since the boot: unlike psutil's time of day they never change
-                return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-            return str(psutil.Process(pid).create_time())
-    return ""
-
-
-def create(path: Path, holder: Holder) -> bool:
-    """Whether the lock was free, and is the holder's now."""
-    return _make(path, json.dumps(asdict(holder)))
-
-
-def read(path: Path) -> Holder | None:
-    """Who holds the lock; None if there is none, or if it cannot be read (its holder died while making it)."""
-    try:
-        return Holder(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def is_held(run_dir: Path) -> bool:
-    """Whether a process trains this run. Looked at only: writes nothing, unlike `age`, and goes by this machine's clock."""
-    path = run_dir / NAME
-    try:
-        holder = read(path)
-        if holder and holder.is_here:
-            return holder.is_running
-        return time.time() - path.stat().st_mtime < STALE_SECONDS
-    except OSError:
-        return False
-
-
-def age(path: Path, folder: Path) -> float:
-    """Seconds since the holder's last sign of life, by the clock of the file system: those of machines differ. Infinite without a lock."""
-    probe = folder / f"{CLOCK_NAME}{socket.gethostname()}-{os.getpid()}"
-    try:
-        with path.open("rb") as lock:  # opening makes NFS ask its server
-            probe.touch()
-            return probe.stat().st_mtime - os.fstat(lock.fileno()).st_mtime
-    except FileNotFoundError:
-        return math.inf
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def beat(path: Path) -> None:
-    """A sign of life."""
-    os.utime(path)
-
-
-def replace(path: Path, old: Holder | None, new: Holder) -> bool:
-    """Take the lock over from a holder that is dead. Whether this process got it."""
-    with _changing(path, old) as is_mine:
-        if is_mine:
-            partial = path.with_name(f"{path.name}.{new.token}.partial")
-            partial.write_text(json.dumps(asdict(new)))
-            partial.replace(path)
-    return is_mine and read(path) == new
-
-
-def release(path: Path, holder: Holder) -> None:
-    """Give the lock back, if it is still the holder's."""
-    with _changing(path, holder) as is_mine:
-        if is_mine:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _changing(path: Path, holder: Holder | None) -> Iterator[bool]:
-    """Inside, no one else changes the lock of this holder. False if someone else does so right now, or has done so."""
-    claim = path.with_name(f"{path.name}.{holder.token if holder else 'unreadable'}")
-    if _age_of(claim) > STALE_SECONDS:
-        claim.unlink(missing_ok=True)  # who made it died at once; it takes milliseconds
-    if not _make(claim, ""):
-        yield False
-        return
-    try:
-        yield path.exists() and read(path) == holder
-    finally:
-        claim.unlink(missing_ok=True)
-
-
-def _age_of(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _make(path: Path, text: str) -> bool:
+def create(path: Path, own: Holder | None) -> bool:
+    """Make the lock. Return False if there is one. Raises OSError as `take` does."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-    except OSError:
-        path.unlink(missing_ok=True)  # a full disk must not leave a lock of nobody
+            file.write(json.dumps(asdict(own)) if own else "")
+    except OSError:  # A full disk must not leave a lock that nobody holds.
+        path.unlink(missing_ok=True)
         raise
     return True
+
+
+def read(path: Path) -> Holder | None:
+    """Return the holder of the lock; None if there is no lock, or if its holder died before it had written its name."""
+    try:
+        return Holder(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def is_stale(path: Path, holder: Holder | None) -> bool:
+    """Return True if the holder has ended, or has been silent for STALE_SECONDS where this process cannot see it."""
+    if holder and holder.is_here:
+        return not holder.is_running
+    return _silence(path) > STALE_SECONDS
+
+
+def replace(path: Path, seen: Holder | None, own: Holder | None) -> bool:
+    """Take the lock over from the stale holder that was seen. Return False if it is another's by now, or another is about to take it."""
+    with _right_to_change(path, seen) as is_granted:
+        # A lock without a name has no token to compare. It may be one that is being made at this moment: so look again.
+        if not is_granted or not is_stale(path, seen):
+            return False
+        path.unlink(missing_ok=True)
+        return create(path, own)
+
+
+def release(path: Path, own: Holder) -> None:
+    """Remove the lock if `own` still holds it."""
+    with _right_to_change(path, own) as is_granted:
+        if is_granted:
+            path.unlink(missing_ok=True)
+
+
+def beat(path: Path) -> None:
+    """Give a heartbeat. Raises FileNotFoundError if there is no lock."""
+    os.utime(path)
+
+
+def last_beat(path: Path) -> float | None:
+    """Return when the holder gave its last heartbeat, in seconds of the file system's clock; None if there is no lock."""
+    try:
+        with path.open("rb") as lock:  # NFS asks its server when a file is opened, and may answer from a cache otherwise.
+            return os.fstat(lock.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _silence(path: Path) -> float:
+    """Return the seconds since the last heartbeat; 0 if there is no lock. A new file shows the clock: those of machines differ."""
+    beat = last_beat(path)
+    if beat is None:
+        return 0.0
+    with NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.clock-") as now:
+        return os.fstat(now.fileno()).st_mtime - beat
+
+
+@contextmanager
+def _right_to_change(path: Path, seen: Holder | None) -> Iterator[bool]:
+    """Keep other processes from changing the lock inside the block. Yield False if one does so already, or if it is not as seen."""
+    right = path.with_name(f"{path.name}.{seen.token if seen else 'unreadable'}")
+    if not take(right, None):
+        yield False
+        return
+    try:
+        yield read(path) == seen
+    finally:
+        right.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The run's own record of its metrics (metrics.jsonl) and the picture of its learning curve."""
+"""MetricsFile: the run's own record of its metrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 class MetricsFile:
-    """One JSON object per line: `step`, `epoch`, `time` (seconds since 1970), and metrics by name. Reads back to its last whole line.
+    """Holds one JSON object per line: `step`, `epoch`, `time` (seconds since 1970), and metrics by name.
 
-    MLflow's points come from here (tdformer.tracking).
+    MLflow's points come from this file (tdformer.tracking).
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,7 +21,10 @@ class MetricsFile:
         self._waiting = ""
 
     def append(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        """Raises OSError, and leaves the file as it was, if the disk does not take the line; it is then written with the next one."""
+        """Append one row.
+
+        Raises OSError if the disk does not take it. The file then stays as it was, and the row is written together with the next one.
+        """
         self._waiting += json.dumps({"step": step, "epoch": epoch, "time": time.time(), **metrics}) + "\n"
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
@@ -29,11 +32,12 @@ class MetricsFile:
                 file.write(self._waiting)
         except OSError:
             with suppress(OSError):
-                os.truncate(self.path, size)  # what is read back ends at the first half line
+                os.truncate(self.path, size)  # reading ends at the first incomplete line
             raise
         self._waiting = ""
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return the rows up to the first one that cannot be read."""
         if not self.path.exists():
             return []
         rows = []
@@ -41,42 +45,17 @@ class MetricsFile:
             try:
                 row = json.loads(line)
             except ValueError:
-                break  # cut off by a crash; what follows is computed again
+                break  # a crash cut it off; a resume computes the steps after it again
             if not (isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))):
                 break
             rows.append(row)
         return rows
 
     def cut_after(self, step: int, evaluated_epochs: int) -> None:
-        """Forget the steps after `step` and the evaluations after the first `evaluated_epochs`: a resumed run computes them again."""
+        """Remove the rows that a resume computes again: steps after `step`, and evaluations after the first `evaluated_epochs`."""
         if not self.path.exists():
             return
         kept = [row for row in self.rows() if row["step"] <= step and ("val/top1" not in row or row["epoch"] <= evaluated_epochs)]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(self.path)
-
-
-def draw_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and accuracy over epochs, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    figure.suptitle(title)
-    for axes, names, label in ((left, ("train/loss", "val/loss"), "loss"), (right, ("val/top1",), "top-1 accuracy (%)")):
-        segments = sorted({name for row in rows for name in row if name.startswith("val/top1_segment")})
-        for name in (*names, *(segments if axes is right else ())):
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            if points:
-                last = name == "val/top1" or axes is left
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 60 else None, alpha=1 if last else 0.4)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""When and on what a run was computed: a file in RUN/sessions for every time that it was started. Imports no torch."""
+"""Keeps a file in RUN/sessions for every time that a run was started: when, where, and how it ended. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,73 +10,73 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipelines.storage.files import replace_file
+from tdformer.rundir.run_dir import RunDir
 
-FOLDER = "sessions"
 Status = Literal["running", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class Session:
-    """One time that a run was trained, from a start to an end."""
+    """Describes one time that a run was trained, from its start to its end."""
 
     began: float
-    """In seconds since 1970, as `seen`, the last sign of life."""
+    """Start of the session, in seconds since 1970. `seen` is its last sign of life."""
     seen: float
     world_size: int
-    """Processes."""
+    """Number of processes."""
     gpus: int = 0
-    """Per machine or in all; 0: trained on CPUs."""
+    """Number of GPUs over all processes. 0 means that the run was trained on CPUs."""
     device: str = ""
     host: str = ""
     first_step: int = 0
     step: int = 0
     status: str = "running"
-    """A Status; still "running" after a kill."""
+    """One of Status. It stays "running" after a kill."""
     comes_back: bool = False
-    """Stopped, and its job is put back into the queue."""
+    """True if the session was stopped and its job is put back into the queue."""
     slurm_job: str | None = None
     restart: int | None = None
     commit: str | None = None
-    """Of the code, followed by " changed" if it was edited since."""
+    """Commit of the code, followed by " changed" if the code was edited since."""
     versions: dict[str, str] | None = None
-    """Of the packages that compute."""
+    """Versions of the packages that compute."""
 
     @property
     def device_hours(self) -> float:
-        """Hours times processes, one per GPU."""
+        """Return hours times processes. There is one process per GPU."""
         return max(self.seen - self.began, 0) / 3600 * self.world_size
 
 
 class SessionFile:
-    """This start's own file: written at the beginning, at most every few seconds while it goes on, and at the end."""
+    """Writes the file of this session: at its start, every few seconds at most while it goes on, and at its end."""
 
     SECONDS_BETWEEN = 5.0
 
-    def __init__(self, run_dir: Path, session: Session) -> None:
-        """Raises OSError."""
-        folder = run_dir / FOLDER
-        folder.mkdir(exist_ok=True)
+    def __init__(self, run_dir: RunDir, session: Session) -> None:
+        """Write the file of a new session. Raises OSError."""
+        self._folder = run_dir.sessions
+        self._folder.mkdir(exist_ok=True)
         number = max((int(path.stem) for path in files(run_dir)), default=0) + 1
-        self.path, self.session = folder / f"{number:04d}.json", session
+        self.path, self.session = self._folder / f"{number:04d}.json", session
         self._write()
 
     def reached(self, step: int) -> None:
-        """A sign of life. Raises OSError."""
+        """Note the step, as a sign of life. Raises OSError."""
         long_ago = time.time() - self.session.seen > self.SECONDS_BETWEEN
         self.session = replace(self.session, step=step)
         if long_ago:
             self._write()
 
     def end(self, status: Status, comes_back: bool = False) -> None:
-        """Raises OSError."""
+        """Note how the session ended. Raises OSError."""
         self.session = replace(self.session, status=status, comes_back=comes_back)
         self._write()
 
     def discard(self) -> None:
-        """The start was refused."""
+        """Remove the file, because the start was refused."""
         self.path.unlink(missing_ok=True)
         with suppress(OSError):
-            self.path.parent.rmdir()  # empty if there was no session before
+            self._folder.rmdir()  # empty if there was no session before
 
     def _write(self) -> None:
         self.session = replace(self.session, seen=time.time())
@@ -87,13 +87,13 @@ def write(path: Path, session: Session) -> None:
     replace_file(path, lambda partial: partial.write_text(json.dumps(asdict(session)) + "\n"))
 
 
-def files(run_dir: Path) -> list[Path]:
-    """Of all sessions, from the first to the last."""
-    return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*.json") if path.stem.isdigit())
+def files(run_dir: RunDir) -> list[Path]:
+    """Return the files of all sessions, from the first to the last."""
+    return sorted(path for path in (run_dir.sessions).glob("[0-9]*.json") if path.stem.isdigit())
 
 
 def read(path: Path) -> Session:
-    """Unknown keys are those of a younger version. Raises ValueError for what is no session, and OSError."""
+    """Read a session. Unknown keys are ignored: a newer version wrote them. Raises ValueError if it is no session, and OSError."""
     try:
         return _session(json.loads(path.read_bytes()))
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -108,21 +108,21 @@ def _session(tree: dict[str, Any]) -> Session:
     return Session(**{**known, **numbers, **counts, **texts})
 
 
-def read_all(run_dir: Path) -> tuple[list[Session], list[str]]:
-    """Sessions from the first to the last, and a note for each that cannot be read."""
+def read_all(run_dir: RunDir) -> tuple[list[Session], list[str]]:
+    """Return the sessions from the first to the last, and a note for each that cannot be read."""
     sessions, notes = [], []
     for path in files(run_dir):
         try:
             sessions.append(read(path))
         except (OSError, ValueError):
-            notes.append(f"{FOLDER}/{path.name} cannot be read; its time is not counted")
+            notes.append(f"{run_dir.sessions.name}/{path.name} cannot be read; its time is not counted")
     return sessions, notes
 
 
-def close_last(run_dir: Path, *, comes_back: bool = True) -> bool:
-    """Put the last session of a run without a process in order; whether there was something to. Left open by a death, it has failed.
+def close_last(run_dir: RunDir, *, comes_back: bool = True) -> bool:
+    """Close the last session of a run that has no process. A session that is still open has failed. Tell whether anything changed.
 
-    comes_back: False if its job does not come back, whatever was thought when it ended. Raises OSError and ValueError.
+    comes_back: False if the job does not come back, although the session says so. Raises OSError and ValueError.
     """
     for path in files(run_dir)[-1:]:
         session = read(path)

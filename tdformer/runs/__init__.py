@@ -1,1 +1,1 @@
-"""What was trained, read from run directories and compared. Needs no server, no torch and no MLflow: it answers on a login node."""
+"""Reads trained runs from their directories and compares them. Needs no server, no torch and no MLflow, so it works on a login node."""

@@ -1,7 +1,7 @@
-"""The rows of metrics.jsonl that a comparison needs, without reading the others: of a megabyte per run, 500 times, there is no time to.
+"""Reads the rows of metrics.jsonl that a comparison needs. Parsing all rows of 500 runs, a megabyte each, would take too long.
 
-Every evaluation is read. Of the training rows, which are ten times as many, some at equal distances are, and the last one; where a
-training metric is asked for by name, its smallest and largest values are looked up among all rows.
+Every row of an evaluation is read. Training rows are ten times as many. Some of them at equal distances are read, and the last one.
+For training metrics that are named, the rows with the smallest and the largest value of all rows are read too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 NUMBERS = (int, float)
-"""As JSON has them: true is none."""
+"""The types of numbers in JSON. A bool is no number."""
 EVALUATION, TRAINING = b'"val/', b'"train/'
 
 
@@ -29,29 +29,30 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class MetricRows:
-    """In the order of the file."""
+    """Rows in the order of the file."""
 
     rows: list[dict[str, Any]]
     unreadable: int = 0
-    """Rows that were looked at and are none."""
+    """The number of lines that were read and are no rows."""
     ends_within_a_row: bool = False
-    """As while it is written, or after a crash."""
+    """True if the last row is incomplete: it is being written, or the process crashed."""
     _series: dict[str, list[Point]] = field(default_factory=dict, repr=False)
-    """By name, once asked for."""
+    """A cache of `series`, by name."""
 
     def series(self, name: str) -> list[Point]:
+        """Return the points of one metric."""
         if name not in self._series:
             points = [Point(row["step"], row["epoch"], row[name]) for row in self.rows if type(row.get(name)) in NUMBERS]
             self._series[name] = points
         return self._series[name]
 
     def names(self) -> list[str]:
-        """Of all metrics."""
+        """Return the names of all metrics, sorted."""
         found = dict.fromkeys(name for row in self.rows for name, value in row.items() if "/" in name and _is_number(value))
         return sorted(found)
 
     def slim(self, names: Iterable[str]) -> MetricRows:
-        """Evaluations whole, and the last row of training; of the others these metrics alone."""
+        """Return the rows with less content: evaluations and the last training row stay, other training rows keep these metrics alone."""
         kept = ("step", "epoch", "time", *names)
         last = max((index for index, row in enumerate(self.rows) if "val/top1" not in row), default=None)
         rows = [
@@ -62,11 +63,16 @@ class MetricRows:
 
     @property
     def last_time(self) -> float | None:
+        """The time of the last row in seconds since 1970."""
         return next((row["time"] for row in reversed(self.rows) if _is_number(row.get("time"))), None)
 
 
 def read(path: Path, samples: int, extremes_of: Iterable[str] = ()) -> MetricRows:
-    """samples: about how many training rows. Raises OSError."""
+    """Read the rows that are needed. Raises OSError.
+
+    samples: about the number of training rows.
+    extremes_of: metrics whose smallest and largest values must be among the rows.
+    """
     text = path.read_bytes()
     starts = {*_evaluations(text), *_spread(text, samples)}
     for name in extremes_of:
@@ -78,7 +84,7 @@ def read(path: Path, samples: int, extremes_of: Iterable[str] = ()) -> MetricRow
 
 
 def _evaluations(text: bytes) -> Iterator[int]:
-    """Where the rows of evaluations begin."""
+    """Yield the offsets at which rows of evaluations begin."""
     at = text.find(EVALUATION)
     while at >= 0:
         yield text.rfind(b"\n", 0, at) + 1
@@ -86,7 +92,7 @@ def _evaluations(text: bytes) -> Iterator[int]:
 
 
 def _spread(text: bytes, samples: int) -> Iterator[int]:
-    """Where rows at about equal distances begin, the last one and the last of training among them."""
+    """Yield the offsets of rows at about equal distances, of the last row, and of the last training row."""
     if not text:
         return
     for number in range(samples):
@@ -97,7 +103,7 @@ def _spread(text: bytes, samples: int) -> Iterator[int]:
 
 
 def _extremes(text: bytes, name: str) -> Iterator[int]:
-    """Where the rows with a metric's smallest and largest finite values begin."""
+    """Yield the offsets of the rows with the smallest and the largest finite value of a metric."""
     found = []
     for match in re.finditer(rb'"%s": ?([^,}\n]+)' % re.escape(json.dumps(name)[1:-1].encode()), text):
         try:
@@ -116,7 +122,7 @@ def _end(text: bytes, at: int) -> int:
 
 
 def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
-    """Of those lines that are rows. All at once, which is twice as fast; one by one if some are damaged."""
+    """Parse the lines that are rows. Parsing all at once is twice as fast. If some are damaged, each is parsed alone."""
     try:
         parsed = json.loads(b"[" + b",".join(lines) + b"]")
         if len(parsed) == len(lines):

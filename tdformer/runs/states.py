@@ -1,12 +1,12 @@
-"""What has become of a run."""
+"""Determines the state of a run from its sessions, its lock and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from tdformer.rundir import lock_file
+from tdformer.rundir import run_lock
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 
 State = Literal["running", "finished", "stopped", "failed", "lost", "queued", "new", "damaged"]
@@ -23,16 +23,19 @@ MEANING: dict[State, str] = {
 }
 
 
-def state_of(run_dir: Path, sessions: Sequence[Session], has_begun: bool, is_complete: bool) -> State:
-    """Of runs that wrote no sessions, as far as their lock and their metrics tell it."""
+def state_of(run_dir: RunDir, sessions: Sequence[Session], has_begun: bool, is_complete: bool) -> State:
+    """Return the state of a run. Without sessions it is inferred from the lock and the metrics.
+
+    has_begun: there are rows of metrics. is_complete: the last epoch was evaluated.
+    """
     status = sessions[-1].status if sessions else None
     for ended in ENDED:
         if status == ended:
             return ended
-    if lock_file.is_held(run_dir):
+    if run_lock.is_held(run_dir):
         return "running"
-    if status is not None or (run_dir / lock_file.NAME).exists():
+    if status is not None or run_dir.lock.exists():
         return "lost"
     if has_begun:
         return "finished" if is_complete else "stopped"
-    return "queued" if (run_dir / "slurm").is_dir() else "new"
+    return "queued" if run_dir.slurm.is_dir() else "new"

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run besides its points: parameters that sort and filter, and tags that say where it comes from."""
+"""Describes a run for MLflow: parameters to sort and filter by, and tags that say where it comes from."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from typing import Any
 
 from tdformer import __version__
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import flatten
+from tdformer.config.dotted_keys import flatten
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
-from tdformer.tracking.run_ids import FILE, read_run_id
+from tdformer.tracking.run_ids import read_run_id
 
 KEY_TAG = "tdformer.key"
-"""By which the MLflow run of a run directory is found again."""
+"""The tag by which the MLflow run of a run directory is found again."""
 CHANGED = "changed."
-"""A tag for each parameter that a resume changed: MLflow's parameters are written once."""
+"""Prefix of the tags for parameters that a resume changed. MLflow lets parameters be written only once."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000
-"""Characters that MLflow takes."""
+"""Largest number of characters that MLflow takes."""
 
 
 def params(config: RunConfig) -> dict[str, str]:
-    """Dotted keys, and values as JSON: true, 0.05, [3, 4, 6], null; texts as they are."""
+    """Return the configuration as MLflow parameters: dotted keys, with values as JSON (true, 0.05, [3, 4, 6], null) or plain text."""
     return {name: _text(value)[:LONGEST_PARAM] for name, value in flatten(config).items()}
 
 
 def changed(config: RunConfig, logged: dict[str, str]) -> dict[str, str]:
-    """As tags: what differs from the parameters that MLflow has."""
+    """Return tags for the keys whose value differs from the parameter that MLflow has."""
     return {f"{CHANGED}{name}": text[:LONGEST_TAG] for name, text in params(config).items() if logged.get(name, text) != text}
 
 
 def key(first: Session) -> str:
-    """Of a run, by its first session: no two begin on one machine at the same microsecond."""
+    """Return a key that no other run has. No two runs begin on one machine at the same microsecond."""
     return f"{first.began:.6f}-{''.join(letter for letter in first.host if letter.isalnum() or letter in '.-')}"
 
 
-def tags(config: RunConfig, run_dir: Path, session: Session) -> dict[str, str]:
-    """The commit under the name that MLflow's page knows, the rest under tdformer."""
+def tags(config: RunConfig, run_dir: RunDir, session: Session) -> dict[str, str]:
+    """Return the tags of a run. The commit has the name that MLflow's page knows; the others begin with tdformer."""
     commit, _, is_changed = (session.commit or "").partition(" ")
     slurm = {"slurm_job": session.slurm_job, "slurm_restart": session.restart}
     origin = {"init": config.init, "parent_run": _parent(config.init)}
@@ -46,7 +47,7 @@ def tags(config: RunConfig, run_dir: Path, session: Session) -> dict[str, str]:
     versions = {f"version.{name}": version for name, version in (session.versions or {}).items()}
     facts: dict[str, Any] = {
         "config": config.name,
-        "run_dir": run_dir.resolve(),
+        "run_dir": run_dir.path.resolve(),
         "version": __version__,
         "git_dirty": bool(is_changed) if commit else None,
         **slurm,
@@ -64,10 +65,10 @@ def _text(value: Any) -> str:
 
 
 def _parent(init: Path | None) -> str | None:
-    """The MLflow run of the stage before: of the run directory that `init` is, or lies in."""
+    """Return the MLflow run of the run directory that `init` is, or lies in: the previous stage of this run."""
     for folder in [init, *init.parents][:3] if init else []:
-        if (folder / FILE).exists():
-            return read_run_id(folder, None)
+        if RunDir(folder).mlflow_runs.exists():
+            return read_run_id(RunDir(folder), None)
     return None
 
 

@@ -1,25 +1,28 @@
-"""Which MLflow run is a run directory's: the one it noted, the one that was made without that being noted, or a new one."""
+"""Finds the MLflow run of a run directory, or makes it.
+
+That is the run whose id the directory holds; else one that was made for it while noting the id failed; else a new one.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from tdformer.config import RunConfig
 from tdformer.rundir import sessions
-from tdformer.rundir.run_directory import CONFIG_FILE
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import description
-from tdformer.tracking.client import RefusedError, artifacts_beside_sqlite
+from tdformer.tracking.client import artifacts_beside_sqlite
+from tdformer.tracking.errors import RefusedError
 from tdformer.tracking.run_ids import note_run_id, read_run_ids
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Of an experiment: MLflow's page shows training, not chats."""
+"""Tag of an experiment that makes MLflow's page show training, and not chats."""
 
 
-def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str:
-    """The id of the MLflow run, noted in the run directory. Raises RefusedError if it was deleted."""
+def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
+    """Return the id of the MLflow run, and note it in the run directory. Raises RefusedError if that run was deleted."""
     name, first = config.tracking.experiment, _first_session(run_dir)
     run_id = _noted(client, run_dir, uri) or _unnoted(client, name, first)
     if run_id is None:
@@ -27,29 +30,29 @@ def find_or_make(client: Any, run_dir: Path, uri: str, config: RunConfig) -> str
         run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=run_dir.name, tags=tags)
         run_id = str(run.info.run_id)
     if read_run_ids(run_dir).get(uri) != run_id:
-        with suppress(OSError):  # a full disk, or somebody else's folder: it is found again by its tag
+        with suppress(OSError):  # on a full disk or in somebody else's folder; the run is found again by its tag
             note_run_id(run_dir, uri, run_id)
     return run_id
 
 
-def last_session(run_dir: Path) -> Session:
-    """Of those that can be read; of a run without any, a stand-in."""
+def last_session(run_dir: RunDir) -> Session:
+    """Return the newest session that can be read. A run without any gets a stand-in that has stopped."""
     for path in reversed(sessions.files(run_dir)):
         try:
             return sessions.read(path)
         except (OSError, ValueError):
             continue
-    modified = (run_dir / CONFIG_FILE).stat().st_mtime
+    modified = (run_dir.config).stat().st_mtime
     return Session(began=modified, seen=modified, world_size=1, status="stopped")
 
 
-def _first_session(run_dir: Path) -> Session:
+def _first_session(run_dir: RunDir) -> Session:
     known, _ = sessions.read_all(run_dir)
     return known[0] if known else last_session(run_dir)
 
 
-def _noted(client: Any, run_dir: Path, uri: str) -> str | None:
-    """Also under a name that the same server had before: a run of ours that is there is not made again."""
+def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
+    """Return the noted run if this server has it. Ids noted under other URIs are tried too: the server may have had another name."""
     from mlflow.exceptions import MlflowException
 
     ids = read_run_ids(run_dir)
@@ -65,7 +68,7 @@ def _noted(client: Any, run_dir: Path, uri: str) -> str | None:
 
 
 def _unnoted(client: Any, name: str, first: Session) -> str | None:
-    """The run that was made for this directory without that being noted: the answer was lost, or the process was killed."""
+    """Return a run that was made for this directory but not noted, because the answer was lost or the process was killed."""
     if (experiment := client.get_experiment_by_name(name)) is None:
         return None
     runs = client.search_runs([experiment.experiment_id], f"tags.`{description.KEY_TAG}` = '{description.key(first)}'")

@@ -1,43 +1,47 @@
-"""The trained network in MLflow, by choice: as files of the run, and in the model registry with its metrics."""
+"""Sends the trained network to MLflow: as artifacts of the run, and to the model registry with its metrics."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdformer.config import RunConfig
+from tdformer.rundir.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from tdformer.checkpoint.format import Checkpoint
 
 FOLDER = "model"
-"""Of the run's artifacts: config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
+"""Folder of the run's artifacts with config.json and model.safetensors, as `tdformer checkpoint export` writes them."""
 CHECKPOINT_TAG = "tdformer.checkpoint"
 
 
-def send(client: Any, run_id: str, run_dir: Path, config: RunConfig) -> None:
-    """Log and register what tracking.log_model names, unless that was done."""
+def send(client: Any, run_id: str, run_dir: RunDir, config: RunConfig) -> None:
+    """Send and register the network that tracking.log_model names, unless that was done before."""
     tracking = config.tracking
     if tracking.log_model == "none":
         return
-    from tdformer.checkpoint import store
+    from tdformer.checkpoint.store import find
 
-    checkpoint = store.find(run_dir, tracking.log_model)
+    checkpoint = find(run_dir.path, tracking.log_model)
     if client.get_run(run_id).data.tags.get(CHECKPOINT_TAG) != checkpoint.name:
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=run_dir.path) as folder:
             from tdformer.checkpoint.export import export
 
             exported = Path(folder) / FOLDER
             export(checkpoint, exported, averaged=config.training.ema_decay is not None)
             client.log_artifacts(run_id, str(exported), FOLDER)
-        client.set_tag(run_id, CHECKPOINT_TAG, checkpoint.name)  # last: an upload that was cut off is done again
+        client.set_tag(run_id, CHECKPOINT_TAG, checkpoint.name)  # comes last, so that an upload that was cut off is done again
     if tracking.register_as:
         _register(client, run_id, tracking.register_as, checkpoint)
 
 
-def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
-    """A version of the registered model, with this run's validation metrics as tags."""
+def _register(client: Any, run_id: str, name: str, checkpoint: Checkpoint) -> None:
+    """Register the network as a version of a model, with this run's validation metrics as tags."""
     from mlflow.exceptions import MlflowException
 
-    from tdformer.checkpoint import store
+    from tdformer.checkpoint.format import check
 
     try:
         client.create_registered_model(name)
@@ -46,7 +50,7 @@ def _register(client: Any, run_id: str, name: str, checkpoint: Path) -> None:
             raise
     if any(version.name == name for version in client.search_model_versions(f"run_id = '{run_id}'")):
         return
-    train_state = store.check(checkpoint)
+    train_state = check(checkpoint)
     tags = {f"val/{metric}": f"{value:.6g}" for metric, value in train_state.metrics.items()} | {CHECKPOINT_TAG: checkpoint.name}
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
     client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)

@@ -1,8 +1,12 @@
-"""Whether a tracking server takes anything from this user, asked without MLflow: from a login node, before a job waits in the queue."""
+"""Asks a tracking server whether it takes anything from this user. It runs on a login node, before a job waits in the queue.
+
+MLflow is not imported here, because that takes seconds.
+"""
 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import urllib.error
@@ -11,14 +15,17 @@ import urllib.request
 
 from data_pipelines.errors import UserError
 from tdformer.tracking.client import is_server
+from tdformer.tracking.errors import FORBIDDEN, UNAUTHENTICATED, is_refusal
 
 TIMEOUT_S = 5.0
+MOST_BYTES = 10_000
+"""An error of MLflow's API is shorter than this. A page of HTML may be longer and is not needed."""
 
 
 def probe(uri: str, experiment: str) -> str | None:
-    """A sentence if the server cannot be reached from here, which need not hold for the nodes; None if all is well, or it is no server.
+    """Returns a sentence if the server cannot be reached from here. From the nodes it may be reached all the same.
 
-    Raises UserError if it refuses, or is no MLflow.
+    Returns None if all is well, or if the URI is not that of a server. Raises UserError if the server refuses, or is not MLflow.
     """
     if not is_server(uri):
         return None
@@ -29,7 +36,7 @@ def probe(uri: str, experiment: str) -> str | None:
             json.load(answer)
     except urllib.error.HTTPError as error:
         return _meaning(uri, error)
-    except ValueError:
+    except (ValueError, http.client.HTTPException):
         raise UserError(f"{uri} is no MLflow server: it answered something else than JSON; mend tracking.uri.") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -38,21 +45,31 @@ def probe(uri: str, experiment: str) -> str | None:
 
 
 def _meaning(uri: str, error: urllib.error.HTTPError) -> str | None:
-    if error.code == 404 and b"RESOURCE_DOES_NOT_EXIST" in error.read(10_000):
-        return None  # the experiment will be made
-    if error.code in (401, 403):
-        what = "does not know you" if error.code == 401 else "does not permit this to you"
+    """Returns what the server's error means for the job, or None if it does not matter. Raises UserError if the server refuses."""
+    if _error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+        return None  # The job will make the experiment.
+    if error.code in (UNAUTHENTICATED, FORBIDDEN):
+        what = "does not know you" if error.code == UNAUTHENTICATED else "does not permit this to you"
         raise UserError(
             f"MLflow at {uri} {what} ({error.code}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
             f"or ask who runs it."
         )
-    if 400 <= error.code < 500 and error.code not in (408, 429):
+    if is_refusal(error.code):
         raise UserError(f"{uri} does not speak MLflow's API ({error.code} {error.reason}); mend tracking.uri, or update the server.")
     return f"MLflow at {uri} has an error of its own ({error.code} {error.reason}); runs go on without it, and send when it is mended."
 
 
+def _error_code(error: urllib.error.HTTPError) -> str | None:
+    """Returns the name that MLflow's API gives to an error. It is None if the answer is not from MLflow's API."""
+    try:
+        answer = json.loads(error.read(MOST_BYTES))
+    except (ValueError, OSError, http.client.HTTPException):
+        return None
+    return answer.get("error_code") if isinstance(answer, dict) else None
+
+
 def _authorization() -> dict[str, str]:
-    """As MLflow's client does it."""
+    """Returns the HTTP headers by which MLflow's client would authenticate itself."""
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):

@@ -1,21 +1,21 @@
-"""The thread that keeps a Mirror up to date. Training tells it that there is news, and never waits for it."""
+"""Sender: a thread that keeps a Mirror up to date. Training wakes it, and never waits for it."""
 
 from __future__ import annotations
 
 import sys
 import threading
 
-from tdformer.tracking.client import explain, is_permanent
+from tdformer.tracking.errors import explain, is_permanent
 from tdformer.tracking.mirror import Mirror
 
 SECONDS_BETWEEN = 1.0
-"""Between two updates: what is logged faster travels together."""
+"""Seconds between two updates. Points that are logged faster are sent together."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
-"""Before MLflow is tried again: twice as long after each failure."""
+"""Seconds until MLflow is tried again. The wait doubles after each failure, up to the second number."""
 
 
 class Sender:
-    """Begins at once. Failures are told when they begin and when they end; only `first_refusal` and `finish` report them."""
+    """Sends in a thread from the moment it is made. It prints a line when failures begin and when they end."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
@@ -26,18 +26,18 @@ class Sender:
         self._thread.start()
 
     def first_refusal(self, seconds: float) -> str | None:
-        """Wait until the first try has ended, for so long. Why it can never succeed; None if it did, or still may."""
+        """Wait at most so many seconds for the first try. Return why it can never succeed, or None if it did or still may."""
         if not self._tried.wait(seconds):
             self._warn("it has not answered yet")
         failure = self._failure
         return explain(failure) if failure and is_permanent(failure, self._mirror.uri) else None
 
     def wake(self) -> None:
-        """There is something to send."""
+        """Tell the thread that there is something to send."""
         self._news.set()
 
     def finish(self, seconds: float) -> bool:
-        """Send the rest, once and within so many seconds. Whether all of it arrived."""
+        """Send the rest, trying once and for so many seconds at most. Tell whether all of it arrived."""
         self._ending.set()
         self._news.set()
         self._thread.join(seconds)
@@ -63,7 +63,7 @@ class Sender:
                     self._news.wait()
 
     def _fail(self, error: Exception) -> bool:
-        """Whether that was the first refusal, and is raised by who waits for it."""
+        """Note a failure. Tell whether it is a refusal that first_refusal will return, so that nothing is printed here."""
         self._failure = error
         is_awaited = not self._tried.is_set() and not self._warned
         self._tried.set()

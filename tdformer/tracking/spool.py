@@ -1,4 +1,4 @@
-"""Points that wait in a file of the run directory until MLflow takes them."""
+"""Spool: reads the points of a metrics file that MLflow has not taken yet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 NUMBERS = (int, float)
-"""As JSON has them: true is none."""
+"""Types of JSON numbers. In Python true is an int too, and is no metric."""
 
 NAME = re.compile(r"[\w.\- :]+(/[\w.\- :]+)+")
 LARGEST = 2**53
-"""Whole numbers that JSON carries exactly."""
+"""Whole numbers below this one are exact in JSON."""
 
 
 class Point(NamedTuple):
-    """A value of a metric."""
+    """One value of one metric. time_ms: milliseconds since 1970."""
 
     name: str
     value: float
@@ -26,9 +26,9 @@ class Point(NamedTuple):
 
 
 class Spool:
-    """A file of JSON rows (`step`, `time` in seconds since 1970, and metrics, whose names have a slash), read on from where one stopped.
+    """Reads a file of JSON rows from where it stopped. Rows have `step`, `time` in seconds since 1970, and metrics (names with a slash).
 
-    `advance` says that what was read has arrived; until then it is read again.
+    `advance` says that MLflow has taken what was read. Until then it is read again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Spool:
         self._arrived = self._read = 0
 
     def points(self) -> Iterator[Point]:
-        """Those that have not arrived, in the order of the file. A row that is still being written waits for the next time."""
+        """Yield the points that MLflow has not taken, in the order of the file. A row that is still being written comes the next time."""
         self._read = self._arrived
         if not self.path.exists():
             return
@@ -52,12 +52,15 @@ class Spool:
         self._arrived = self._read
 
     def rewind(self) -> None:
-        """Nothing is known to have arrived."""
+        """Start again from the first row."""
         self._arrived = self._read = 0
 
 
 def _points(line: bytes) -> Iterator[Point]:
-    """A damaged row has none, and what MLflow would refuse is left out: with it, it would refuse all that comes after."""
+    """Yield the points of a row. A damaged row has none.
+
+    Values that MLflow would refuse are left out, because it would then refuse their whole batch.
+    """
     try:
         row: dict[str, Any] = json.loads(line)
         step, time_ms = int(row["step"]), int(row.get("time", 0) * 1000)

@@ -1,4 +1,4 @@
-"""Sending a run to MLflow when no process trains it."""
+"""Sends a run to MLflow when no process trains it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.config.yaml_io import checked, load_config
-from tdformer.rundir import lock_file, run_directory, sessions
-from tdformer.tracking.client import explain
+from tdformer.rundir import run_lock, sessions
+from tdformer.rundir.creation import config_of
+from tdformer.rundir.run_dir import RunDir
+from tdformer.tracking.errors import explain
 from tdformer.tracking.mirror import Mirror
 
 SECONDS_TO_CLOSE = 15.0
@@ -20,29 +21,30 @@ SECONDS_TO_CLOSE = 15.0
 
 @dataclass(frozen=True)
 class Synced:
-    """What was sent."""
+    """Says which run was sent, to which MLflow run, and how many points it lacked."""
 
-    run: Path
+    run: RunDir
     uri: str
     run_id: str
     points: int
 
 
-def sync(run_dir: Path, uri: str | None = None, told: Callable[[int], object] = lambda _: None) -> Synced:
-    """Send what MLflow lacks of a run, to `uri` instead of its own tracking.uri if given. `told` hears of each batch of points.
+def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], object] = lambda _: None) -> Synced:
+    """Send what MLflow lacks of a run.
 
-    Raises UserError if MLflow does not take it, or if a process that trains the run does so itself.
+    uri: where to; None for the run's own tracking.uri. on_batch: gets the size of each batch of points. Raises UserError if MLflow does not
+    take it, or if a process trains the run and sends by itself.
     """
-    own = load_config(run_directory.config_of(run_dir)).tracking.uri
+    own = load_config(config_of(run_dir.path)).tracking.uri
     uri = own if uri is None else checked(TrackingConfig, {"uri": uri}, "--uri").uri
-    if lock_file.is_held(run_dir):
+    if run_lock.is_held(run_dir):
         if uri == own:
             raise UserError(f"{run_dir} is being trained, and its process sends to {uri} by itself; sync it when it has ended.")
     else:
         _put_in_order(run_dir)
     mirror = Mirror(run_dir, uri)
     try:
-        points = mirror.update(told)
+        points = mirror.update(on_batch)
     except UserError:
         raise
     except Exception as error:  # MLflow passes on whatever its database or server raises
@@ -52,15 +54,15 @@ def sync(run_dir: Path, uri: str | None = None, told: Callable[[int], object] = 
     return Synced(run_dir, uri, mirror.run_id, points)
 
 
-def close(run_dir: Path, *, comes_back: bool = True) -> None:
-    """Tell MLflow that a run ended, whose process could not any more. Takes SECONDS_TO_CLOSE at most; what MLflow does not take waits.
+def close(run_dir: RunDir, *, comes_back: bool = True) -> None:
+    """Tell MLflow that a run ended whose process died before it could say so. Take SECONDS_TO_CLOSE at most.
 
-    comes_back: False if its job was to be put back into the queue, and is not.
+    comes_back: False if the run's job was to be put back into the queue, and is not.
     """
     with suppress(OSError, ValueError):
         if not sessions.close_last(run_dir, comes_back=comes_back):
             return
-        mirror = Mirror(run_dir, load_config(run_dir / run_directory.CONFIG_FILE).tracking.uri)
+        mirror = Mirror(run_dir, load_config(run_dir.config).tracking.uri)
         thread = threading.Thread(target=_update, args=(mirror,), name="mlflow", daemon=True)
         thread.start()
         thread.join(SECONDS_TO_CLOSE)
@@ -71,6 +73,6 @@ def _update(mirror: Mirror) -> None:
         mirror.update()
 
 
-def _put_in_order(run_dir: Path) -> None:
+def _put_in_order(run_dir: RunDir) -> None:
     with suppress(OSError, ValueError):  # a damaged session, or a folder that may only be read, keeps nothing from being sent
         sessions.close_last(run_dir)

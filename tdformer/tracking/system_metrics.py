@@ -1,4 +1,4 @@
-"""How busy rank 0's machine is, measured by MLflow's own monitors and written to the run directory."""
+"""Records how busy rank 0's machine is, by MLflow's own monitors, in the run directory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tdformer.tracking.mirror import SYSTEM_METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 
 SECONDS_BETWEEN = 10.0
 PREFIX = "system/"
 
 
 class SystemMetrics:
-    """A thread that appends a row every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL). Its steps count rows of the run."""
+    """Appends a row every ten seconds, in a thread. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes that time. `step` counts rows."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: RunDir) -> None:
         from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
-        self._path, self._step = run_dir / SYSTEM_METRICS_FILE, _next_step(run_dir / SYSTEM_METRICS_FILE)
+        self._path, self._step = run_dir.system_metrics, _next_step(run_dir.system_metrics)
         self._seconds = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SECONDS_BETWEEN
         self._monitors = list(_monitors())
         self._ending = threading.Event()
@@ -40,7 +40,7 @@ class SystemMetrics:
                 monitor.collect_metrics()
                 row |= {PREFIX + name: value for name, value in monitor.aggregate_metrics().items()}
                 monitor.clear_metrics()
-            with suppress(OSError), self._path.open("a") as file:  # a full disk is told by those whose rows matter more
+            with suppress(OSError), self._path.open("a") as file:  # the writers of more important rows warn of a full disk
                 file.write(json.dumps(row) + "\n")
             self._step += 1
 
@@ -52,12 +52,12 @@ def _monitors() -> Iterator[Any]:
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
     yield from (CPUMonitor(), DiskMonitor(), NetworkMonitor())
-    with suppress(Exception):  # NVML's many ways to say that there is no GPU
+    with suppress(Exception):  # NVML has many errors that mean that there is no GPU
         yield GPUMonitor()
 
 
 def _next_step(path: Path) -> int:
-    """After the last whole row."""
+    """Return the step after that of the last row that can be read."""
     steps = [-1]
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():

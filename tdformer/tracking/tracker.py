@@ -1,16 +1,16 @@
-"""What training does with MLflow: tell that there is news, and how it ended. It never waits for it in between."""
+"""Tracker: what training needs of MLflow. Training wakes it, and waits for it only at the end."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.distributed.launch_environment import REQUEUES
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session, SessionFile, Status
 from tdformer.tracking.client import import_mlflow, is_server
 from tdformer.tracking.mirror import Mirror
@@ -18,18 +18,18 @@ from tdformer.tracking.sender import Sender
 from tdformer.tracking.system_metrics import SystemMetrics
 
 SECONDS_TO_START = {True: 10.0, False: 60.0}
-"""By whether it is a server's: a sqlite file may have to be made first."""
+"""Seconds to wait for the first answer: of a server (True), or of a sqlite file, which may have to be made first (False)."""
 SECONDS_TO_END, SECONDS_TO_END_WITH_MODEL = 30.0, 600.0
 
 
 class Tracker:
-    """A session of the run, and its MLflow run. As a context manager it ends both: failed after an exception, else what `end` was told,
-    else finished.
+    """Keeps the record of this session of a run, and of its MLflow run.
 
-    Raises UserError at the start if MLflow refuses. A server that does not answer refuses nothing: what it lacks is sent when it does.
+    As a context manager it ends both: as failed after an exception, else as `end` was told, else as finished. Raises UserError at the start
+    if MLflow refuses. A server that does not answer yet is no error: it gets what it lacks when it answers.
     """
 
-    def __init__(self, config: TrackingConfig, run_dir: Path, session: Session) -> None:
+    def __init__(self, config: TrackingConfig, run_dir: RunDir, session: Session) -> None:
         import_mlflow()
         self._config, self._run_dir = config, run_dir
         self._status: Status = "finished"
@@ -44,12 +44,12 @@ class Tracker:
         self._system = SystemMetrics(run_dir) if config.system_metrics else None
 
     def reached(self, step: int) -> None:
-        """There are new points in the run's files."""
+        """Say that there are new points in the run's files."""
         self._session.reached(step)
         self._sender.wake()
 
     def end(self, status: Status) -> None:
-        """How the run is closed when the context is left without an exception."""
+        """Say how the run is closed when the context is left without an exception."""
         self._status = status
 
     def __enter__(self) -> Self:

@@ -1,1 +1,1 @@
-"""How a network is trained: the loop, DeepSpeed behind one door, checkpoints, signals."""
+"""Trains a network. Read loop.py first; engine.py is the only file that knows DeepSpeed."""

@@ -1,4 +1,4 @@
-"""The data sets of a run, opened and checked against it."""
+"""Opens the data sets of a run, and checks that they fit it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.loading.dataloader import check_transforms
-from data_pipelines.loading.dataset import Cache, DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.storage.cache_folder import CacheFolder
 from tdformer.config import RunConfig
 
 
 def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
-    """The training and validation sets.
+    """Open the training and the validation set.
 
-    Raises DataError if they cannot serve the run, and UserError if the configuration asks for a transform that they, or the
+    Raises DataError if they do not fit the run. Raises UserError if the configuration asks for a transform that this kind of data, or the
     installed packages, do not have.
     """
     data = config.data
-    train_set, val_set = open_set(data.train, cache_of(data)), open_val(config)
+    train_set, val_set = open_dataset(data.train, cache_of(data)), open_val(config)
     check_transforms(data, train_set)
     check_classes(val_set, train_set.classes, f"the training set {data.train}")
     _check_samples(config, train_set)
@@ -41,44 +43,44 @@ def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
             f"{data.train} holds {len(train_set)} samples, fewer than training.global_batch "
             f"({config.training.global_batch}); lower it or add data."
         )
-    if train_set.streams:
+    if train_set.is_streamed:
         _check_cache(data, train_set)
     return train_set, val_set
 
 
 def open_val(config: RunConfig) -> DataSet:
-    """The validation set alone."""
-    opened = open_set(config.data.val, cache_of(config.data))
+    """Open the validation set alone. Raises as open_data does."""
+    opened = open_dataset(config.data.val, cache_of(config.data))
     _check_samples(config, opened)
     return opened
 
 
 def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet) -> list[str]:
-    """What is allowed, and worth a line when a run starts."""
+    """Return notes for the start of a run: things that are allowed, but that a user may not have meant."""
     notes, classes = [], len(train_set.classes)
     if classes < config.model.num_classes:
         notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
-    if train_set.streams or val_set.streams:
+    if train_set.is_streamed or val_set.is_streamed:
         cache = cache_of(config.data)
-        notes.append(f"shards are kept in {cache.folder}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
+        notes.append(f"shards are kept in {cache.path}, up to {cache.limit_bytes / 1e9:g} GB (data.shard_cache, data.shard_cache_gb)")
     return notes
 
 
-def cache_of(config: DataConfig) -> Cache:
-    """Where shards of URLs are kept: by default in a folder of this user's own, on the machine's disk for what is temporary."""
+def cache_of(config: DataConfig) -> CacheFolder:
+    """Return where downloaded shards are kept. The default is a folder of this user in the machine's folder for temporary files."""
     folder = config.shard_cache or Path(tempfile.gettempdir()) / f"tdformer-shards-{os.getuid()}"
-    return Cache(folder, int(config.shard_cache_gb * 1e9))
+    return CacheFolder(folder, int(config.shard_cache_gb * 1e9))
 
 
 def check_classes(opened: DataSet, classes: list[str], of: str) -> None:
-    """A label means the same in both only if their classes are the same, in the same order."""
+    """Raise DataError unless the data set has exactly these classes, in this order. Otherwise a label would mean two things."""
     if opened.classes != classes:
         others = [name for name in opened.classes if name not in classes][:3] or "the same, in another order or number"
         raise DataError(f"{opened.location} names other classes than {of} ({others}); both must have the same, in the same order.")
 
 
 def _check_samples(config: RunConfig, opened: DataSet) -> None:
-    """Images for a network that takes images, event frames of its time steps for one that takes events."""
+    """Raise DataError unless the samples are what the network takes: images, or event frames of its number of time steps."""
     channels = config.model.backbone.in_channels
     if opened.manifest.kind == "images":
         if channels != 3:
@@ -94,7 +96,7 @@ def _check_samples(config: RunConfig, opened: DataSet) -> None:
 
 
 def _check_cache(config: DataConfig, train_set: DataSet) -> None:
-    """What the shuffle reads in turn must fit into the shard cache, or most samples would download a shard."""
+    """Raise DataError unless the cache holds the shards that the shuffle reads in turn. Otherwise most samples would download a shard."""
     shards = train_set.manifest.shards
     at_once = 2 * config.shuffle_window if config.shuffle == "blocks" else len(shards)
     sizes = sorted((shard.bytes for shard in shards), reverse=True)[: at_once + 1]

@@ -1,8 +1,7 @@
-"""An exponential moving average of the network, to be evaluated beside it.
+"""Keeps an exponential moving average (EMA) of the network, which is evaluated beside it.
 
-After every optimizer step: average = decay * average + (1 - decay) * value, for weights and BatchNorm's statistics alike, as in timm's
-ModelEmaV2. The average starts at the weights that the run starts with. (That statistics are averaged too, and not taken from the
-network: our choice.)
+After every optimizer step: average = decay * average + (1 - decay) * value, as in timm's ModelEmaV2. The average starts at the weights
+that the run starts with. BatchNorm's statistics are averaged too [our choice].
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 
 
 class MovingAverage:
-    """Of tensors that change in place. They may be this rank's parts of larger ones."""
+    """Averages tensors that change in place. The tensors may be this rank's parts of larger ones."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], decay: float) -> None:
         self.decay = decay
@@ -21,7 +20,10 @@ class MovingAverage:
         self._averages = [tensor.data.clone() for tensor in tensors]
 
     def update(self) -> None:
-        """Each operation is rounded by itself, so that an element's average does not depend on where in a tensor it lies."""
+        """Move the averages towards the present values.
+
+        Each operation is rounded by itself, so that an element's average does not depend on its place in a tensor.
+        """
         values, averages = [], []
         for tensor, average in zip(self._tensors, self._averages, strict=True):
             if average.is_floating_point():
@@ -33,7 +35,7 @@ class MovingAverage:
         torch._foreach_add_(averages, torch._foreach_mul(values, 1 - self.decay))
 
     def exchange(self) -> None:
-        """Give the averages to the tensors, and take their values; done twice, all is as before."""
+        """Swap the averages and the tensors' values. A second call swaps them back."""
         for tensor, average in zip(self._tensors, self._averages, strict=True):
             value = tensor.data.clone()
             tensor.data.copy_(average)

@@ -1,10 +1,10 @@
-"""The door to DeepSpeed: nothing outside this file knows its keys or its insides.
+"""Engine: the network under DeepSpeed. No other file knows DeepSpeed's keys or insides.
 
-An Engine takes optimizer steps and hands out, or takes back, its state as plain full tensors by parameter
-name. That form is the same for every ZeRO stage and number of ranks.
+An Engine takes optimizer steps. It gives its state as full tensors by parameter name, and takes it back in that form, which is the same for
+every ZeRO stage and number of ranks.
 
-DeepSpeed shards the state and steps the optimizer. What it steps with comes from GradientAccumulator: it finds zeros for gradients, so
-that what it would reduce in float32 does not matter, and is given the exact means just before the step.
+DeepSpeed shards the state and steps the optimizer. The gradients come from GradientAccumulator: DeepSpeed finds zeros, so that its own
+reduction in float32 does not matter, and gets the exact means just before the step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
 
 REDUCE_BUCKET = 4_000_000
-"""Elements of the buffer through which DeepSpeed's gradients pass. Its default takes 2 GB of every GPU, here for zeros."""
+"""Elements of DeepSpeed's buffer for reducing gradients. Its default would take 2 GB of every GPU, and here it reduces only zeros."""
 
 
 class Engine:
-    """An ModelWithLoss under DeepSpeed.
+    """Runs a ModelWithLoss under DeepSpeed.
 
-    One optimizer step: `micro_step` for each of this rank's micro-batches, then `reduce`, which tells how the step would be, then
-    `apply` or `discard`.
+    One optimizer step is: `micro_step` for each of this rank's micro-batches, then `reduce`, which returns loss and gradient norm, then
+    `optimizer_step` or `skip_step`.
     """
 
     def __init__(self, model_with_loss: ModelWithLoss, config: RunConfig, context: DistContext) -> None:
@@ -40,7 +40,7 @@ class Engine:
         self.context, self.zero_stage = context, config.training.zero_stage
         self.clip_grad = config.training.clip_grad
         self.accumulation = config.training.accumulation(context.world_size)
-        with _torchs_linear():
+        with _keeping_torch_linear():
             self._engine, self._optimizer, *_ = deepspeed.initialize(
                 model=model_with_loss,
                 optimizer=make_optimizer(model_with_loss.model, config.optimizer),
@@ -50,8 +50,8 @@ class Engine:
         self._utils = deepspeed.utils
         self._gathered_parameters = deepspeed.zero.GatheredParameters
         self._make_optimizer_state()
-        self._send_no_zeros()
-        self.global_batch = GradientAccumulator(
+        self._switch_off_reduction()
+        self.accumulator = GradientAccumulator(
             [parameter for _, parameter in self._trained_parameters()], list(model_with_loss.buffers()), context
         )
         decay = config.training.ema_decay
@@ -62,46 +62,46 @@ class Engine:
         return self._engine.module
 
     def logits(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """[segments, B, classes]. Under ZeRO 3 all ranks must call it together."""
+        """Return logits [segments, B, classes] of images [B, C, H, W]. Under ZeRO 3 all ranks must call it together."""
         return self._engine(images_BCHW)
 
     # --- one optimizer step ----------------------------------------------------------------------------------
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float = 1.0) -> torch.Tensor:
-        """Forward and backward of one of this rank's micro-batches. Returns the loss, mean over its samples."""
-        with self.global_batch.micro_batch():
+        """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
+        with self.accumulator.micro_batch():
             loss = self._engine(images_BCHW, labels)
             self._engine.backward(loss * loss_scale)
-        self.global_batch.add_loss(loss)
+        self.accumulator.add_loss(loss)
         return loss.detach()
 
     def reduce(self, loss_scale: float = 1.0) -> tuple[float, float]:
-        """(loss, gradient norm before clipping) of the global batch, on all ranks alike. Collective.
+        """Return loss and gradient norm (before clipping) of the global batch, the same on all ranks. Collective.
 
-        `loss_scale`: that of its micro-steps, taken out here.
+        loss_scale: the one that its micro-steps had. It is taken out of the gradients here.
         """
-        self.global_batch.reduce(self.accumulation * self.context.world_size, loss_scale)
-        return self.global_batch.loss, self.global_batch.gradient_norm()
+        self.accumulator.reduce(self.accumulation * self.context.world_size, loss_scale)
+        return self.accumulator.loss, self.accumulator.gradient_norm()
 
     def optimizer_step(self, learning_rate: float, gradient_norm: float) -> None:
-        """Take the step that `reduce` told of."""
+        """Step the optimizer with the gradients that `reduce` has made. gradient_norm: the one that it returned."""
         if self.clip_grad is not None:
-            self.global_batch.clip(self.clip_grad, gradient_norm)
-        for (_, parameter), gradient in zip(self._trained_parameters(), self.global_batch.gradients, strict=True):
+            self.accumulator.clip(self.clip_grad, gradient_norm)
+        for (_, parameter), gradient in zip(self._trained_parameters(), self.accumulator.gradients, strict=True):
             self._set_gradient(parameter, gradient.float())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self._engine.step()
-        self.global_batch.keep_statistics()
+        self.accumulator.keep_statistics()
         if self._average:
             self._average.update()
-        self.global_batch.clear()
+        self.accumulator.clear()
 
     def skip_step(self) -> None:
-        """Forget the gradients and statistics of the global batch: nothing changes."""
+        """Drop the gradients and statistics of the global batch, so that nothing changes."""
         with self._resting_optimizer():
             self._engine.step()
-        self.global_batch.clear()
+        self.accumulator.clear()
 
     def _set_gradient(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> None:
         if self.zero_stage == 3:
@@ -111,15 +111,15 @@ class Engine:
 
     @contextmanager
     def _resting_optimizer(self) -> Iterator[None]:
-        """Inside, a step of DeepSpeed clears its gradients and moves on its counters, and no parameter or moment changes."""
-        self._stepping.step = _rest  # type: ignore[method-assign,assignment]
+        """Keep DeepSpeed's step from changing parameters and moments inside. It still clears gradients and counts."""
+        self._stepping.step = _no_step  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
             del self._stepping.step
 
-    def _send_no_zeros(self) -> None:
-        """Spare DeepSpeed's own reduction of gradients, which would add up zeros (ZeRO 3 partitions them in the same breath)."""
+    def _switch_off_reduction(self) -> None:
+        """Switch off DeepSpeed's own reduction, which would add up zeros. ZeRO 3 keeps it, because it also partitions gradients there."""
         if self.zero_stage == 0:
             self._engine.enable_backward_allreduce = False
         elif self.zero_stage in (1, 2):
@@ -133,7 +133,7 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the network has its averaged weights and statistics. Collective."""
+        """Give the network its averaged weights and statistics inside. Collective."""
         self._exchange_average()
         try:
             yield
@@ -141,19 +141,19 @@ class Engine:
             self._exchange_average()
 
     def average_state(self) -> dict[str, torch.Tensor]:
-        """As model_state, of the averages."""
+        """Return the averages in the form of model_state. Collective."""
         with self.averaged():
             return self.model_state()
 
     def load_average(self, full: dict[str, torch.Tensor]) -> None:
-        """Take back what average_state gave, whatever ZeRO stage and number of ranks it came from."""
+        """Load what average_state returned, from any ZeRO stage and number of ranks."""
         assert self._average
         is_sharded = self.zero_stage == 3
         parts = [self._own_part(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
         self._average.set(parts + [full[name] for name, _ in self.model_with_loss.model.named_buffers()])
 
     def _averaged_tensors(self) -> list[torch.Tensor]:
-        """Each rank averages what it keeps: whole parameters, or at ZeRO 3 its parts of them."""
+        """Return the tensors that this rank averages: whole parameters, or at ZeRO 3 its parts of them, and buffers."""
         parameters = [parameter for _, parameter in self._trained_parameters()]
         own = [parameter.ds_tensor for parameter in parameters] if self.zero_stage == 3 else parameters  # type: ignore[attr-defined]
         return [*own, *self.model_with_loss.model.buffers()]
@@ -169,7 +169,7 @@ class Engine:
     # --- state as full tensors -------------------------------------------------------------------------------
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """Every parameter and buffer in full, on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
+        """Return every parameter and buffer in full, on the CPU, by its name in the TDFormer. Collective; complete on rank 0 only."""
         buffers = {name: buffer.to("cpu", copy=True) for name, buffer in self.model_with_loss.model.named_buffers()}
         return self._parameters() | buffers
 
@@ -182,7 +182,7 @@ class Engine:
         return full
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """`<moment>.<parameter name>` in full, fp32 on the CPU. Collective; complete on rank 0 only."""
+        """Return the moments in full, fp32 on the CPU, by `<moment>.<parameter name>`. Collective; complete on rank 0 only."""
         full = {}
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
@@ -192,7 +192,7 @@ class Engine:
         return full
 
     def load_optimizer_state(self, full: dict[str, torch.Tensor], updates: int) -> None:
-        """Take back what optimizer_state gave, whatever ZeRO stage and number of ranks it came from. `updates`: taken so far."""
+        """Load what optimizer_state returned, from any ZeRO stage and number of ranks. updates: optimizer steps taken so far."""
         set_steps(self._stepping, self._partitions(), updates)
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
@@ -202,7 +202,7 @@ class Engine:
         return ((name, parameter) for name, parameter in self.model_with_loss.model.named_parameters() if parameter.requires_grad)
 
     def _partitions(self) -> list[torch.Tensor]:
-        """What this rank's optimizer really steps: the parameters themselves, or its flat fp32 partitions of them."""
+        """Return the tensors that this rank's optimizer steps: the parameters themselves, or its flat fp32 partitions of them."""
         if self.zero_stage == 0:
             return [parameter for _, parameter in self._trained_parameters()]
         if self.zero_stage == 3:
@@ -214,10 +214,10 @@ class Engine:
         return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
 
     def _make_optimizer_state(self) -> None:
-        """The zeros with which an optimizer starts, made now instead of in its first step.
+        """Make the moments, all zeros, now instead of in the first step.
 
-        A resume needs a place to load into; and DeepSpeed 0.19 links moments to parameters once, after the step of
-        the first parameter group, when the other groups have none yet.
+        A resume needs a place to load into. Besides, DeepSpeed 0.19 links moments to parameters only once, after the step of the first
+        parameter group, when the other groups have none yet.
         """
         for partition in self._partitions():
             self._stepping.state[partition] = {moment: torch.zeros_like(partition) for moment in MOMENTS}
@@ -226,9 +226,9 @@ class Engine:
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def kept_between_steps(self) -> list[torch.Tensor]:
-        """What this rank's memory holds between two optimizer steps besides the network: moments, and sums of the global batch."""
+        """Return what this rank keeps between two optimizer steps besides the network: moments, and sums of the global batch."""
         moments = [self._stepping.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
-        return [*moments, self.global_batch.sums]
+        return [*moments, self.accumulator.sums]
 
     def _moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
         if self.zero_stage == 0:
@@ -245,25 +245,28 @@ class Engine:
             self._utils.safe_set_full_optimizer_state(parameter, full, moment)
 
     def _own_part(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> torch.Tensor:
-        """What ZeRO 3 keeps on this rank of a tensor of the parameter's shape. DeepSpeed's own way fails where it needs padding."""
+        """Return the part that ZeRO 3 keeps on this rank of a tensor of the parameter's shape.
+
+        DeepSpeed's own function fails where the part needs padding.
+        """
         length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
         padded = torch.nn.functional.pad(full.flatten(), (0, length * self.context.world_size - full.numel()))
         return padded[self.context.rank * length :][:length]
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """The run in DeepSpeed's words. Its scheduler, checkpoints and monitors are not used."""
+    """Return DeepSpeed's configuration of a run. Its scheduler, checkpoints and monitors are not used."""
     training = config.training
     return {
-        # Accumulation and clipping are GradientAccumulator's: DeepSpeed's round otherwise at every stage, and it clips where nothing is said.
+        # GradientAccumulator accumulates and clips. DeepSpeed's ways round differently at each stage, and it clips by default.
         "train_batch_size": training.micro_batch * world_size,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET, **_offload(training.offload)},
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
-        # Nothing of precision: that is the ModelWithLoss's. "bf16" also rounds BatchNorm's running statistics, which fails on a CPU and loses
-        # accuracy anywhere; "torch_autocast" scales the losses of fp16 by itself.
+        # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
+        # and loses accuracy anywhere. Its "torch_autocast" scales the losses of fp16 by itself.
         "steps_per_print": None,
     }
 
@@ -274,19 +277,19 @@ def _offload(what: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _torchs_linear() -> Iterator[None]:
-    """ZeRO 3 puts a linear layer of its own in the place of torch's, for good. Its gradients are rounded otherwise."""
+def _keeping_torch_linear() -> Iterator[None]:
+    """Undo at the end that ZeRO 3 replaces torch's linear function by its own, whose gradients are rounded differently."""
     linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear
 
 
-def _rest(closure: object = None) -> None:
-    """In the place of an optimizer's step."""
+def _no_step(closure: object = None) -> None:
+    """Stand in for an optimizer's step, and do nothing."""
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, quiet (what a user must know, this project says itself) and without the C++ it compiles at the first start."""
+    """Import DeepSpeed without its log lines, and without the C++ that it would compile at the first start."""
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed

@@ -1,9 +1,9 @@
-"""What a global batch adds up to, to the same bits on any number of ranks and at any ZeRO stage.
+"""GradientAccumulator: the means over a global batch, to the same bits on any number of ranks and at any ZeRO stage.
 
-Float32 sums depend on their order, and with it on the number of ranks. Here the gradients, BatchNorm statistics and losses of
-the micro-batches are added in float64. A float64 has 29 bits more than what is added, so that the sums are exact unless the
-addends of one element differ by a factor of more than 2**29 / micro-batches; then what is rounded away lies far below the last
-bit of the float32 that it becomes. (Our choice; DeepSpeed's own reduction is not used.)
+Float32 sums depend on their order, and therefore on the number of ranks. Here gradients, BatchNorm statistics and losses of the
+micro-batches are added in float64 [our choice]. A float64 has 29 bits more than its float32 addends. So the sums are exact, unless the
+addends of one element differ by a factor of more than 2**29 / micro-batches. What is rounded away then lies far below the last bit of
+the float32 result. DeepSpeed's own reduction is not used.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tdformer.distributed.context import DistContext
 
 
 class GradientAccumulator:
-    """The means over the micro-batches of one optimizer step, on all ranks alike.
+    """Accumulates gradients, BatchNorm statistics and losses of the micro-batches of one optimizer step, over all ranks.
 
-    Around every forward and backward pass stands `micro_batch`; after the last one `reduce` adds up over the ranks. Every
-    micro-batch starts from the BatchNorm statistics that the step began with, and `keep_statistics` sets the mean of what
-    they became: momentum therefore counts optimizer steps, not micro-batches.
+    Use `micro_batch` around every forward and backward pass, then `reduce` once. Every micro-batch starts from the BatchNorm statistics
+    that the step began with, and `keep_statistics` sets the mean of the new ones. Momentum therefore counts optimizer steps, and not
+    micro-batches.
 
-    Takes the gradients of `parameters` (that are trained; as ZeRO 3 partitions them, or whole) out of the backward pass and
-    leaves zeros in their place.
+    The gradients of `parameters` (the trained ones, whole or as ZeRO 3 partitions them) are taken out of the backward pass, and zeros are
+    left in their place.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], buffers: Sequence[torch.Tensor], context: DistContext) -> None:
@@ -36,17 +36,17 @@ class GradientAccumulator:
         self._start = [buffer.clone() for buffer in self._buffers]
         shapes = [full_shape(parameter) for parameter in parameters] + [buffer.shape for buffer in self._buffers]
         ends = [0, *torch.tensor([shape.numel() for shape in shapes]).cumsum(0).tolist()]
-        self.sums = torch.zeros(ends[-1] + 1, dtype=torch.float64, device=context.device)  # the last one is of the losses
+        self.sums = torch.zeros(ends[-1] + 1, dtype=torch.float64, device=context.device)  # the last one holds the losses
         views = [self.sums[start:end].view(shape) for (start, end), shape in zip(pairwise(ends), shapes, strict=True)]
         self.gradients, self._statistics = views[: len(parameters)], views[len(parameters) :]
-        """float64, in the order and the full shapes of the parameters."""
+        """Gradients, float64, in the order and the full shapes of the parameters."""
         self._of_gradients = self.sums[: ends[len(parameters)]]
         for parameter, view in zip(parameters, self.gradients, strict=True):
             parameter.register_hook(partial(_take, view))
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
-        """Around the forward and the backward pass of one micro-batch."""
+        """Accumulate the forward and the backward pass inside as one micro-batch."""
         if self._buffers:
             torch._foreach_copy_(self._start, self._buffers)
         yield
@@ -58,9 +58,10 @@ class GradientAccumulator:
         self.sums[-1] += loss.detach()
 
     def reduce(self, micro_batches: int, loss_scale: float = 1.0) -> None:
-        """Turn the sums into means over all ranks' micro-batches, of which there are so many. One collective.
+        """Turn the sums into means over all ranks' micro-batches, in one collective.
 
-        `loss_scale`: what the losses were multiplied with before the backward pass; a power of two, so that no bit is lost.
+        micro_batches: their number over all ranks. loss_scale: the factor on the losses in the backward pass. It is a power of two, so that
+        no bit is lost.
         """
         self.context.all_reduce_sum(self.sums).div_(micro_batches)
         if loss_scale != 1:
@@ -71,7 +72,7 @@ class GradientAccumulator:
         return float(self.sums[-1])
 
     def gradient_norm(self) -> float:
-        """L2, over all parameters; not finite if any gradient is not."""
+        """Return the L2 norm over all parameters. It is not finite if any gradient is not."""
         return float(torch.linalg.vector_norm(self._of_gradients))
 
     def clip(self, largest_norm: float, norm: float) -> None:
@@ -92,7 +93,7 @@ def _take(into: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Of a parameter that ZeRO 3 may have partitioned."""
+    """Return the full shape of a parameter, which ZeRO 3 may have partitioned."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 

@@ -1,4 +1,4 @@
-"""Which kernels a run takes: fused, or plain."""
+"""Chooses between fused and plain kernels for a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tdformer.models.tdformer import TDFormer
 
 
 def are_wanted(kernels: Kernels, device_type: str) -> bool:
-    """Whether fused ones are."""
+    """Tell whether a configuration asks for fused kernels on this type of device."""
     return kernels == "fused" or (kernels == "auto" and device_type == "cuda")
 
 
 def choose_kernels(model: TDFormer, kernels: Kernels, context: DistContext) -> list[str]:
-    """The same ones on all ranks; fused ones if they are wanted and can be compiled everywhere. Returns what a user should know."""
+    """Choose the same kernels on all ranks: fused ones if they are wanted and every rank can compile them. Return notes for the user."""
     if not are_wanted(kernels, context.device.type):
         return []
     if reasons := [reason for reason in context.all_gather(reason_against(context.device)) if reason]:

@@ -1,4 +1,4 @@
-"""What is minimised: the weighted sum of the segments' losses."""
+"""ModelWithLoss: the network together with what training minimises."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tdformer.config import ModelConfig, Precision, RecomputePolicy
 from tdformer.models.tdformer import TDFormer
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""fp32 is without."""
+"""The dtype of autocast at each precision. fp32 has no autocast."""
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Around a forward pass."""
+    """Return the context for a forward pass at a precision."""
     return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 class ModelWithLoss(nn.Module):
-    """A TDFormer together with its loss, as the one module that DeepSpeed runs.
+    """Joins a TDFormer and its loss in one module, which DeepSpeed runs.
 
-    loss = sum_n alpha_n * cross_entropy(O(n), y), alpha summing to 1 (paper section 4.3).
+    loss = sum_n alpha_n * cross_entropy(O(n), y), where alpha sums to 1 [paper section 4.3].
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class ModelWithLoss(nn.Module):
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
     def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """With labels (int64 [B], or after mixup float32 [B, classes]) the loss: a scalar, mean over the samples.
+        """Return the loss if labels are given, a scalar, the mean over the samples; else the logits [segments, B, classes].
 
-        Without, the logits [segments, B, classes].
+        labels: int64 [B], or after mixup float32 [B, classes].
         """
         with autocast(images_BCHW.device, self.precision):
             logits_NBK = self.model.forward_segments(images_BCHW)

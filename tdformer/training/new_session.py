@@ -1,4 +1,4 @@
-"""What is written down of this start of a run."""
+"""Describes this start of a run: machine, job, versions, commit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tdformer.rundir.sessions import Session
 COMPUTE = ("torch", "deepspeed", "timm", "spikingjelly")
 
 
-def this_session(context: DistContext, step: int) -> Session:
-    """Of a run that begins, or goes on, after `step` steps."""
+def new_session(context: DistContext, step: int) -> Session:
+    """Return the record of a run that this process starts, or goes on with, after `step` steps."""
     on_gpu, environment, now = context.device.type == "cuda", os.environ, time.time()
     job = environment.get("SLURM_JOB_ID")
     if array := environment.get("SLURM_ARRAY_JOB_ID"):

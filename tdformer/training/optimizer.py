@@ -1,8 +1,9 @@
-"""Optimizers, parameter groups and the learning rate."""
+"""Makes the optimizer and its parameter groups, and computes the learning rate of a step."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,35 +14,34 @@ from tdformer.config import BackboneConfig, OptimizerConfig
 from tdformer.models.tdformer import TDFormer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW and LAMB keep of each parameter, besides a count of their steps."""
+"""Moments that AdamW and LAMB keep for each parameter, besides a count of their steps."""
+
+
+STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(patch_embed|blocks\.(?P<block>\d+))\.")
 
 
 def layer_of(name: str, backbone: BackboneConfig) -> int:
-    """The layer of a parameter of a TDFormer, counted from 0 at the image.
+    """Return the layer of a parameter of a TDFormer, counted from 0 at the image.
 
-    A stage before the last one is a layer together with its patch embedding; in the last stage the patch embedding and each block
-    are layers of their own; the head comes last. Top-down modules stand with the head: they start fresh, whatever the depth at which
-    they act. (Our choice: the decay is that of BEiT and MAE, whose networks have no stages.)
+    A stage before the last one is one layer, together with its patch embedding. In the last stage the patch embedding and each block are
+    layers of their own. The head comes last. Top-down modules count as the head, because they start fresh at any depth [our choice: layer
+    decay comes from BEiT and MAE, whose networks have no stages].
     """
-    last_stage = len(backbone.depths)
-    head = last_stage + backbone.depths[-1]
-    part, _, rest = name.removeprefix("backbone.").partition(".")
-    if name.startswith("processing.") or ".control." in name or part == "head":
-        return head
-    if part in ("patch_embed", "block"):  # of networks of one stage
-        part += "1" if part == "patch_embed" else ""
-    stage = last_stage if part == "block" else int(part.removeprefix("patch_embed").removeprefix("stage"))
-    is_last_block = stage == last_stage and not part.startswith("patch_embed")
-    return stage + int(rest.partition(".")[0]) if is_last_block else stage - 1
+    last_stage = len(backbone.depths) - 1
+    part = STAGE_PART.match(name)
+    if part is None or ".control." in name:
+        return last_stage + 1 + backbone.depths[-1]
+    stage, block = int(part["stage"]), part["block"]
+    return stage + 1 + int(block) if stage == last_stage and block else stage
 
 
 def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """One group for each layer (all in one without layer decay) and kind. `lr_scale`: its part of the learning rate.
+    """Return the parameter groups: for each layer one with weight decay and one without. Without layer decay all layers are one.
 
-    Weights of two or more dimensions are decayed; biases, BatchNorm and other vectors are not (public code). Frozen weights are left
-    out.
+    lr_scale of a group is its factor on the learning rate. Weights of two or more dimensions are decayed. Biases, BatchNorm and other
+    vectors are not, as in the public code. Frozen weights are left out.
     """
-    head = layer_of("backbone.head", model.config.backbone)
+    head = layer_of("backbone.head.weight", model.config.backbone)
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -58,7 +58,7 @@ def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str,
 
 
 def make_optimizer(model: TDFormer, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """torch's AdamW, or timm's LAMB without the clipping that it brings: gradients are clipped already."""
+    """Make torch's AdamW, or timm's LAMB. LAMB's own clipping is off, because the gradients are clipped already."""
     groups = parameter_groups(model, config)
     if config.name == "lamb":
         return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
@@ -78,9 +78,9 @@ def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tenso
 
 
 def learning_rate_at(step: int, *, peak: float, floor: float, warmup_steps: float, total_steps: int) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: linear warm-up, then a cosine from peak to floor.
+    """Return the learning rate of optimizer step `step`, counted from 0: linear warm-up, then a cosine from peak to floor.
 
-    A pure function of the step: there is no schedule state to save.
+    It is a pure function of the step, so there is no schedule state to save.
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)

@@ -1,9 +1,8 @@
-"""What rank 0 tells while a run goes on: a progress bar or plain lines, metrics.jsonl, MLflow. Other ranks are silent."""
+"""Reports a run while it goes on: a progress bar or plain lines, metrics.jsonl, and news for MLflow. Only rank 0 reports."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,38 +11,41 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_pipelines.errors import UserError
-from tdformer.checkpoint.store import TrainState
+from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
 from tdformer.distributed.watchdog.progress import TRAINING
 from tdformer.evaluation import Evaluation
-from tdformer.rundir.metrics_file import MetricsFile, draw_learning_curve
-from tdformer.rundir.run_directory import CURVE_FILE, METRICS_FILE
+from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.tracker import Tracker
-from tdformer.training.new_session import this_session
+from tdformer.training.learning_curve import draw_learning_curve
+from tdformer.training.new_session import new_session
 from tdformer.training.telemetry.time_left import TimeLeft
 
 
 class Report:
-    """Silent as it stands; FirstRankReport speaks."""
+    """Reports nothing. This is what all ranks but rank 0 use."""
 
     def step(self, step: int, epoch: float, metrics: dict[str, float] | None) -> None:
-        """After each optimizer step; metrics at every log_every-th."""
+        """Report an optimizer step. metrics: given at every log_every-th step, else None."""
 
     def evaluation(self, step: int, epoch: int, result: Evaluation, averaged: Evaluation | None) -> None:
-        """After an evaluation, and one of the averaged weights if there are any."""
+        """Report an evaluation. averaged: that of the averaged weights, if the run keeps any."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Show one line of text."""
 
-    def stopped(self) -> None:
-        """The run was told to stop and its state is saved."""
+    def stopped(self, reason: str) -> None:
+        """Report that the run stops before its end, with its state saved."""
 
 
-class FirstRankReport(Report):
-    def __init__(self, run_dir: Path, progress: Progress, tracker: Tracker, train_state: TrainState, total_steps: int) -> None:
+class Rank0Report(Report):
+    """Shows progress on the terminal, writes metrics.jsonl, and wakes the tracker."""
+
+    def __init__(self, run_dir: RunDir, progress: Progress, tracker: Tracker, train_state: TrainState, total_steps: int) -> None:
         self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
-        self.metrics_file = MetricsFile(run_dir / METRICS_FILE)
+        self.metrics_file = MetricsFile(run_dir.metrics)
         self.title = run_dir.name
         self.total_steps = total_steps
         self._warned = False
@@ -65,109 +67,69 @@ class FirstRankReport(Report):
         segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
         ema = {"val/top1_ema": averaged.top1, "val/loss_ema": averaged.loss} if averaged else {}
         self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
-        with self._as_the_disk_allows(CURVE_FILE):
-            draw_learning_curve(self.metrics_file.rows(), self.run_dir / CURVE_FILE, self.title)
+        with self._warning_of_disk_errors(self.run_dir.learning_curve):
+            draw_learning_curve(self.metrics_file.rows(), self.run_dir.learning_curve, self.title)
         of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
         self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, soft_wrap=True)
 
-    def stopped(self) -> None:
+    def stopped(self, reason: str) -> None:
         self.tracker.end("stopped")
+        self.say(f"stopped by {reason}")
 
     def _record(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        with self._as_the_disk_allows(METRICS_FILE):
+        with self._warning_of_disk_errors(self.run_dir.metrics):
             self.metrics_file.append(step, epoch, metrics)
             self.tracker.reached(step)
 
     @contextmanager
-    def _as_the_disk_allows(self, name: str) -> Iterator[None]:
-        """That something cannot be written is told once, and training goes on."""
+    def _warning_of_disk_errors(self, path: Path) -> Iterator[None]:
+        """Turn a disk error inside into one warning per run, and let training go on."""
         try:
             yield
         except OSError as error:
             if not self._warned:
-                self.say(f"warning: {self.run_dir / name} cannot be written ({error.strerror or error}); training goes on.")
+                self.say(f"warning: {path} cannot be written ({error.strerror or error}); training goes on.")
             self._warned = True
 
 
 @contextmanager
-def reporting(config: RunConfig, run_dir: Path, train_state: TrainState, total_steps: int, context: DistContext) -> Iterator[Report]:
-    """The Report of a rank that starts at `position`, and around it the MLflow run (closed with the right status) and the progress bar."""
-    tracker = context.on_all_ranks(lambda: _record_of(config, run_dir, train_state, context) if context.is_rank0 else None)
-    context.watchdog.progress.enter(TRAINING)
+def reporting(config: RunConfig, run_dir: RunDir, train_state: TrainState, total_steps: int, context: DistContext) -> Iterator[Report]:
+    """Give this rank's Report of a run that goes on from `train_state`.
+
+    At the end of the context the progress bar is closed, and the MLflow run gets its status.
+    """
+    tracker = context.on_all_ranks(lambda: _open_tracker(config, run_dir, train_state, context) if context.is_rank0 else None)
+    context.watchdog.progress.enter_phase(TRAINING)
     if tracker is None:
         yield Report()
         return
     with ExitStack() as stack:
-        stack.enter_context(_leaving(tracker, context))
+        stack.enter_context(_tracking(tracker, context))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps  {task.fields[left]}"))
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)
-        yield FirstRankReport(run_dir, progress, tracker, train_state, total_steps)
+        yield Rank0Report(run_dir, progress, tracker, train_state, total_steps)
 
 
 @contextmanager
-def _leaving(tracker: Tracker, context: DistContext) -> Iterator[None]:
-    """Inside the tracker; what it waits for at its end counts as saving."""
+def _tracking(tracker: Tracker, context: DistContext) -> Iterator[None]:
+    """Enter the tracker. Its wait at the end counts as saving for the watchdog."""
     with ExitStack() as slow, tracker:
         try:
             yield
         finally:
-            slow.enter_context(context.watchdog.progress.during("saving"))
+            slow.enter_context(context.watchdog.progress.slow_phase("saving"))
 
 
-def _record_of(config: RunConfig, run_dir: Path, train_state: TrainState, context: DistContext) -> Tracker:
-    """The run's MLflow run; with its metrics file, both go on from `position`."""
-    path = run_dir / METRICS_FILE
+def _open_tracker(config: RunConfig, run_dir: RunDir, train_state: TrainState, context: DistContext) -> Tracker:
+    """Cut the metrics file back to `train_state`, and open the run's tracker, which goes on from there."""
+    path = run_dir.metrics
     try:
         MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
     except OSError as error:
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
-    return Tracker(config.tracking, run_dir, this_session(context, train_state.step))
-
-
-class Throughput:
-    """Images per second of the training steps, and the share of that time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.images = self.seconds = self.waited = self.stall = 0.0
-        self._total_images = self._total_seconds = 0.0
-
-    @contextmanager
-    def training(self, images: int) -> Iterator[None]:
-        """Around one optimizer step, its wait for data included."""
-        start = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - start
-        self.images += images
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the wait for data, inside `training`."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Around what training waits for when a checkpoint is saved."""
-        start = time.perf_counter()
-        yield
-        self.stall += time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """The metrics since the last call."""
-        metrics = {"train/images_per_s": self.images / self.seconds, "train/data_wait_share": self.waited / self.seconds}
-        metrics["train/checkpoint_stall_s"] = self.stall
-        self._total_images += self.images
-        self._total_seconds += self.seconds
-        self.images = self.seconds = self.waited = self.stall = 0.0
-        return metrics
-
-    def overall(self) -> float:
-        """Images per second since the start of this process; 0 before the first step."""
-        seconds = self._total_seconds + self.seconds
-        return (self._total_images + self.images) / seconds if seconds else 0.0
+    return Tracker(config.tracking, run_dir, new_session(context, train_state.step))

@@ -1,9 +1,8 @@
-"""From a configuration, and a checkpoint if there is one, to an engine that trains."""
+"""Makes the engine of a run, from its configuration alone or from its latest checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,17 +11,19 @@ from data_pipelines.errors import UserError
 from data_pipelines.loading.dataset import DataSet
 from tdformer.checkpoint import store
 from tdformer.checkpoint.export import initial_state
+from tdformer.checkpoint.format import Checkpoint, load_average, load_model, load_optimizer
 from tdformer.checkpoint.loss_scale import LossScale
-from tdformer.checkpoint.store import TrainState
+from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
 
 
-def start_or_resume(config: RunConfig, run_dir: Path, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
-    """The engine, where the run is, and what there is to say of it. Raises UserError on all ranks alike."""
+def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
+    """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike."""
     if not context.broadcast(store.has_any(run_dir)):
         engine, notes = _start(config, context)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
@@ -30,23 +31,26 @@ def start_or_resume(config: RunConfig, run_dir: Path, train_set: DataSet, contex
     checkpoint, train_state, passed_over = latest_valid(run_dir, context)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
-    engine, of_kernels = load(config, checkpoint, train_state, context)
-    return engine, replace(train_state, world_size=context.world_size), notes + of_kernels
+    engine, kernel_notes = load_engine(config, checkpoint, train_state, context)
+    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes
 
 
-def latest_valid(run_dir: Path, context: DistContext) -> tuple[Path, TrainState, list[str]]:
-    """checkpoints.latest_valid, on all ranks."""
+def latest_valid(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:
+    """Find the checkpoint to go on from on rank 0, as store.latest_valid does, and tell all ranks."""
     return context.broadcast(context.on_all_ranks(lambda: store.latest_valid(run_dir) if context.is_rank0 else None))
 
 
-def load(config: RunConfig, checkpoint: Path, train_state: TrainState, context: DistContext) -> tuple[Engine, list[str]]:
-    """An engine with the weights, statistics and moments of a checkpoint, whatever ranks and ZeRO stage it came from; and notes."""
+def load_engine(config: RunConfig, checkpoint: Checkpoint, train_state: TrainState, context: DistContext) -> tuple[Engine, list[str]]:
+    """Return an engine with the weights, statistics and moments of a checkpoint, and notes for the user.
+
+    The checkpoint may come from another number of ranks and another ZeRO stage.
+    """
     model_with_loss, notes = _model_with_loss(config, context)
-    context.on_all_ranks(lambda: store.load_model(checkpoint, model_with_loss.model))
+    context.on_all_ranks(lambda: load_model(checkpoint, model_with_loss.model))
     engine = Engine(model_with_loss, config, context)
-    engine.load_optimizer_state(context.on_all_ranks(lambda: store.load_optimizer(checkpoint)), train_state.updates)
+    engine.load_optimizer_state(context.on_all_ranks(lambda: load_optimizer(checkpoint)), train_state.updates)
     if engine.has_average:
-        engine.load_average(context.on_all_ranks(lambda: store.load_average(checkpoint)))
+        engine.load_average(context.on_all_ranks(lambda: load_average(checkpoint)))
     return engine, notes
 
 
@@ -72,7 +76,10 @@ def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWith
 
 
 def _check_data(config: RunConfig, train_state: TrainState, train_set: DataSet) -> None:
-    """A position in an epoch means something only for the samples, in the order, that it was counted on; not for a format."""
+    """Raise UserError unless the training set holds the same samples, in the same stored order, as the run began on.
+
+    The format (WebDataset or FFCV) may differ.
+    """
     if train_state.data == train_set.digest() and train_state.classes == train_set.classes:
         return
     if (train_state.samples, train_state.classes) != (len(train_set), train_set.classes):

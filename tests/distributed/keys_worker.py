@@ -16,9 +16,9 @@ from typing import Any
 
 from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import loop
+from tdformer.training import trainer
 
-really_load = loop.train_batches
+really_load = trainer.train_batches
 
 
 def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
@@ -36,7 +36,7 @@ def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_st
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     cli.main()
 
 

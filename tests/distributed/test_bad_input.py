@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tests.conftest import StripesSource, run_id_of, stored, write_config
 from tests.distributed.starter import tdformer
 
@@ -64,7 +64,7 @@ def test_truncated_shard(run_config: dict, tmp_path: Path, own_data: Path) -> No
 
 def damage_image(folder: Path, key: str) -> Path:
     """Overwrite what is stored of a sample's image, but for its first 60 bytes. Gives the shard."""
-    data = open_set(folder)
+    data = open_dataset(folder)
     (sample,) = (sample for sample in range(len(data)) if data.index.key_of(sample) == key)
     shard = folder / data.manifest.shards[data.index["shard"][sample]].name
     with shard.open("r+b") as file:
@@ -165,7 +165,7 @@ def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> No
     assert_one_sentence(result, "holds a run of another configuration", "model.time_steps: 2 -> 4")
 
     result = tdformer("evaluate", run, "model.backbone.depths=[1, 1, 2]", "--processes", 2)
-    assert_one_sentence(result, "is of another model", "stage3.1")
+    assert_one_sentence(result, "is of another model", "stages.2.blocks.1")
     assert fingerprint(run) == before
 
 

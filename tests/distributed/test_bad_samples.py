@@ -9,8 +9,9 @@ from subprocess import CompletedProcess
 import pytest
 from mlflow import MlflowClient
 
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.writing import Plan, prepare
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from tests.conftest import StripesSource, run_id_of, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def bad(run_config: dict, tmp_path: Path) -> str:
     """A training set with one image that cannot be decoded; its key. All 24 visits of an epoch leave out 2 of 26 samples."""
-    prepare(StripesSource(26, seed=1), tmp_path / "train", Plan(samples_per_shard=10))
-    data = open_set(tmp_path / "train")
+    prepare_dataset(StripesSource(26, seed=1), tmp_path / "train", PrepareOptions(samples_per_shard=10))
+    data = open_dataset(tmp_path / "train")
     row = data.index.rows[4]
     shard = tmp_path / "train" / "shard-000000.tar"
     content = bytearray(shard.read_bytes())

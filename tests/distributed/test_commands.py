@@ -1,4 +1,7 @@
-"""Ways to start: alone, by --processes, under torchrun; and what happens when a process is killed. `tdformer` starts for real here."""
+"""Tests the ways to start a run: alone, with --processes, under torchrun. Tests also that a killed process ends it.
+
+Every `tdformer` in these tests is a real process, unless `starter` starts it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
-    """The whole way of a user; evaluation counts each of the 11 samples once on any number of processes."""
+    """A user trains, evaluates and inspects. On any number of processes, evaluation counts each of the 11 samples once."""
     run_config["training"] |= {"epochs": 1, "global_batch": 12, "micro_batch": 6}
     run_config["output"] = str(tmp_path / "runs")
     config = write_config(run_config, tmp_path)
@@ -82,7 +85,7 @@ def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dict, tmp_path: Path, victim: int) -> None:
-    """SIGKILL, as the kernel does when memory runs out: the others end, MLflow says FAILED, no process is left."""
+    """One rank gets SIGKILL, as from the kernel when memory runs out. The others end, MLflow says FAILED, and no process is left."""
     run_config["training"]["epochs"] = 1000
     run_config["data"]["workers"] = 1
     run = tmp_path / "run"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
 from tests.conftest import StripesSource, stored, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
@@ -69,8 +69,8 @@ def test_training_from_a_url_gives_the_bits_of_local_training(run_config: dict, 
         stored(StripesSource(samples, seed=samples), folder / split)
     run_config["training"]["epochs"] = 1
     run_config["data"] |= {"shuffle": "blocks", "shuffle_window": 2, "workers": 1, "shard_cache": str(tmp_path / "cache")}
-    for name, place in (("local", folder), ("remote", address)):
-        run_config["data"] |= {"train": f"{place}/train", "val": f"{place}/val"}
+    for name, origin in (("local", folder), ("remote", address)):
+        run_config["data"] |= {"train": f"{origin}/train", "val": f"{origin}/val"}
         result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / name, "--processes", 2)
         assert result.returncode == 0, result.stderr
     assert bits(tmp_path / "local", 3) == bits(tmp_path / "remote", 3)
@@ -99,7 +99,7 @@ class EventsSource:
     """Generated events: frames [4, 2, 32, 32] of three classes, which differ in where the events are."""
 
     classes = ("left", "middle", "right")
-    left_out = 0
+    ignored_files = 0
 
     def __len__(self) -> int:
         return 14
@@ -107,7 +107,7 @@ class EventsSource:
     def fingerprint(self) -> str:
         return "events"
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"event {index}"
 
     def __getitem__(self, index: int) -> RawSample:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.sources.mnist import MnistSource
 from tests.conftest import REPOSITORY, stored
 from tests.distributed.starter import tdformer_from_scratch
@@ -26,7 +26,7 @@ class EveryFifth:
     """A fifth of a source."""
 
     def __init__(self, source: MnistSource) -> None:
-        self.source, self.classes, self.left_out = source, source.classes, 0
+        self.source, self.classes, self.ignored_files = source, source.classes, 0
 
     def __len__(self) -> int:
         return len(self.source) // 5
@@ -34,8 +34,8 @@ class EveryFifth:
     def __getitem__(self, index: int) -> RawSample:
         return self.source[5 * index]
 
-    def place(self, index: int) -> str:
-        return self.source.place(5 * index)
+    def origin(self, index: int) -> str:
+        return self.source.origin(5 * index)
 
     def fingerprint(self) -> str:
         return f"a fifth of {self.source.fingerprint()}"

@@ -1,4 +1,4 @@
-"""What `tdformer plan` says of memory against what two ranks take."""
+"""These tests compare the memory that `tdformer plan` estimates with what two ranks take."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.distributed.starter import start_ranks
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_memory_on_paper_is_within_15_percent_of_that_measured(tmp_path: Path, stage: int) -> None:
-    """All that tensors take, at the most, of one rank; workspaces, which a CPU has none of, left out."""
+def test_estimated_memory_is_within_15_percent_of_that_measured(tmp_path: Path, stage: int) -> None:
+    """Both numbers are the most bytes that the tensors of one rank take. A CPU has no workspaces, so they are left out."""
     ranks = start_ranks(2, "tests.distributed.plan_worker", [stage], tmp_path / "rank", {})
     for rank in ranks:
         assert rank.wait(timeout=300) == 0, rank.output("stderr")

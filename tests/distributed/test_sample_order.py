@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from tests.conftest import StripesSource, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -51,8 +51,8 @@ def test_killed_in_an_epoch_and_resumed_by_one_process_or_by_three_on_the_other_
 ) -> None:
     """Two processes train on WebDataset shards. Who goes on takes the samples of the uninterrupted run."""
     wds, ffcv = tmp_path / "wds", tmp_path / "ffcv"
-    for folder, storage in ((wds, Storage("wds")), (ffcv, Storage("ffcv", mode="raw"))):
-        prepare(StripesSource(SAMPLES, seed=1), folder, Plan(storage, samples_per_shard=7))
+    for folder, storage in ((wds, Encoding("wds")), (ffcv, Encoding("ffcv", mode="raw"))):
+        prepare_dataset(StripesSource(SAMPLES, seed=1), folder, PrepareOptions(storage, samples_per_shard=7))
     run_config["data"] |= {"workers": 1, "shuffle": shuffle, "shuffle_window": 3}
     run_config["training"] |= {"epochs": EPOCHS, "global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
     config = write_config(run_config, tmp_path)

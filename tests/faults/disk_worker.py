@@ -17,11 +17,11 @@ from typing import Any
 
 from launch import cli
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import Snapshot
+from tdformer.checkpoint.train_state import Snapshot
 from tdformer.rundir.metrics_file import MetricsFile
 from tests.faults.numbers_worker import steps
 
-really_write, really_append = store._write, MetricsFile.append
+really_write, really_append = store.write_files, MetricsFile.append
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def append(self: MetricsFile, step: int, *rest: Any) -> None:
 
 
 def main() -> None:
-    store._write = write
+    store.write_files = write
     MetricsFile.append = append  # type: ignore[method-assign]
     cli.main()
 

@@ -1,9 +1,10 @@
-"""`tdformer` in one process of a run, with a fault on one rank when it takes its second global batch.
+"""This runs `tdformer` in one process of a run. One rank has a fault when it takes its second global batch.
 
     RANK=… WORLD_SIZE=… FAULT_RANK=1 FAULT=sleep python -m tests.faults.fault_worker train CONFIG --run-dir RUN
 
-sleep: its main thread waits for ever. hold: so too, and no other thread of the process runs. raise: a fault of the program.
-leave: the process ends without a word. kill, stop: it sends itself that signal.
+sleep: its main thread waits for ever. hold: its main thread waits for ever, and no other thread of the process can run.
+raise: the program raises an error that is no user's mistake. leave: the process ends and tells nobody. kill, stop: the process
+sends itself that signal.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 from data_pipelines.loading.batch import Batch
 from launch import cli
 from tdformer.distributed.watchdog import watchdog
-from tdformer.training import loop
+from tdformer.training import trainer
 
-really_load = loop.train_batches
+really_load = trainer.train_batches
 
 
 def hang_here() -> None:
@@ -53,8 +54,8 @@ def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_st
 
 
 def main() -> None:
-    loop.train_batches = train_batches
-    watchdog.BEAT_SECONDS = 0.2
+    trainer.train_batches = train_batches
+    watchdog.HEARTBEAT_SECONDS = 0.2
     cli.main()
 
 

@@ -105,7 +105,7 @@ def changes_a_file(event: str, arguments: tuple, run: str) -> bool:
         changes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     else:
         path, changes = (arguments or [None])[0], event in CHANGES
-    return changes and str(path).startswith(run) and not Path(str(path)).name.startswith(("lock.json", ".clock-"))
+    return changes and str(path).startswith(run) and not Path(str(path)).name.startswith("lock.json")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import torch
 
 from data_pipelines.loading.batch import Batch
 from launch import cli
-from tdformer.training import loop
-from tdformer.training.loop import Trainer
+from tdformer.training import trainer
 from tdformer.training.report import Report
+from tdformer.training.trainer import Trainer
 
-really_load, really_step = loop.train_batches, Trainer.step
+really_load, really_step = trainer.train_batches, Trainer.step
 
 
 def steps(variable: str) -> set[int]:
@@ -49,7 +49,7 @@ def step(self: Trainer, report: Report) -> None:
 
 
 def main() -> None:
-    loop.train_batches = train_batches
+    trainer.train_batches = train_batches
     Trainer.step = step  # type: ignore[method-assign]
     cli.main()
 

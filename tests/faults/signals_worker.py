@@ -18,9 +18,9 @@ from typing import Any
 from data_pipelines.loading.batch import Batch
 from launch import cli
 from tdformer.checkpoint import store
-from tdformer.training import loop
+from tdformer.training import trainer
 
-really_load, really_evaluate, really_put = loop.train_batches, loop.evaluation_batches, store._put
+really_load, really_evaluate, really_put = trainer.train_batches, trainer.evaluation_batches, store._put
 
 
 def send(moment: str) -> None:
@@ -51,7 +51,7 @@ def put(partial: Path, final: Path) -> None:
 
 
 def main() -> None:
-    loop.train_batches, loop.evaluation_batches, store._put = train_batches, evaluation_batches, put
+    trainer.train_batches, trainer.evaluation_batches, store._put = train_batches, evaluation_batches, put
     cli.main()
 
 

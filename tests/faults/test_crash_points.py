@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import RetentionPolicy, Snapshot, TrainState
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
+from tdformer.models.weights import read_safetensors
+from tdformer.rundir.run_dir import RunDir
 from tests.faults.kills import changes_a_file
 
 BEFORE = TrainState(step=4, updates=4)
@@ -25,7 +28,7 @@ def state(train_state: TrainState) -> Snapshot:
     return Snapshot(train_state, tensors, {"exp_avg.weight": tensors["weight"] / 2})
 
 
-def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation: int, torn: bool) -> str:
+def crash_in_save(run_dir: RunDir, new: TrainState, retention: RetentionPolicy, operation: int, torn: bool) -> str:
     """Save in a process that ends before its n-th change of a file. Return that change; empty if the save has fewer.
 
     torn: a file that the change would write was already opened, and is empty.
@@ -37,7 +40,7 @@ def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation:
 
         def watch(event: str, arguments: tuple) -> None:
             nonlocal left
-            left -= changes_a_file(event, arguments, str(root))
+            left -= changes_a_file(event, arguments, str(run_dir.checkpoints))
             if left == 0:
                 left = -1
                 os.write(writing, f"{event} {Path(arguments[0]).name}".encode())
@@ -46,7 +49,7 @@ def crash_in_save(root: Path, new: TrainState, keep: RetentionPolicy, operation:
                 os._exit(3)
 
         sys.addaudithook(watch)
-        store.save(root, state(new), "seed: 1", is_best=new == EVALUATED, keep=keep)
+        store.save(run_dir, state(new), "seed: 1", is_best=new == EVALUATED, retention=retention)
         os._exit(0)
     os.close(writing)
     _, status = os.waitpid(child, 0)
@@ -67,29 +70,28 @@ def test_every_point_of_a_save(tmp_path: Path, new: TrainState, commit: str, las
 
     One change of a file is the commit. A crash before it leaves the old checkpoint to go on from, and a crash after it the new one.
     """
-    before, keep = tmp_path / "before", RetentionPolicy(last)
+    before, retention = RunDir(tmp_path / "before"), RetentionPolicy(last)
     for train_state in (replace(BEFORE, step=3, updates=3), BEFORE):
-        store.save(before / "checkpoints", state(train_state), "seed: 1", keep=keep)
+        store.save(before, state(train_state), "seed: 1", retention=retention)
     operation, expected, change = 0, BEFORE, "none yet"
     while change:
         operation += 1
-        run = shutil.copytree(before, tmp_path / f"{operation}")
-        root = run / "checkpoints"
-        change = crash_in_save(root, new, keep, operation, torn)
+        run_dir = RunDir(shutil.copytree(before.path, tmp_path / f"{operation}"))
+        change = crash_in_save(run_dir, new, retention, operation, torn)
 
-        found, train_state, warnings = store.latest_valid(run)
+        found, train_state, warnings = store.latest_valid(run_dir)
         assert train_state == expected, (operation, change)
         assert warnings == [], operation
-        weights = store.read_safetensors(found / "model.safetensors")["weight"]
+        weights = read_safetensors(found.model)["weight"]
         assert torch.equal(weights, state(train_state).model["weight"]), operation
         if train_state == EVALUATED:
-            assert (root / "best").read_text() == "step-00000004\n", operation
+            assert run_dir.best.read_text() == "step-00000004\n", operation
 
         # The run goes on.
         for later in [new] if train_state == BEFORE else [replace(new, step=new.step + 1)]:
-            store.save(root, state(later), "seed: 1", is_best=later == EVALUATED, keep=keep)
-            assert store.latest_valid(run)[1:] == (later, []), operation
-        assert list(root.glob(".*")) == [], operation
+            store.save(run_dir, state(later), "seed: 1", is_best=later == EVALUATED, retention=retention)
+            assert store.latest_valid(run_dir)[1:] == (later, []), operation
+        assert list(run_dir.checkpoints.glob(".*")) == [], operation
         if change == commit:
             expected = new
     assert expected == new, "the save was never committed"

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence, fingerprint
 from tests.runs import ReferenceRun, bits, curve, resume
@@ -32,10 +34,10 @@ def test_damage_anywhere_is_found(reference: ReferenceRun, tmp_path: Path, name:
     """At forty random places of each file. What is not found in a manifest must mean the same as before."""
     run = reference.copy_cut_after(5, tmp_path / "copy")
     path, draw = run / "checkpoints" / "step-00000005" / name, random.Random(f"{name} {damage.__name__}")
-    whole, train_state = path.read_bytes(), store.check(path.parent)
+    whole, train_state = path.read_bytes(), check(Checkpoint.at(path.parent))
     for _ in range(40):
         damage(path, draw)
-        found, at, warnings = store.latest_valid(run)
+        found, at, warnings = store.latest_valid(RunDir(run))
         if name == "manifest.json" and found == path.parent:
             assert (at, warnings) == (train_state, [])
         else:
@@ -59,7 +61,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(reference: ReferenceRun,
     assert output.count("Going on from step-00000003.") == 3
     assert bits(run) == bits(reference.run)
     assert curve(run) == curve(reference.run)
-    store.check(run / "checkpoints" / (run / "checkpoints" / "best").read_text().strip())
+    check(store.find(run, "best"))
 
 
 @pytest.mark.slow
@@ -78,7 +80,7 @@ def test_best_is_restored_after_a_crash_before_its_pointer(reference: ReferenceR
     best = (reference.run / "checkpoints" / "best").read_text()
     run = reference.copy_cut_after(int(best.removeprefix("step-")), tmp_path / "copy")
     (run / "checkpoints" / "best").unlink()
-    store.latest_valid(run)
+    store.latest_valid(RunDir(run))
     assert (run / "checkpoints" / "best").read_text() == best
 
 

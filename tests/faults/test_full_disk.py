@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.runs import ReferenceRun, bits, curve, tracked
@@ -35,7 +37,7 @@ def test_go_on(reference: ReferenceRun, tmp_path: Path, place: str) -> None:
     whole = sorted(path.name for path in (ended.run / "checkpoints").glob("step-*"))
     assert whole == [f"step-{step:08d}" for step in (1, 4, 5, 7, 8)]
     for name in whole:
-        store.check(ended.run / "checkpoints" / name)
+        check(Checkpoint(RunDir(ended.run).checkpoints, name))
     assert not list((ended.run / "checkpoints").glob(".partial-*"))
     assert bits(ended.run) == bits(reference.run)
     assert curve(ended.run) == curve(reference.run)
@@ -46,7 +48,7 @@ def test_stop(reference: ReferenceRun, tmp_path: Path) -> None:
     config["checkpoint"]["on_failure"] = "stop"
     ended = train(MAIN, 3, config, tmp_path, {"FULL_AT": "2", "FULL_BYTES": "1000"})
     ended.assert_refused("step-00000002 cannot be written", "earlier ones are whole")
-    assert store.latest_valid(ended.run)[0].name == "step-00000001"
+    assert store.latest_valid(RunDir(ended.run))[0].name == "step-00000001"
     result = tdformer("train", ended.run, "--processes", 2)
     assert result.returncode == 0, result.stderr
     assert bits(ended.run) == bits(reference.run)
@@ -56,7 +58,7 @@ def test_at_the_end_it_is_an_error(reference: ReferenceRun, tmp_path: Path) -> N
     """Or a finished run would end without what it was for. The last checkpoint without its evaluation is there."""
     ended = train(MAIN, 2, reference.config(tmp_path), tmp_path, {"FULL_AT": "8", "FULL_BYTES": "1000"})
     ended.assert_refused("step-00000008 cannot be written")
-    assert store.latest_valid(ended.run)[0].name == "step-00000007"
+    assert store.latest_valid(RunDir(ended.run))[0].name == "step-00000007"
     assert tdformer("train", ended.run, "--processes", 2).returncode == 0
     assert bits(ended.run) == bits(reference.run)
     assert curve(ended.run) == curve(reference.run)

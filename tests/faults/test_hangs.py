@@ -1,4 +1,4 @@
-"""A rank that dies or hangs ends the run on all ranks, soon, by name, with the last whole checkpoint in place; under any launcher."""
+"""A rank that dies or hangs ends the run on all ranks soon, under any launcher. It is named, and the last whole checkpoint stays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint, check
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, start_ranks
 
@@ -22,7 +23,7 @@ TIMEOUT = 2
 
 
 class Faulty:
-    """A run of `world` ranks, started as torchrun does, in which something happens to one of them in its second step."""
+    """This is a run of `world_size` ranks, started as torchrun does. The victim has the fault in its second step."""
 
     def __init__(self, fault: str, victim: int, world_size: int, config: dict, folder: Path) -> None:
         config["training"] |= {"epochs": 1000, "global_batch": 4 * world_size}
@@ -31,26 +32,26 @@ class Faulty:
         self.run, self.victim, self.uri = folder / "run", victim, config["tracking"]["uri"]
         arguments = ["train", write_config(config, folder), "--run-dir", self.run]
         environment = {"FAULT": fault, "FAULT_RANK": str(victim)}
-        self.context = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
+        self.ranks = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
 
     def codes_of_others(self) -> set[int]:
-        return {rank.wait(timeout=60) for number, rank in enumerate(self.context) if number != self.victim}
+        return {rank.wait(timeout=60) for number, rank in enumerate(self.ranks) if number != self.victim}
 
     def end(self) -> None:
-        for rank in self.context:
+        for rank in self.ranks:
             rank.kill()
 
     def errors(self) -> list[str]:
-        """Of all ranks, without tracebacks."""
-        return [line for rank in self.context for line in rank.output("stderr").splitlines() if line.startswith("error:")]
+        """Return the error lines of all ranks, without tracebacks."""
+        return [line for rank in self.ranks for line in rank.output("stderr").splitlines() if line.startswith("error:")]
 
     def check_the_rest(self) -> None:
-        """One sentence for all; the checkpoint before is whole; MLflow knows."""
+        """Check that one rank names the victim, that the checkpoint before the fault is whole, and that MLflow shows the run as failed."""
         assert len(self.errors()) == 1, self.errors()
-        assert f"rank {self.victim} (process {self.context[self.victim].pid} on " in self.errors()[0]
+        assert f"rank {self.victim} (process {self.ranks[self.victim].pid} on " in self.errors()[0]
         assert "; the run is ended on all ranks." in self.errors()[0]
         assert f"The last whole checkpoint is step-00000001; go on with: tdformer train {self.run} --processes" in self.errors()[0]
-        store.check(self.run / "checkpoints" / "step-00000001")
+        check(Checkpoint(RunDir(self.run).checkpoints, "step-00000001"))
         run_id = run_id_of(self.run)
         assert MlflowClient(self.uri).get_run(run_id).info.status == "FAILED"
 
@@ -91,7 +92,7 @@ def test_a_dead_rank_ends_the_others_at_once(
 def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
     run_config: dict, tmp_path: Path, victim: int, world_size: int
 ) -> None:
-    """SIGSTOP, as from a debugger or a frozen machine. Continued, the rank leaves too."""
+    """SIGSTOP does what a debugger or a frozen machine does. A rank that continues later leaves too."""
     run = Faulty("stop", victim, world_size, run_config, tmp_path)
     try:
         assert run.codes_of_others() == {LOST}
@@ -126,7 +127,7 @@ def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Pat
 
 
 def test_a_call_that_never_lets_another_thread_run(run_config: dict, tmp_path: Path) -> None:
-    """Python's lock is held: the watchdog of that rank cannot act, the others do, and the process is ended all the same."""
+    """The call holds Python's lock. That rank's watchdog cannot act, but the others can, and faulthandler's timer ends the process."""
     run = Faulty("hold", 1, 2, run_config, tmp_path)
     try:
         assert run.codes_of_others() == {LOST}

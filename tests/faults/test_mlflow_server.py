@@ -15,9 +15,9 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.rundir import run_directory
+from tdformer.rundir import creation
 from tdformer.rundir.metrics_file import MetricsFile
-from tdformer.rundir.run_directory import METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import probe, sender, sync
 from tdformer.tracking.tracker import Tracker
@@ -49,7 +49,7 @@ def running(server: Server) -> Iterator[Server]:
 
 
 def in_file(run: Path) -> Points:
-    rows = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in RunDir(run).metrics.read_text().splitlines()]
     return sorted((name, row["step"], value) for row in rows for name, value in row.items() if "/" in name)
 
 
@@ -66,7 +66,7 @@ def status(server: Server, run: Path) -> str:
 
 
 def last_step(run: Path) -> int:
-    path = run / METRICS_FILE
+    path = RunDir(run).metrics
     rows = path.read_text().splitlines() if path.exists() else []
     return json.loads(rows[-1])["step"] if rows else 0
 
@@ -134,7 +134,7 @@ def test_the_best_network_is_logged_and_registered_once(running: Server, run_con
     run = tmp_path / "run"
     result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", run)
     assert result.returncode == 0, result.stderr
-    assert sync.sync(run).points == 0
+    assert sync.sync(RunDir(run)).points == 0
     from mlflow import MlflowClient
 
     client = MlflowClient(running.uri)
@@ -161,8 +161,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracker(uri: str, run: Path) -> Tracker:
     tracking = {"uri": uri, "system_metrics": False}
     config = RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}, "tracking": tracking})
-    run_directory.claim(run, config)
-    return Tracker(config.tracking, run, Session(began=time.time(), seen=time.time(), world_size=1, host="here"))
+    creation.claim(RunDir(run), config)
+    return Tracker(config.tracking, RunDir(run), Session(began=time.time(), seen=time.time(), world_size=1, host="here"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -172,12 +172,12 @@ def test_lost_requests_and_lost_answers_lose_and_double_nothing(running: Server,
     with lossy_road(running.uri, seed, loss=0.2) as uri:
         with tracker(uri, run) as tracked:
             for step in range(1, 200):
-                MetricsFile(run / METRICS_FILE).append(step, step / 10, {"train/loss": 1 / step, "train/lr": float(step)})
+                MetricsFile(RunDir(run).metrics).append(step, step / 10, {"train/loss": 1 / step, "train/lr": float(step)})
                 tracked.reached(step)
                 time.sleep(0.01)
         for _ in range(50):
             try:
-                sync.sync(run)
+                sync.sync(RunDir(run))
                 break
             except UserError:
                 continue
@@ -192,7 +192,7 @@ def sync_until_quiet(run: Path) -> int:
     """The points of a sync that got through."""
     for _ in range(50):
         try:
-            return sync.sync(run).points
+            return sync.sync(RunDir(run)).points
         except UserError:
             continue
     raise AssertionError("no sync got through")

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.config import DataConfig
 from data_pipelines.loading.dataloader import train_sampler
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.runs import STEPS, ReferenceRun, bits
@@ -36,10 +36,10 @@ def saved(run: Path) -> list[int]:
 
 
 def keys_of_step(reference: ReferenceRun, step: int) -> set[str]:
-    data = open_set(reference.folder / "train")
+    data = open_dataset(reference.folder / "train")
     config = DataConfig(train=str(reference.folder / "train"), val=str(reference.folder / "val"))
     sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=2, rank=0, world_size=1)
-    return {data.index.key_of(sample) for places in sampler.from_step(step - 1, step) for _, sample in places}
+    return {data.index.key_of(sample) for places in sampler.iterate_steps(step - 1, step) for _, sample in places}
 
 
 @pytest.fixture(scope="module")

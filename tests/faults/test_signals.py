@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tdformer.checkpoint import store
+from tdformer.rundir.run_dir import RunDir
 from tests.faults.several import train
 from tests.runs import ReferenceRun, difference, resume, tracked
 
@@ -28,7 +29,7 @@ def test_a_signal(reference: ReferenceRun, tmp_path: Path, number: str, moment: 
     ended = train("tests.faults.signals_worker", 2, reference.config(tmp_path), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
-    _, train_state, warnings = store.latest_valid(ended.run)
+    _, train_state, warnings = store.latest_valid(RunDir(ended.run))
     assert train_state.step in stopped_at
     assert train_state.evaluated_epochs == 0
     assert warnings == []

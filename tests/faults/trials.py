@@ -21,8 +21,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.cli import EXIT_STOPPED
-from tdformer.distributed.watchdog.verdict import EXIT_PEER_LOST
+from launch.exit_codes import EXIT_STOPPED
+from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
 from tests.conftest import write_config
 from tests.distributed.starter import Started
 from tests.faults import kills

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig
-from data_pipelines.loading.augment import Mix
-from data_pipelines.loading.batch import Batch, Normalisation
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.mixup import SeededMixup
+from data_pipelines.loading.normalisation import Normalisation
 
 pytestmark = pytest.mark.gpu
 
@@ -34,6 +35,6 @@ def test_mixing_draws_alike_on_the_gpu_and_on_the_cpu(augment: AugmentConfig) ->
     mixed = {}
     for device in ("cpu", "cuda"):
         moved = batch().to(torch.device(device))
-        mixed[device] = Mix(augment, 5)(moved.images_BCHW, moved.labels_B, 1, 2, 3)
+        mixed[device] = SeededMixup(augment, 5)(moved.images_BCHW, moved.labels_B, 1, 2, 3)
     for on_cpu, on_gpu in zip(mixed["cpu"], mixed["cuda"], strict=True):
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, apart from any other: its own munge, ports, folders and configuration."""
+"""Starts a real Slurm of two nodes on this machine. Its munge, ports, folders and configuration are its own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tdformer.distributed.launch_environment import free_port
 
 HOST = os.uname().nodename
 NODES = (HOST, f"{HOST}-second")
-"""The first one is where all ranks meet: the network must know its name."""
+"""The names of the two nodes. Ranks connect to the first one, so the network must know its name."""
 DAEMONS = "/usr/sbin"
-"""Where Debian puts them, whatever the PATH is."""
+"""The folder of the daemons on Debian. It may be missing in PATH."""
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -67,16 +67,18 @@ PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=20 State=UP PriorityTier=2
 
 @dataclass
 class Cluster:
+    """A Slurm of two nodes, and its daemons."""
+
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     # --- up and down ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Raises RuntimeError, with what the daemons logged, if it does not come up."""
+        """Start all daemons, and wait until both nodes are idle. Raises RuntimeError with the logs if they do not come up."""
         for name in ("state", *(f"spool.{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
-        self.folder.chmod(0o755)  # munge wants its socket to be reachable
+        self.folder.chmod(0o755)  # munge requires that other users can reach its socket.
         nodes = (
             f"NodeName={node} NodeHostname={HOST} NodeAddr=127.0.0.1 Port={free_port()} CPUs=2 RealMemory=4000 Gres=gpu:1" for node in NODES
         )
@@ -108,10 +110,10 @@ class Cluster:
                 process.kill()
                 process.wait()
         for process in self._started(f"SLURM_CONF={self.folder}/slurm.conf"):
-            process.kill()  # what a step started outlives slurmd
+            process.kill()  # Processes of a step outlive slurmd.
 
     def _started(self, mark: str) -> list[psutil.Process]:
-        """The processes with this variable, and what holds them for Slurm, which hides its variables."""
+        """Return the processes with this variable, and their slurmstepd parents, whose variables cannot be read."""
         marked = [process for process in psutil.process_iter() if mark in _environment(process)]
         parents = {parent.pid: parent for process in marked if (parent := process.parent()) and parent.name().startswith("slurmstepd")}
         return [*parents.values(), *marked]
@@ -134,10 +136,10 @@ class Cluster:
                 raise RuntimeError(f"{what} did not come up within {seconds:g} s\n{logs}\n{out}")
             time.sleep(0.2)
 
-    # --- as a user -----------------------------------------------------------------------------------------------
+    # --- commands of a user -----------------------------------------------------------------------------------------------
 
     def environment(self) -> dict[str, str]:
-        """Of a shell on the login node."""
+        """Return the environment of a shell on the login node."""
         outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         return {**outside, "SLURM_CONF": f"{self.folder}/slurm.conf", "PATH": f"{outside['PATH']}:{DAEMONS}"}
 
@@ -148,16 +150,16 @@ class Cluster:
         return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines())
 
     def job(self, number: str) -> Mapping[str, str]:
-        """What scontrol shows of a job."""
+        """Return the fields of a job that scontrol shows."""
         shown = self.run("scontrol", "show", "job", "--oneliner", number).stdout
         return dict(item.partition("=")[::2] for item in shown.split() if "=" in item)
 
     def wait(self, number: str, state: str) -> None:
-        """Until a job is in this state."""
+        """Wait until a job is in this state."""
         self.wait_until(lambda: self.job(number).get("JobState") == state, lambda: f"job {number} is not {state}: {self.job(number)}")
 
     def wait_for_restart(self, number: str, restart: int) -> None:
-        """Until a job was put back into the queue for the time `restart`, and runs again."""
+        """Wait until a job was requeued this many times, and runs again."""
         self.wait_until(lambda: self._restarts(number) == (str(restart), "RUNNING"), lambda: f"no restart {restart}: {self.job(number)}")
 
     def _restarts(self, number: str) -> tuple[str | None, str | None]:
@@ -171,13 +173,13 @@ class Cluster:
             time.sleep(0.2)
 
     def kill_node(self, node: str) -> None:
-        """As when its power fails: slurmd and all that it started are gone at once."""
+        """Kill slurmd and everything that it started at once, as a power failure does."""
         self.processes.pop(node).kill()
         for process in self._started(f"SLURMD_NODENAME={node}"):
             process.kill()
 
     def tasks(self, node: str) -> list[psutil.Process]:
-        """The ranks on a node."""
+        """Return the processes of the ranks on a node."""
         environments = {process: _environment(process) for process in psutil.process_iter()}
         return [
             process

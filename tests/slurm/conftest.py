@@ -1,4 +1,4 @@
-"""One cluster for all tests here, and one run on it that nothing disturbed."""
+"""Provides one cluster for all tests of this folder, and a way to submit runs to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.slurm.jobs import Jobs
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Fails, and does not skip, where it cannot be started: what these tests show is not shown otherwise."""
+    """Start the cluster. If that fails, the tests fail and are not skipped, because nothing else shows what they show."""
     assert socket.gethostbyname(HOST), "the name of this host must be known to the network"
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:

@@ -1,4 +1,4 @@
-"""A small run, submitted as a user does, and what is left of it."""
+"""Submits small runs as a user does, and compares what they left behind."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ LAST_STEP = EPOCHS * STEPS_PER_EPOCH
 
 @dataclass(frozen=True)
 class Jobs:
+    """Runs on one cluster, all with the same data."""
+
     cluster: Cluster
     data: Path
     mlflow: Path
     folder: Path
 
     def config(self, name: str, **changes: Any) -> Path:
-        """Write the configuration of a run of 48 steps that takes ten seconds and more, once it has started, with its own database."""
+        """Write the configuration of a run with 48 steps and its own MLflow database. It trains for at least ten seconds."""
         folder = self.folder / name
         training = {"epochs": EPOCHS, "global_batch": 4, "micro_batch": 1, "eval_batch": 6, "clip_grad": None}
         config = tiny_config(self.data, folder, self.mlflow, **training)
@@ -35,20 +37,20 @@ class Jobs:
         return write_config({**config, "name": name, "output": str(folder), **changes}, folder)
 
     def tdformer(self, *arguments: object) -> CompletedProcess[str]:
-        """On the login node."""
+        """Run the command on the login node."""
         command = [sys.executable, "-m", "launch", *map(str, arguments)]
         environment = {**self.cluster.environment(), "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
     def submit(self, target: Path, *options: object) -> dict[str, Any]:
-        """On two nodes, a process each."""
+        """Submit a run on two nodes with one process each, and return the JSON that is printed."""
         done = self.tdformer("submit", target, "--nodes", 2, "--gpus-per-node", 0, "--json", *options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
 
 def wait_for_step(run: Path, step: int, seconds: float = 300) -> None:
-    """Until a run has saved so many steps."""
+    """Wait until a run has saved this step."""
     deadline = time.monotonic() + seconds
     while saved_step(run) < step:
         assert time.monotonic() < deadline, f"{run} is at step {saved_step(run)}, not {step}"

@@ -1,4 +1,4 @@
-"""Runs as jobs of a real Slurm on two nodes: whatever ends a job, the run comes back and ends with the same bits."""
+"""Tests runs as jobs of a real Slurm on two nodes. Whatever ends a job, the run continues and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slur
 
 @pytest.fixture(scope="module")
 def undisturbed(jobs: Jobs) -> Path:
-    """Of a job that nothing disturbs."""
+    """The run directory of a job that nothing disturbs."""
     submitted = jobs.submit(jobs.config("undisturbed"))
     jobs.cluster.wait(submitted["job"], "COMPLETED")
     return Path(submitted["runs"][0])
@@ -48,7 +48,7 @@ def test_a_run_on_two_nodes(undisturbed: Path) -> None:
 def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Requeued by an administrator, warned, bereft of a process, bereft of a node: one job, one run in MLflow, no point twice."""
+    """A job is requeued by an administrator, gets a warning signal, loses a process and twice a node. It stays one run in MLflow."""
     (tmp_path / "cluster.yaml").write_text("environment: {SLURM_WAIT: '4'}\n")
     submitted = jobs.submit(jobs.config("hit"), "--cluster", tmp_path / "cluster.yaml")
     job, run = submitted["job"], Path(submitted["runs"][0])
@@ -67,12 +67,12 @@ def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     cluster.wait_for_restart(job, 3)
 
     wait_for_step(run, saved_step(run) + 3)
-    cluster.kill_node(NODES[1])  # and it is back before Slurm notices: srun would wait for it for ever
+    cluster.kill_node(NODES[1])  # The node is back before Slurm notices. srun would wait for it forever.
     cluster.start_node(NODES[1])
     cluster.wait_for_restart(job, 4)
 
     wait_for_step(run, saved_step(run) + 3)
-    cluster.kill_node(NODES[1])  # and stays away
+    cluster.kill_node(NODES[1])  # The node stays down.
     cluster.wait_until(lambda: cluster.states()[NODES[1]].startswith("down"))
     cluster.start_node(NODES[1])
     cluster.wait_for_restart(job, 5)
@@ -80,14 +80,14 @@ def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     cluster.wait(job, "COMPLETED")
     assert difference(run, undisturbed, LAST_STEP) == ""
     assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3, 4, 5]
-    assert "killed" not in log_of(run).split("restart 2, on")[0]  # the first two left by themselves, with their state saved
+    assert "killed" not in log_of(run).split("restart 2, on")[0]  # The first two jobs ended by themselves, with their state saved.
 
 
 def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("warning_s: 60\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     config = jobs.config("short", preemption={"minutes_before_end": None})
-    slow = ("checkpoint.background=false", "training.epochs=400")  # as long as it takes
-    submitted = jobs.submit(config, "--time", "2", "--cluster", tmp_path / "cluster.yaml", *slow)  # a busy machine starts it within one
+    slow = ("checkpoint.background=false", "training.epochs=400")  # The job must still run when its time is over.
+    submitted = jobs.submit(config, "--time", "2", "--cluster", tmp_path / "cluster.yaml", *slow)  # A busy machine starts it within one.
     job, run = submitted["job"], Path(submitted["runs"][0])
     cluster.wait_for_restart(job, 1)
     log = log_of(run)
@@ -129,7 +129,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, clus
 
 
 def test_a_crash_loop_ends_by_itself_and_says_why(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
-    """Every start uses up its seconds of CPU before the first step and is killed by the kernel."""
+    """Every start exceeds its limit of CPU seconds before the first step, and the kernel kills it."""
     (tmp_path / "cluster.yaml").write_text("max_fruitless: 2\nsetup: ['ulimit -t 4']\n")
     submitted = jobs.submit(jobs.config("loop"), "--cluster", tmp_path / "cluster.yaml")
     run = Path(submitted["runs"][0])

@@ -1,4 +1,4 @@
-"""What cannot be submitted is said at once, in Slurm's own words where it is Slurm's, and leaves nothing behind."""
+"""Tests that a wrong submission fails at once, with Slurm's own message if Slurm refuses it, and leaves no files behind."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Page:
-    """Of one file. `complaints` are what its console has to say: errors, warnings, refused requests."""
+    """Controls the page of one file. `complaints` are errors, warnings and refused requests of its console."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._numbers = socket, itertools.count(1)

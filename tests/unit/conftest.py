@@ -1,4 +1,4 @@
-"""Small generated data sets, shared by the tests of the data pipeline."""
+"""Generates small data sets that the tests of the data pipeline share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
 from tests.conftest import stored
 
 SAMPLES, PER_SHARD = 23, 5
@@ -27,11 +28,11 @@ REMEDIES = ("prepare", "copy it again", "choose another folder", "remove", "give
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Samples held in memory, as a Source."""
+    """A source whose samples are in memory."""
 
     samples: Sequence[RawSample]
     classes: Sequence[str] = CLASSES
-    left_out: int = 0
+    ignored_files: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -39,7 +40,7 @@ class MemorySource:
     def __getitem__(self, index: int) -> RawSample:
         return self.samples[index]
 
-    def place(self, index: int) -> str:
+    def origin(self, index: int) -> str:
         return f"memory:{index}"
 
     def fingerprint(self) -> str:
@@ -60,20 +61,20 @@ def noise_sample(number: int) -> RawSample:
 
 @pytest.fixture(scope="session")
 def source() -> MemorySource:
-    """23 pictures of noise (PNG, 20x20) in 3 classes."""
+    """23 images of noise (PNG, 20x20) in 3 classes."""
     return MemorySource([noise_sample(number) for number in range(SAMPLES)])
 
 
 @pytest.fixture(scope="session")
 def shared_folder(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`source` in five shards. Not to be changed."""
+    """`source` in five shards. No test may change the folder."""
     folder = tmp_path_factory.mktemp("shared") / "train"
     return stored(source, folder, samples_per_shard=PER_SHARD)
 
 
 @pytest.fixture(scope="session")
 def shards(shared_folder: Path) -> DataSet:
-    return open_set(shared_folder)
+    return open_dataset(shared_folder)
 
 
 def keys_of(shards: DataSet) -> list[str]:
@@ -82,7 +83,7 @@ def keys_of(shards: DataSet) -> list[str]:
 
 @pytest.fixture
 def folder(shared_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the set that a test may damage."""
+    """A copy of `shared_folder` that a test may damage."""
     return shutil.copytree(shared_folder, tmp_path / "train")
 
 
@@ -91,7 +92,7 @@ Prepare = Callable[[dict[int, RawSample]], Path]
 
 @pytest.fixture
 def prepare(source: MemorySource, tmp_path: Path) -> Prepare:
-    """Write `source`, with some samples exchanged, into a folder of its own."""
+    """A function that writes `source`, with some samples exchanged, into a folder of its own."""
 
     def prepare(exchanged: dict[int, RawSample]) -> Path:
         samples = [exchanged.get(number, sample) for number, sample in enumerate(source.samples)]
@@ -100,7 +101,7 @@ def prepare(source: MemorySource, tmp_path: Path) -> Prepare:
     return prepare
 
 
-def place_of(data: DataSet, key: str) -> int:
+def sample_of(data: DataSet, key: str) -> int:
     return keys_of(data).index(key)
 
 
@@ -109,14 +110,14 @@ def path_of(data: DataSet, sample: int) -> Path:
 
 
 def image_at(data: DataSet, sample: int) -> bytes:
-    """The bytes that the index points at."""
+    """Read the bytes to which the index points."""
     offset, size = int(data.index["offset"][sample]), int(data.index["size"][sample])
     return path_of(data, sample).read_bytes()[offset : offset + size]
 
 
 def overwrite_image(data: DataSet, key: str, start: int = 0, content: bytes | None = None) -> Path:
-    """Damage a sample's stored image on disk from its byte `start` on, keeping its size. Without content, all the rest is zeros."""
-    sample = place_of(data, key)
+    """Damage a stored image from its byte `start` on, and keep its size. Without content, zeros are written up to its end."""
+    sample = sample_of(data, key)
     size, path = int(data.index["size"][sample]), path_of(data, sample)
     with path.open("r+b") as file:
         file.seek(int(data.index["offset"][sample]) + start)
@@ -129,7 +130,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def error_of(action: Callable[[], object], *mentions: object, remedies: Sequence[str] = REMEDIES) -> str:
-    """The one sentence of the DataError that an action raises, which must mention all of `mentions` and one of the remedies."""
+    """Check that an action raises a DataError of one line that mentions all of `mentions` and one of the remedies. Returns its text."""
     with pytest.raises(DataError) as caught:
         action()
     text = str(caught.value)
@@ -140,7 +141,7 @@ def error_of(action: Callable[[], object], *mentions: object, remedies: Sequence
 
 
 def reseal(folder: Path) -> None:
-    """Make the manifest state size and hash of the shards as they are now, and forget the index."""
+    """Make the manifest state the present size and hash of each shard, and remove the index."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"]:
         data = (folder / shard["name"]).read_bytes()
@@ -151,7 +152,7 @@ def reseal(folder: Path) -> None:
 
 
 def rewrite_members(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
-    """Write a tar again with each member's bytes changed by a function; None drops the member."""
+    """Write a tar again, with the bytes of each member changed by a function. None drops the member."""
     with tarfile.open(path) as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
     with tarfile.open(path, "w") as tar:

@@ -1,4 +1,4 @@
-"""A tiny ImageNet-1k, generated in the layout in which the real one is published."""
+"""Generates a tiny ImageNet-1k in the layout in which the real one is published."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scipy.io import savemat
 from data_pipelines.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
 
 WNIDS = ("n02123045", "n01440764", "n01443537")
-"""In the order of ILSVRC2012_ID, 1, 2, 3, which is not the order of the classes."""
+"""The WordNet ids of ILSVRC2012_ID 1, 2, 3. Class indices follow the sorted ids, so they differ."""
 
 HYPERNYM = "n00001740"
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What was planted: for each key that is expected the class index and the bytes of the image."""
+    """The expected samples: for each key the class index and the bytes of the image."""
 
     classes: list[str]
     train: dict[str, tuple[int, bytes]]
@@ -30,7 +30,7 @@ class Planted:
 
 
 def noise_image(number: int, image_format: str = "JPEG", size: int = 16) -> bytes:
-    """Encoded pixels that differ from number to number."""
+    """Encode an image of noise that differs from number to number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, format=image_format)
@@ -38,7 +38,7 @@ def noise_image(number: int, image_format: str = "JPEG", size: int = 16) -> byte
 
 
 def tar_bytes(members: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """A tar with these members; mode "w:gz" compresses it."""
+    """Pack members into a tar. The mode "w:gz" compresses it."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode=mode) as tar:  # type: ignore[call-overload]
         for name, data in members.items():
@@ -49,7 +49,7 @@ def tar_bytes(members: Mapping[str, bytes], mode: str = "w") -> bytes:
 
 
 def meta_mat(wnids: Sequence[str] = WNIDS) -> bytes:
-    """meta.mat: the classes, numbered from 1, and after them a hypernym of all, which is no class."""
+    """Make meta.mat: the classes, numbered from 1, and then a hypernym of all of them, which is no class."""
     fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
     table = np.zeros((len(wnids) + 1, 1), [(field, object) for field in fields])
     for row, wnid in enumerate(wnids):
@@ -62,7 +62,7 @@ def meta_mat(wnids: Sequence[str] = WNIDS) -> bytes:
 
 
 def devkit(wnids: Sequence[str], truth: str) -> bytes:
-    """truth: the lines of the validation ground truth."""
+    """Pack a development kit. truth: the lines of the validation ground truth."""
     return tar_bytes({META: meta_mat(wnids), TRUTH: truth.encode()}, "w:gz")
 
 
@@ -77,7 +77,7 @@ def plant_imagenet(folder: Path, wnids: Sequence[str] = WNIDS, per_class: int = 
     ids = [1 + number % len(wnids) for number in range(validation)]
     val = {f"ILSVRC2012_val_{number:08d}.JPEG": noise_image(100_000 + number) for number in range(1, validation + 1)}
     (folder / TRAIN).write_bytes(tar_bytes({f"{wnid}.tar": tar_bytes(images[wnid]) for wnid in wnids}))
-    (folder / VAL).write_bytes(tar_bytes(dict(reversed(val.items()))))  # in another order than the ground truth
+    (folder / VAL).write_bytes(tar_bytes(dict(reversed(val.items()))))  # the order differs from that of the ground truth
     (folder / DEVKIT).write_bytes(devkit(wnids, "".join(f"{number}\n" for number in ids)))
     return Planted(
         classes,

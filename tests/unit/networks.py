@@ -21,9 +21,9 @@ BACKBONES = {
     "sdt-dvs": BackboneConfig(family="sdt", variant="dvs", depths=(2,), **SIZES),
 }
 IMAGE_SIZE = {name: 64 if config.stride == 16 else 32 for name, config in BACKBONES.items()}
-"""At these, every weight of a lively network gets a gradient."""
+"""Sizes at which every weight of a lively network gets a gradient."""
 PUBLISHED = ["qkformer-imagenet", "qkformer-cifar", "spikformer-imagenet", "spikformer-cifar", "sdt-imagenet"]
-"""Those with reference data."""
+"""Backbones that have reference data of the public code."""
 
 
 def small(backbone: str | BackboneConfig = "qkformer-imagenet", **changes: Any) -> ModelConfig:

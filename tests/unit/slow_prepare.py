@@ -1,4 +1,4 @@
-"""Started by tests/unit/test_prepare.py as a process of its own, to be killed, or to be given too little room."""
+"""Prepares a data set slowly, as a process of its own that test_prepare.py kills, or gives too little disk space."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 from data_pipelines.formats.manifest import Format
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.writing import Plan, prepare
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from tests.unit.conftest import CLASSES, MemorySource, noise_png
 
 SAMPLES, PER_SHARD = 40, 4
 
 
 class SlowSource(MemorySource):
-    """Waits before each sample."""
+    """A source that waits before each sample."""
 
     wait = 0.0
 
@@ -33,9 +33,9 @@ def pictures(kind: type[MemorySource] = MemorySource) -> MemorySource:
     return kind([RawSample(f"picture-{number:02d}", "png", noise_png(number, 16), number % len(CLASSES)) for number in range(SAMPLES)])
 
 
-def plan(format: Format, seed: int = 0) -> Plan:
-    return Plan(Storage(format, mode="proportion", max_side=64), PER_SHARD, seed)
+def plan(format: Format, seed: int = 0) -> PrepareOptions:
+    return PrepareOptions(Encoding(format, mode="proportion", max_side=64), PER_SHARD, seed)
 
 
 if __name__ == "__main__":
-    prepare(pictures(Slow), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[3]))  # type: ignore[arg-type]
+    prepare_dataset(pictures(Slow), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[3]))  # type: ignore[arg-type]

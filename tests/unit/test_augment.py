@@ -1,4 +1,4 @@
-"""Random transforms are functions of (seed, epoch, sample); the evaluation transform is plain arithmetic."""
+"""Tests that random transforms are functions of (seed, epoch, sample), and that the evaluation transform has no randomness."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data_pipelines.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
-from data_pipelines.loading.augment import eval_transform, fork_rng, seed_rng, train_transform
-from data_pipelines.loading.batch import Normalisation
+from data_pipelines.loading.normalisation import Normalisation
+from data_pipelines.loading.rng import fork_rng, seed_rng
+from data_pipelines.loading.transforms import eval_transform, train_transform
 
 SIZE = 16
 INTERPOLATIONS = ["bilinear", "bicubic", "area"]
@@ -34,7 +35,7 @@ def noise(width: int = SIZE, height: int = SIZE) -> Image.Image:
 
 
 def normalised(image: Image.Image) -> torch.Tensor:
-    """By hand: [3, H, W], (x / 255 - mean) / std."""
+    """Compute the expected tensor by hand: (x / 255 - mean) / std, float32 [3, H, W]."""
     pixels = np.asarray(image, np.float64) / 255
     return torch.tensor(((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1), dtype=torch.float32)
 
@@ -47,7 +48,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def as_seen(image_HWC: torch.Tensor, taken: DataConfig | None = None) -> torch.Tensor:
-    """What a transform gave, as the model sees it: normalised, float32 [3, H, W]."""
+    """Give a transform's result as the model sees it: normalised, float32 [3, H, W]."""
     taken = taken or config()
     image_1CHW = image_HWC.permute(2, 0, 1)[None]
     return (Normalisation(taken.mean, taken.std)(image_1CHW) if image_HWC.dtype == torch.uint8 else image_1CHW)[0]
@@ -61,14 +62,14 @@ def draw_from_all_generators() -> tuple[float, float, float]:
 
 
 def states() -> list[Any]:
-    """The states of the three global generators, comparable with ==."""
+    """The states of the three global generators, in a form that == compares."""
     name, words, *rest = np.random.get_state()
     return [random.getstate(), (name, words.tolist(), *rest), torch.get_rng_state().tolist()]
 
 
-def test_drawing_apart_restores_the_three_global_generators_exactly() -> None:
+def test_fork_rng_restores_the_three_global_generators_exactly() -> None:
     draw_from_all_generators()
-    np.random.normal()  # leaves the second of a pair of normal numbers in NumPy's state
+    np.random.normal()  # NumPy draws normal numbers in pairs, and now keeps the second one in its state
     random.gauss(0, 1)
     before = states()
     with seeded(1, 2, 3):
@@ -79,7 +80,7 @@ def test_drawing_apart_restores_the_three_global_generators_exactly() -> None:
     assert states() == before
 
 
-def test_drawing_apart_restores_the_generators_after_an_error_too() -> None:
+def test_fork_rng_restores_the_generators_after_an_error_too() -> None:
     before = states()
 
     def fail() -> None:
@@ -103,16 +104,16 @@ def test_what_is_drawn_outside_does_not_change_what_is_drawn_inside() -> None:
     assert drawn[0] == drawn[1]
 
 
-places = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 10**7))
+keys = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(0, 10**7))
 
 
-@given(places, places)
-def test_every_place_has_draws_of_its_own(place: tuple[int, int, int], other: tuple[int, int, int]) -> None:
-    with seeded(*place):
+@given(keys, keys)
+def test_every_key_has_draws_of_its_own(key: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    with seeded(*key):
         drawn = draw_from_all_generators()
     with seeded(*other):
         drawn_elsewhere = draw_from_all_generators()
-    assert (drawn == drawn_elsewhere) == (place == other)
+    assert (drawn == drawn_elsewhere) == (key == other)
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_without_random_parts_training_only_flips_as_configured_and_normalises(
 
 
 def test_training_normalises_with_the_configured_mean_and_std() -> None:
-    # Erasing, here none of any area, makes the transform normalise; without it that is left to the batch.
+    # With erasing, the transform normalises. The erased area is zero here. Without erasing, the batch normalises.
     for erase, dtype in ((0.0, torch.uint8), (1e-9, torch.float32)):
         taken = config(NOTHING.model_copy(update={"erase": erase}), mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
         result = train_transform(taken)(Image.new("RGB", (20, 20), (255, 0, 255)))
@@ -173,7 +174,7 @@ def test_the_policy_of_auto_augment_is_applied() -> None:
     for sample in range(8):
         with seeded(0, 0, sample):
             changed += not torch.equal(transform(noise()), torch.from_numpy(np.array(noise())))
-    assert changed > 4  # two operations on each image, each with probability 0.5
+    assert changed > 4  # each image gets two operations, each with probability 0.5
 
 
 def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
@@ -214,7 +215,7 @@ def test_evaluation_of_an_image_of_the_right_size_changes_no_pixel(interpolation
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_evaluation_crops_the_centre_after_resizing_the_short_side(interpolation: str) -> None:
-    # crop_pct 0.5: the short side becomes 32, which the image has already, so that the crop is its middle 16x16.
+    # With crop_pct 0.5 the short side becomes 32, as it is already. So the crop is the middle 16x16 pixels.
     image = noise(48, 32)
     middle = image.crop((16, 8, 32, 24))
     assert torch.equal(eval_transform(config(crop_pct=0.5, interpolation=interpolation))(image), torch.from_numpy(np.array(middle)))
@@ -227,7 +228,7 @@ def test_evaluation_draws_no_random_number() -> None:
 
 
 def test_the_strongest_draws_of_the_published_policy_transform_every_image() -> None:
-    """At magnitude 10, which rand-m9-mstd0.5 draws for one image in forty, posterizing keeps no bit: the image is black."""
+    """rand-m9-mstd0.5 reaches magnitude 10 for one image in forty. Posterizing then keeps no bit, and the image is black."""
     transform = train_transform(config(NOTHING.model_copy(update={"auto_augment": "rand-m10-n8-p1-inc1"})))
     black = 0
     for sample in range(100):

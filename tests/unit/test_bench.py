@@ -1,4 +1,4 @@
-"""The memory bench: what it counts, and how it prints it."""
+"""Tests the memory bench: what it counts, and how it prints it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.networks import small
 
 
 @pytest.mark.slow
-def test_memory_rows_are_the_policies_and_the_peer() -> None:
+def test_memory_rows_are_the_policies_and_the_reference() -> None:
     rows = list(measure("mine", small(), 64, [2, 4], peak=True))
     assert [(row.model, row.policy, row.time_steps, row.segments) for row in rows] == [
         *(("mine", policy, steps, 2) for steps in (2, 4) for policy in ("none", "segment", "block", "block_segment")),
@@ -35,7 +35,7 @@ def test_memory_rows_are_the_policies_and_the_peer() -> None:
 
 
 def test_saved_bytes_are_counted_once_for_each_storage() -> None:
-    """A network whose kept tensors are known: y = x * w keeps x and w (a parameter, not counted); its views and itself again nothing."""
+    """The network saves known tensors: y = x * w saves x and w. The parameter w is not counted, and views of x add nothing."""
     from tdformer.bench.memory import saved_and_flops
 
     class Known(torch.nn.Module):
@@ -68,7 +68,7 @@ def test_memory_command_prints_json() -> None:
         (["--model", "tdformer_std2_256"], "did you mean tdformer_sdt2_256"),
     ],
 )
-def test_what_cannot_be_measured_is_told_before_anything_is_measured(options: list[str], sentence: str) -> None:
+def test_wrong_options_are_errors_before_anything_is_measured(options: list[str], sentence: str) -> None:
     options = options if "--model" in options else ["--model", "tdformer_sdt2_256", *options]
     result = tdformer("bench", "memory", *options)
     assert result.returncode == 2

@@ -1,4 +1,4 @@
-"""The bench of loader and network together: its row, what it leaves out, and that it leaves nothing behind. No speed is asserted."""
+"""Tests the bench of loader and network together: its row, its warm-up, and that it leaves no files behind. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.loading.dataset import open_set
+from data_pipelines.loading.open_dataset import open_dataset
 from tdformer.bench import end_to_end
 from tdformer.bench.photographs import NAMES
 from tdformer.config import RunConfig
@@ -20,11 +20,11 @@ CPU = "cpu"
 
 
 def measured(config: dict, tmp_path: Path, *options: object) -> dict:
-    """What the command prints of eight steps, four of which are left out with one worker and an accumulation of four."""
+    """Run the command on eight steps, and return its JSON. With one worker and an accumulation of four, four steps are warm-up."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     arguments = [write_config(config, tmp_path), "data.workers=1", "init=weights/not_there", "--steps", 8, "--json", *options]
-    result = tdformer("bench", "together", *arguments, environment={"TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": ""})
+    result = tdformer("bench", "end-to-end", *arguments, environment={"TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 0, result.stderr
     assert list(temporary.rglob("metrics.jsonl")) == list(temporary.rglob("*.db")) == list(temporary.rglob("*.tar")) == []
     assert not list(temporary.glob("tdformer-bench-*"))
@@ -66,7 +66,7 @@ def test_photographs_take_the_place_of_the_data_and_are_used_again(run_config: d
     assert sum(done) == 2 * 20
     assert torch.get_num_threads() == threads
     assert changed.data.train == changed.data.val
-    assert (len(open_set(changed.data.train)), changed.model.num_classes) == (20, len(NAMES))
+    assert (len(open_dataset(changed.data.train)), changed.model.num_classes) == (20, len(NAMES))
     assert changed.model.backbone == config.model.backbone
     assert end_to_end.with_photographs(config, tmp_path / "set", 20, "wds") == changed
     with pytest.raises(DataError, match="holds another generated set"):
@@ -77,11 +77,11 @@ def test_photographs_take_the_place_of_the_data_and_are_used_again(run_config: d
 
 @pytest.mark.parametrize(("workers", "micro_batch", "left_out"), [(0, 2, 3), (1, 2, 4), (2, 2, 4), (2, 8, 7), (3, 4, 6), (8, 8, 19)])
 def test_batches_loaded_before_the_first_step_are_not_measured(run_config: dict, workers: int, micro_batch: int, left_out: int) -> None:
-    """Two for each worker, of a global batch of 8."""
+    """Each worker loads two batches ahead. The global batch has 8 samples."""
     run_config["data"]["workers"], run_config["training"]["micro_batch"] = workers, micro_batch
     config = RunConfig.model_validate(run_config)
-    assert end_to_end.warm_up(config, world_size=1) == left_out
-    end_to_end.check_steps(config, left_out + end_to_end.FEWEST_POINTS, world_size=1)
+    assert end_to_end.warmup_steps(config, world_size=1) == left_out
+    end_to_end.check_steps(config, left_out + end_to_end.MIN_POINTS, world_size=1)
     with pytest.raises(UserError, match=f"--steps must be at least {left_out + 3}, got {left_out + 2}: the first {left_out} are left out"):
         end_to_end.check_steps(config, left_out + 2, world_size=1)
 
@@ -99,7 +99,7 @@ def test_a_rare_wait_shows_in_the_overall_share_though_not_in_the_median(run_con
 
 
 def test_options_of_a_generated_set_need_one(run_config: dict, tmp_path: Path) -> None:
-    result = tdformer("bench", "together", write_config(run_config, tmp_path), "--format", "ffcv")
+    result = tdformer("bench", "end-to-end", write_config(run_config, tmp_path), "--format", "ffcv")
     assert result.returncode == 2
     assert "--format and --folder are those of a generated set: give --images too" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""The loader bench: the set that it generates, what its rows hold, and how it prints them. No speed is asserted."""
+"""Tests the loader bench: the set that it generates, what its rows hold, and how it prints them. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from tdformer.bench import loader, startup
+from tdformer.bench import loader, loader_pipelines, startup
+from tdformer.bench.loader_pipelines import STORAGE, LoaderSetting, Pipeline
 from tdformer.bench.photographs import NAMES, SIZES, write_photographs
 from tests.conftest import tdformer
 
 FEW = (
-    loader.Pipeline("imagefolder", "original", "crop+flip", "bicubic"),
-    loader.Pipeline("wds", "original", "crop+flip", "bicubic"),
-    loader.Pipeline("ffcv", "proportion", "crop+flip", "area"),
+    Pipeline("imagefolder", "original", "crop+flip", "bicubic"),
+    Pipeline("wds", "original", "crop+flip", "bicubic"),
+    Pipeline("ffcv", "proportion", "crop+flip", "area"),
 )
 
 
@@ -63,12 +64,12 @@ def test_a_set_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.ffcv
 @pytest.mark.slow
-def test_rows_and_starts_are_complete(tmp_path: Path) -> None:
+def test_rows_and_startup_times_are_complete(tmp_path: Path) -> None:
     done, progress = counted()
     sets = loader.prepare_sets(tmp_path / "set", 24, progress=progress)
-    assert sum(done) == 24 * (1 + len(loader.STORAGE))
-    load = loader.Load(batch=4, workers=1, batches=6)
-    rows = loader.measure(sets, load, 1, FEW)
+    assert sum(done) == 24 * (1 + len(STORAGE))
+    setting = LoaderSetting(batch=4, workers=1, batches=6)
+    rows = loader.measure(sets, setting, 1, FEW)
     assert [(row.pipeline, row.storage, row.transforms, row.interpolation) for row in rows] == [tuple(pipeline) for pipeline in FEW]
     for row in rows:
         assert 0 < row.images_per_s_min <= row.images_per_s <= row.images_per_s_max
@@ -77,14 +78,14 @@ def test_rows_and_starts_are_complete(tmp_path: Path) -> None:
         assert isfinite(row.ratio_to_imagefolder)
     assert rows[0].ratio_to_imagefolder == 1
     (tmp_path / "large").mkdir()
-    measured = startup.measure_starts(sets, load, 1, tmp_path / "large", samples=2500)
+    measured = startup.measure_startup(sets, setting, 1, tmp_path / "large", samples=2500)
     assert [(start.pipeline, start.samples) for start in measured] == [("wds", 24), ("ffcv", 24), ("wds", 2500), ("ffcv", 2500)]
-    assert len(measured) == startup.STARTS
+    assert len(measured) == startup.MEASURED_SETS
     assert all(min(start.open_s, start.first_batch_s, start.first_batch_after_resume_s) > 0 for start in measured)
 
 
-def test_every_row_has_its_imagefolder() -> None:
-    assert {loader._peer_of(pipeline) for pipeline in loader.PIPELINES} <= set(loader.PIPELINES)
+def test_every_row_has_an_imagefolder_to_compare_with() -> None:
+    assert {loader._reference_of(pipeline) for pipeline in loader_pipelines.PIPELINES} <= set(loader_pipelines.PIPELINES)
 
 
 @pytest.mark.ffcv
@@ -94,14 +95,14 @@ def test_the_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     from launch.cli import app
 
-    monkeypatch.setattr(loader, "PIPELINES", FEW[:2])
-    monkeypatch.setattr(startup, "measure_starts", lambda *arguments, **options: [startup.Start("wds", 24, 0.1, 0.1, 0.1)])
+    monkeypatch.setattr(loader_pipelines, "PIPELINES", FEW[:2])
+    monkeypatch.setattr(startup, "measure_startup", lambda *arguments, **options: [startup.Startup("wds", 24, 0.1, 0.1, 0.1)])
     options = ["bench", "loader", "--images", "24", "--batch", "4", "--workers", "1", "--rounds", "1", "--json"]
     shown = json.loads(CliRunner().invoke(app, [*options, "--folder", str(tmp_path / "set")], catch_exceptions=False).stdout)
-    assert shown.keys() == {"conditions", "rows", "starts"}
+    assert shown.keys() == {"conditions", "rows", "startup"}
     assert shown["conditions"]["images"] == 24
     assert shown["rows"][1].keys() == set(loader.Row.__dataclass_fields__)
-    assert shown["starts"][0].keys() == set(startup.Start.__dataclass_fields__)
+    assert shown["startup"][0].keys() == set(startup.Startup.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_the_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--images", "5", "--batch", "4"], "--images must be at least 9, one for each class, got 5"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_sentence(options: list[str], sentence: str) -> None:
+def test_wrong_options_are_errors_of_one_sentence(options: list[str], sentence: str) -> None:
     result = tdformer("bench", "loader", *options)
     assert result.returncode == 2
     assert sentence in result.stderr

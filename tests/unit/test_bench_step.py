@@ -1,4 +1,4 @@
-"""The step bench: its contenders, what its rows hold, and that time is given to the right kind of operation. No speed is asserted."""
+"""Tests the step bench: its candidates, what its rows hold, and that time counts for the right category. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from tdformer.bench.candidates import CANDIDATES, network
 from tdformer.bench.ceilings import measure_ceilings
-from tdformer.bench.contenders import CONTENDERS, network
-from tdformer.bench.op_categories import optimizing, time_by_category
-from tdformer.bench.peak import peak_bytes
+from tdformer.bench.op_categories import optimizer_range, time_by_category
+from tdformer.bench.peak_memory import peak_bytes
 from tdformer.bench.reference import make_reference
 from tests.conftest import tdformer
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def printed() -> dict:
-    """Of the smallest networks, with the kernels that need no compiling."""
+    """The JSON that the command prints for the smallest networks, with the kernels that need no compiling."""
     sizes = ["--embed-dims", "64", "--image-size", "32", "--batch", "2", "--rounds", "2", "--kernels", "plain"]
     result = tdformer("bench", "step", *sizes, "--json")
     assert result.returncode == 0, result.stderr
@@ -29,17 +29,17 @@ def printed() -> dict:
 
 
 @pytest.mark.slow
-def test_all_contenders_are_measured_beside_the_peer(printed: dict) -> None:
+def test_all_candidates_are_measured_beside_the_reference(printed: dict) -> None:
     rows = {row["model"]: row for row in printed["rows"]}
-    assert tuple(rows) == CONTENDERS
+    assert tuple(rows) == CANDIDATES
     for row in rows.values():
         assert row["seconds_min"] <= row["seconds_per_step"] <= row["seconds_max"]
-        assert row["images_per_s"] == pytest.approx(row["batch"] / row["seconds_per_step"], rel=0.5)  # medians of two
+        assert row["images_per_s"] == pytest.approx(row["batch"] / row["seconds_per_step"], rel=0.5)  # Both are medians of two values.
         assert row["tflops"] == pytest.approx(row["gflops_per_image"] * row["images_per_s"] / 1e3)
         assert row["mfu"] == pytest.approx(row["tflops"] / printed["ceilings"]["matmul_tflops"])
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert row["peak_mb"] > row["batch"] * row["peak_mb_per_image"] > 0
-    assert rows["spikingjelly-qkformer"]["ratio_to_peer"] == 1
+    assert rows["spikingjelly-qkformer"]["ratio_to_reference"] == 1
     assert rows["tdformer-recompute"]["gflops_per_image"] == rows["tdformer"]["gflops_per_image"] > rows["backbone"]["gflops_per_image"]
     assert rows["tdformer-recompute"]["peak_mb_per_image"] < rows["tdformer"]["peak_mb_per_image"] / 2
 
@@ -59,22 +59,22 @@ def test_the_conditions_name_the_machine_and_what_was_run(printed: dict) -> None
         (["--embed-dims", "100"], "--embed-dims must be a multiple of 64, as heads have 64 channels, got 100"),
         (["--image-size", "40"], "--image-size must be a multiple of 16, the network's stride, got 40"),
         (["--time-steps", "3"], "time_steps must be a multiple of segments, got 3 time steps and 2 segments"),
-        (["--model", "resnet"], "the contenders are backbone, tdformer, spikingjelly-qkformer"),
+        (["--model", "resnet"], "the candidates are backbone, tdformer, spikingjelly-qkformer"),
         (["--device", "cuda"], "torch finds no CUDA device here"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_sentence(options: list[str], sentence: str) -> None:
+def test_wrong_options_are_errors_of_one_sentence(options: list[str], sentence: str) -> None:
     result = tdformer("bench", "step", *options, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_the_peer_is_of_the_same_size() -> None:
-    """But for biases: spikingjelly's patch convolutions have some, and its attention's maps are one."""
+def test_the_reference_has_the_same_size() -> None:
+    """The two differ in biases alone: the patch convolutions of spikingjelly have some, and its attention has one linear map for all."""
     config = network(384, 96, 4, 1)
-    own, peer = (sum(p.numel() for p in made.parameters()) for made in (_backbone(config), make_reference(config, 4)))
-    assert own == pytest.approx(peer, rel=0.001)
+    own, reference = (sum(p.numel() for p in made.parameters()) for made in (_backbone(config), make_reference(config, 4)))
+    assert own == pytest.approx(reference, rel=0.001)
 
 
 def _backbone(config) -> nn.Module:  # type: ignore[no-untyped-def]
@@ -83,14 +83,14 @@ def _backbone(config) -> nn.Module:  # type: ignore[no-untyped-def]
     return QKFormer(config.backbone, config.num_classes, config.time_steps)
 
 
-class Sleepy(nn.BatchNorm1d):
-    """Takes its time, in both directions."""
+class SlowBatchNorm(nn.BatchNorm1d):
+    """A BatchNorm that is slow in both passes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return Nap.apply(super().forward(x))
+        return Sleep.apply(super().forward(x))
 
 
-class Nap(torch.autograd.Function):
+class Sleep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
         time.sleep(0.03)
@@ -102,13 +102,13 @@ class Nap(torch.autograd.Function):
         return gradient
 
 
-def test_time_of_both_passes_is_given_to_the_kind_of_module_that_takes_it() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Sleepy(4), nn.ReLU())
+def test_time_of_both_passes_counts_for_the_category_of_the_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), SlowBatchNorm(4), nn.ReLU())
     x = torch.randn(8, 4)
 
     def step() -> None:
         model(x).sum().backward()
-        with optimizing():
+        with optimizer_range():
             time.sleep(0.01)
 
     step()

@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from tdformer.checkpoint import store
-from tdformer.checkpoint.store import CheckpointError, RetentionPolicy, Snapshot, TrainState
+from tdformer.checkpoint.format import Checkpoint, CheckpointError, check, load_optimizer, read_train_state
+from tdformer.checkpoint.store import RetentionPolicy
+from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.models.weights import WeightsError, load_exactly
+from tdformer.rundir.run_dir import RunDir
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
 
 def state(step: int) -> Snapshot:
@@ -19,145 +24,145 @@ def state(step: int) -> Snapshot:
     return Snapshot(TrainState(step=step, world_size=2), {"w": tensor}, {"exp_avg.w": tensor, "exp_avg_sq.w": tensor.clone()})
 
 
-def save(root: Path, step: int, *, is_best: bool = False, keep: RetentionPolicy | None = None) -> Path:
-    return store.save(root, state(step), "name: x\n", is_best=is_best, keep=keep or RetentionPolicy(last=2))
+def save(run_dir: RunDir, step: int, *, is_best: bool = False, retention: RetentionPolicy | None = None) -> Checkpoint:
+    return store.save(run_dir, state(step), "name: x\n", is_best=is_best, retention=retention or RetentionPolicy(last=2))
 
 
-def names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
+def names(run_dir: RunDir) -> list[str]:
+    return sorted(path.name for path in run_dir.checkpoints.iterdir())
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "checkpoints"
+def run_dir(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
 
 
-def test_what_is_saved_is_read_back(root: Path) -> None:
-    path = save(root, 7)
-    assert store.check(path) == TrainState(step=7, world_size=2)
-    assert store.find(root.parent) == store.find(root) == store.find(path) == path
-    assert torch.equal(store.load_optimizer(path)["exp_avg.w"], torch.full((3,), 7.0))
+def test_what_is_saved_is_read_back(run_dir: RunDir) -> None:
+    checkpoint = save(run_dir, 7)
+    assert check(checkpoint) == TrainState(step=7, world_size=2)
+    assert store.find(run_dir.path) == store.find(run_dir.checkpoints) == store.find(checkpoint.path) == checkpoint
+    assert torch.equal(load_optimizer(checkpoint)["exp_avg.w"], torch.full((3,), 7.0))
 
 
-def test_the_last_ones_and_the_best_one_are_kept(root: Path) -> None:
+def test_the_last_ones_and_the_best_one_are_kept(run_dir: RunDir) -> None:
     for step in range(1, 6):
-        save(root, step, is_best=step == 2)
-    assert sorted(path.name for path in root.glob("step-*")) == ["step-00000002", "step-00000004", "step-00000005"]
-    assert store.find(root, "best").name == "step-00000002"
-    assert store.find(root).name == "step-00000005"
+        save(run_dir, step, is_best=step == 2)
+    assert sorted(path.name for path in run_dir.checkpoints.glob("step-*")) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert store.find(run_dir.path, "best").name == "step-00000002"
+    assert store.find(run_dir.path).name == "step-00000005"
 
 
-def test_saving_a_step_again_replaces_it_and_leaves_no_partial_folder(root: Path) -> None:
-    (root / ".partial-step-00000003").mkdir(parents=True)
-    save(root, 3)
-    save(root, 3, is_best=True)
-    assert names(root) == ["best", "latest", "step-00000003"]
+def test_saving_a_step_again_replaces_it_and_leaves_no_partial_folder(run_dir: RunDir) -> None:
+    (run_dir.checkpoints / ".partial-step-00000003").mkdir(parents=True)
+    save(run_dir, 3)
+    save(run_dir, 3, is_best=True)
+    assert names(run_dir) == ["best", "latest", "step-00000003"]
 
 
-def test_every_nth_is_kept(root: Path) -> None:
+def test_every_nth_is_kept(run_dir: RunDir) -> None:
     for step in range(1, 10):
-        save(root, step, keep=RetentionPolicy(last=1, every=3))
-    assert names(root) == ["latest", "step-00000003", "step-00000006", "step-00000009"]
+        save(run_dir, step, retention=RetentionPolicy(last=1, every=3))
+    assert names(run_dir) == ["latest", "step-00000003", "step-00000006", "step-00000009"]
 
 
-def test_a_crash_while_a_step_is_saved_again_loses_neither(root: Path) -> None:
-    """Between the two renames the old one has a hidden name; a start gives it back its own."""
-    path = save(root, 3)
-    path.rename(root / ".replaced-step-00000003")
-    assert store.latest_valid(root.parent)[0] == path
-    assert names(root) == ["latest", "step-00000003"]
+def test_a_crash_while_a_step_is_saved_again_loses_neither(run_dir: RunDir) -> None:
+    """The old checkpoint has a hidden name between the two renames. The next start gives it its name back."""
+    checkpoint = save(run_dir, 3)
+    checkpoint.path.rename(run_dir.checkpoints / ".replaced-step-00000003")
+    assert store.latest_valid(run_dir)[0] == checkpoint
+    assert names(run_dir) == ["latest", "step-00000003"]
 
 
-def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_ones_are_named(root: Path) -> None:
+def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_ones_are_named(run_dir: RunDir) -> None:
     for step in (1, 2, 3):
-        save(root, step, keep=RetentionPolicy(last=3))
-    (root / "step-00000003" / store.MODEL).write_bytes(b"")
-    (root / "step-00000002" / store.MANIFEST).unlink()
-    checkpoint, train_state, told = store.latest_valid(root.parent)
+        save(run_dir, step, retention=RetentionPolicy(last=3))
+    Checkpoint.of_step(run_dir.checkpoints, 3).model.write_bytes(b"")
+    Checkpoint.of_step(run_dir.checkpoints, 2).manifest.unlink()
+    checkpoint, train_state, told = store.latest_valid(run_dir)
     assert (checkpoint.name, train_state.step) == ("step-00000001", 1)
     assert ["step-00000003 is damaged" in told[0], "step-00000002 is incomplete" in told[1]] == [True, True]
 
 
-def test_a_run_goes_back_to_the_checkpoint_that_latest_names(root: Path) -> None:
+def test_a_run_goes_back_to_the_checkpoint_that_latest_names(run_dir: RunDir) -> None:
     for step in (1, 2, 3):
-        save(root, step, keep=RetentionPolicy(last=3))
-    (root / store.LATEST).write_text("step-00000002\n")
-    assert store.latest_valid(root.parent)[0].name == "step-00000002"
+        save(run_dir, step, retention=RetentionPolicy(last=3))
+    run_dir.latest.write_text("step-00000002\n")
+    assert store.latest_valid(run_dir)[0].name == "step-00000002"
 
 
 @pytest.mark.parametrize("latest", ["", "../elsewhere", "step-00000009\n", None])
-def test_a_lost_pointer_loses_no_checkpoint(root: Path, latest: str | None) -> None:
-    save(root, 4)
+def test_a_lost_pointer_loses_no_checkpoint(run_dir: RunDir, latest: str | None) -> None:
+    save(run_dir, 4)
     if latest is None:
-        (root / store.LATEST).unlink()
+        run_dir.latest.unlink()
     else:
-        (root / store.LATEST).write_text(latest)
-    checkpoint, _, told = store.latest_valid(root.parent)
+        run_dir.latest.write_text(latest)
+    checkpoint, _, told = store.latest_valid(run_dir)
     assert (checkpoint.name, len(told)) == ("step-00000004", 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff../../etc", b"step-00000001"])
-def test_a_damaged_pointer_to_the_best_one_is_written_anew(root: Path, content: bytes) -> None:
-    save(root, 1)
-    save(root, 2, is_best=True)
-    (root / "best").write_bytes(content)
-    assert store.latest_valid(root.parent)[1].step == 2
-    assert store.find(root, "best").name == "step-00000002"
-    (root / "best").write_bytes(content)
-    save(root, 3)
-    assert store.find(root).name == "step-00000003"
+def test_a_damaged_pointer_to_the_best_one_is_written_anew(run_dir: RunDir, content: bytes) -> None:
+    save(run_dir, 1)
+    save(run_dir, 2, is_best=True)
+    (run_dir.checkpoints / "best").write_bytes(content)
+    assert store.latest_valid(run_dir)[1].step == 2
+    assert store.find(run_dir.path, "best").name == "step-00000002"
+    (run_dir.checkpoints / "best").write_bytes(content)
+    save(run_dir, 3)
+    assert store.find(run_dir.path).name == "step-00000003"
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(root: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(run_dir: RunDir) -> None:
     for step in (1, 2):
-        (save(root, step) / store.OPTIMIZER).unlink()
-    assert store.has_any(root.parent)
+        save(run_dir, step).optimizer.unlink()
+    assert store.has_any(run_dir)
     with pytest.raises(CheckpointError, match=r"no checkpoint of .*run is whole; restore one .*optimizer\.safetensors is missing"):
-        store.latest_valid(root.parent)
+        store.latest_valid(run_dir)
 
 
-@pytest.mark.parametrize("name", [*store.TENSOR_FILES, store.STATE, store.CONFIG, store.MANIFEST])
-def test_a_missing_file_is_named_with_the_remedy(root: Path, name: str) -> None:
-    save(root, 1)
-    path = save(root, 2)
-    (path / name).unlink()
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_missing_file_is_named_with_the_remedy(run_dir: RunDir, name: str) -> None:
+    save(run_dir, 1)
+    checkpoint = save(run_dir, 2)
+    (checkpoint.path / name).unlink()
     with pytest.raises(CheckpointError, match=rf"step-00000002 is incomplete: .*{name}.* go on from step-00000001"):
-        store.check(path)
+        check(checkpoint)
 
 
-@pytest.mark.parametrize("name", [*store.TENSOR_FILES, store.STATE, store.CONFIG])
-def test_a_truncated_or_flipped_file_is_named(root: Path, name: str) -> None:
-    path = save(root, 2)
-    whole = (path / name).read_bytes()
-    (path / name).write_bytes(whole[:-1])
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_or_flipped_file_is_named(run_dir: RunDir, name: str) -> None:
+    checkpoint = save(run_dir, 2)
+    whole = (checkpoint.path / name).read_bytes()
+    (checkpoint.path / name).write_bytes(whole[:-1])
     with pytest.raises(CheckpointError, match=f"{name} has {len(whole) - 1} bytes instead of {len(whole)}.* No other checkpoint"):
-        store.check(path)
-    (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        check(checkpoint)
+    (checkpoint.path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=f"{name} does not match its SHA-256"):
-        store.check(path)
+        check(checkpoint)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"files": {}}', '{"files": {"model.safetensors": 3}}'])
-def test_a_damaged_manifest_is_told(root: Path, text: str) -> None:
-    path = save(root, 2)
-    (path / store.MANIFEST).write_text(text)
+def test_a_damaged_manifest_is_told(run_dir: RunDir, text: str) -> None:
+    checkpoint = save(run_dir, 2)
+    checkpoint.manifest.write_text(text)
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
-        store.check(path)
+        check(checkpoint)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 2, "step": "many"}', '{"version": 2, "classes": 3}', "[" * 100_000])
-def test_a_position_that_is_none_is_told(root: Path, text: str) -> None:
-    path = save(root, 2)
-    (path / store.STATE).write_text(text)
+def test_a_position_that_is_none_is_told(run_dir: RunDir, text: str) -> None:
+    checkpoint = save(run_dir, 2)
+    checkpoint.state.write_text(text)
     with pytest.raises(CheckpointError, match=r"is damaged: its state\.json cannot be read"):
-        store.read_position(path)
+        read_train_state(checkpoint)
 
 
-def test_another_format_version_is_told(root: Path) -> None:
-    path = save(root, 2)
-    (path / store.STATE).write_text(json.dumps({"version": 99}))
+def test_another_format_version_is_told(run_dir: RunDir) -> None:
+    checkpoint = save(run_dir, 2)
+    checkpoint.state.write_text(json.dumps({"version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
-        store.read_position(path)
+        read_train_state(checkpoint)
 
 
 def test_a_folder_without_checkpoints_is_told(tmp_path: Path) -> None:

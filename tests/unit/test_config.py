@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tdformer.config.yaml_io import ConfigError, differences, dump_config, flatten, load_config, read_yaml
+from tdformer.config.dotted_keys import differences, flatten
+from tdformer.config.yaml_io import ConfigError, dump_config, load_config, read_yaml
 from tests.conftest import REPOSITORY
 
 MINIMAL = {"name": "x", "data": {"train": "a", "val": "b"}}

@@ -1,4 +1,4 @@
-"""What is stated of FFCV's file format and decoder agrees with the installed package."""
+"""Tests that our description of FFCV's file format, and our use of its decoder, agree with the installed package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_stated_types_are_the_packages() -> None:
     from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType, get_metadata_type
 
     def layout(dtype: np.dtype) -> list[tuple[int, int]]:
-        """(offset, bytes) of each column: names differ."""
+        """List (offset, bytes) of each column. The names differ, so they are not compared."""
         return [(dtype.fields[name][1], dtype.fields[name][0].itemsize) for name in dtype.names]
 
     rows = get_metadata_type([RGBImageField(), IntField()])
@@ -68,13 +68,13 @@ def test_a_jpeg_that_is_cut_off_anywhere_is_refused() -> None:
 
 
 def test_reading_imports_neither_ffcv_nor_numba_and_keeps_torchs_threads() -> None:
-    """Either would cost each loader process seconds; FFCV's import sets the threads to 1."""
+    """Importing either costs each loader process seconds, and FFCV sets torch's number of threads to 1."""
     program = """
 import io, sys, torch, numpy as np
 torch.set_num_threads(2)
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.formats.turbojpeg import decode_jpeg, need_ffcv
-need_ffcv()
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.formats.turbojpeg import decode_jpeg, require_ffcv
+require_ffcv()
 assert torch.get_num_threads() == 2 and not {"ffcv", "numba"} & sys.modules.keys(), sorted(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Shards that others wrote: indexed where they lie, they train like our own; every difficulty is told in one sentence."""
+"""Tests the indexing of shards that others wrote: they train like ours, and every mistake gives an error of one sentence."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ from typer.testing import CliRunner
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.manifest import MANIFEST, read_manifest
-from data_pipelines.formats.wds_shards import scan_tar, split_name
+from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.formats.manifest_reader import read_manifest
+from data_pipelines.formats.wds_scanner import scan_tar, split_name
 from data_pipelines.loading.dataloader import train_batches, train_sampler
-from data_pipelines.loading.dataset import Cache, DataSet, open_set
-from data_pipelines.prepare.indexing import Indexed, index_shards, read_classes, state_of
-from data_pipelines.prepare.journal import working_folder
-from data_pipelines.prepare.shard_lists import ShardList, find_shards
-from data_pipelines.prepare.verify import Check, verify
-from data_pipelines.storage import urls
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.class_names import read_class_names
+from data_pipelines.prepare.index_shards import IndexResult, index_shards, preview_indexing
+from data_pipelines.prepare.shard_list import ShardList, find_shards
+from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
+from data_pipelines.prepare.working_folder import working_folder
+from data_pipelines.storage import remote_files
+from data_pipelines.storage.cache_folder import CacheFolder
 from launch.cli import app
 from tests.conftest import REPOSITORY, stored, tdformer, write_config
 from tests.unit.conftest import MemorySource, contents, keys_of, noise_png, noise_sample
@@ -46,13 +50,13 @@ from tests.unit.test_shard_cache import Server, cut_off, damaged, endless, slow,
 SAMPLES, PER_SHARD, CLASSES = 23, 5, 3
 NAMES = [f"set-{number:04d}.tar" for number in range(5)]
 NOTATION = "set-{0000..0004}.tar"
-THOROUGH = Check(hashes=True, all_images=True)
+THOROUGH = VerifyOptions(hashes=True, all_images=True)
 
 Members = list[tuple[str, bytes]]
 
 
 def refusal(action: Callable[[], object], *mentions: object) -> str:
-    """The one sentence of the UserError that an action raises."""
+    """Check that an action raises a UserError of one line that mentions all of `mentions`, and return its text."""
     with pytest.raises(UserError) as caught:
         action()
     text = str(caught.value)
@@ -62,7 +66,7 @@ def refusal(action: Callable[[], object], *mentions: object) -> str:
 
 
 def write_foreign(folder: Path, samples: int = SAMPLES, per_shard: int = PER_SHARD) -> Path:
-    """As published sets are: WebDataset's own writer, with members besides image and class."""
+    """Write shards with WebDataset's own writer, with more members than image and class, as published data sets have."""
     folder.mkdir(parents=True)
     with webdataset.ShardWriter(str(folder / "set-%04d.tar"), maxcount=per_shard, verbose=0) as writer:
         for number in range(samples):
@@ -95,7 +99,7 @@ def everything(data: DataSet) -> list[tuple[str, int, bytes]]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """The shards from which `tars` is copied. No test may change them."""
     return write_foreign(tmp_path_factory.mktemp("foreign") / "tars")
 
 
@@ -110,8 +114,8 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache", 10**9)
+def cache(tmp_path: Path) -> CacheFolder:
+    return CacheFolder(tmp_path / "cache", 10**9)
 
 
 @contextmanager
@@ -130,32 +134,34 @@ def serving(folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def web(tars: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(urls, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(remote_files, "RETRY_PAUSES", (0.01, 0.01))
     with serving(tars) as server:
         yield server
 
 
-def index(text: object, folder: Path, classes: list[str] | None = None, **options: Any) -> Indexed:
+def index(text: object, folder: Path, classes: list[str] | None = None, **options: Any) -> IndexResult:
     return index_shards(find_shards(str(text)), folder, classes, **options)
 
 
 # --- the samples -------------------------------------------------------------------------------------------
 
 
-def test_what_webdataset_wrote_is_read_as_webdataset_reads_it(tars: Path, out: Path, web: Server, cache: Cache, tmp_path: Path) -> None:
+def test_what_webdataset_wrote_is_read_as_webdataset_reads_it(
+    tars: Path, out: Path, web: Server, cache: CacheFolder, tmp_path: Path
+) -> None:
     before = contents(tars)
-    assert index(tars, out) == Indexed(SAMPLES, CLASSES, kept=0)
-    assert index(f"{web.url}/{NOTATION}", tmp_path / "remote") == Indexed(SAMPLES, CLASSES, kept=0)
+    assert index(tars, out) == IndexResult(SAMPLES, CLASSES, resumed=0)
+    assert index(f"{web.url}/{NOTATION}", tmp_path / "remote") == IndexResult(SAMPLES, CLASSES, resumed=0)
     expected = []
     for sample in webdataset.WebDataset([str(tars / name) for name in NAMES], shardshuffle=False):
         expected.append((sample["__key__"], int(sample["cls"]), sample.get("png") or sample["jpeg"]))
-    here, there = open_set(out), open_set(tmp_path / "remote", cache)
+    here, there = open_dataset(out), open_dataset(tmp_path / "remote", cache)
     assert everything(here) == everything(there) == expected
     assert [np.asarray(here.read(number)).shape for number in (0, 22)] == [(20, 20, 3)] * 2
     assert here.digest() == there.digest() == here.manifest.digest
     assert here.manifest.blocks == [5, 5, 5, 5, 3]
     assert here.classes == ["0", "1", "2"]
-    assert (here.streams, there.streams) == (False, True)
+    assert (here.is_streamed, there.is_streamed) == (False, True)
     assert contents(tars) == before
     for folder in (out, tmp_path / "remote"):
         assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["index", MANIFEST]
@@ -177,23 +183,25 @@ def test_any_samples_that_webdataset_packs_are_read_back(
             other = {"txt": b"x", "seg.png": b"y", "npy": b"z"} if more else {}
             writer.write({"__key__": key, extension: image, "cls": str(label).encode(), **other})
     index(f"{folder}/tars/x-{{0..{len(list((folder / 'tars').iterdir())) - 1}}}.tar", folder / "out")
-    assert everything(open_set(folder / "out")) == [(key, label, image) for key, (_, label, image, _) in samples]
+    assert everything(open_dataset(folder / "out")) == [(key, label, image) for key, (_, label, image, _) in samples]
 
 
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
-def test_micro_batches_are_the_same_from_anywhere(tars: Path, out: Path, web: Server, cache: Cache, tmp_path: Path, shuffle: str) -> None:
+def test_micro_batches_are_the_same_from_anywhere(
+    tars: Path, out: Path, web: Server, cache: CacheFolder, tmp_path: Path, shuffle: str
+) -> None:
     index(tars, out)
     index(f"{web.url}/{NOTATION}", tmp_path / "remote")
-    shutil.copytree(tars, tmp_path / "own")  # as if `data prepare` had written it: the shards beside the manifest
+    shutil.copytree(tars, tmp_path / "own")  # now the shards are beside the manifest, as `data prepare` writes them
     manifest = json.loads((out / MANIFEST).read_text()) | {"version": 2}
     del manifest["shards_at"]
     (tmp_path / "own" / MANIFEST).write_text(json.dumps(manifest))
     config = DataConfig(train="t", val="v", image_size=16, workers=0, shuffle=shuffle, shuffle_window=2)  # type: ignore[arg-type]
     runs = []
     for folder in (out, tmp_path / "remote", tmp_path / "own"):
-        data = open_set(folder, cache)
-        order = train_sampler(config, data, 1, global_batch=6, micro_batch=3, rank=0, world_size=1)
-        runs.append(list(train_batches(config, data, order, 0, 6)))
+        data = open_dataset(folder, cache)
+        sampler = train_sampler(config, data, 1, global_batch=6, micro_batch=3, rank=0, world_size=1)
+        runs.append(list(train_batches(config, data, sampler, 0, 6)))
     for batches in runs[1:]:
         for left, right in zip(runs[0], batches, strict=True):
             assert left.keys == right.keys
@@ -269,7 +277,7 @@ def test_a_list_that_names_no_set_of_shards_is_refused(tmp_path: Path, lines: st
     refusal(lambda: find_shards(str(tmp_path / "list.txt")), says)
 
 
-def test_shards_that_are_not_there_are_told_before_anything_is_read(tars: Path, out: Path) -> None:
+def test_shards_that_are_not_there_are_reported_before_anything_is_read(tars: Path, out: Path) -> None:
     (tars / "empty").mkdir()
     refusal(lambda: find_shards(str(tars / "empty")), "no .tar file")
     refusal(lambda: find_shards(str(tars / "no.txt")), "cannot be read")
@@ -312,7 +320,7 @@ def test_a_bad_sample_is_named(tars: Path, out: Path, web: Server, remote: bool,
     refusal(lambda: index(f"{place}/{NOTATION}", out), f"{place}/{NAMES[3]}", "give the command again", *mentions)
     assert not (out / MANIFEST).exists()
     write_members(path, members_of(path)[: -len(added)])
-    assert index(f"{place}/{NOTATION}", out) == Indexed(SAMPLES, CLASSES, kept=15)
+    assert index(f"{place}/{NOTATION}", out) == IndexResult(SAMPLES, CLASSES, resumed=15)
     assert len(contents(out)) == 2
 
 
@@ -331,7 +339,7 @@ def test_what_is_no_shard_is_named(tars: Path, out: Path, content: bytes, says: 
     refusal(lambda: index(tars, out), tars / NAMES[1], says)
 
 
-def test_a_shard_cut_off_anywhere_is_told(tars: Path) -> None:
+def test_a_shard_cut_off_anywhere_is_reported(tars: Path) -> None:
     path = tars / NAMES[0]
     whole = path.read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
@@ -348,10 +356,10 @@ def told(path: Path) -> str:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**13), st.integers(0, 255)), max_size=6), st.booleans())
-def test_damage_is_told_in_one_sentence_or_changes_no_header(
+def test_damage_is_reported_in_one_sentence_or_changes_no_header(
     original: Path, tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], mend: bool
 ) -> None:
-    """Also where the headers' checksums are right, as an attacker's would be."""
+    """An attacker can make the checksum of a changed header right, so that is tried too."""
     path = tmp_path_factory.mktemp("damaged") / "x.tar"
     content = bytearray((original / NAMES[0]).read_bytes())
     for position, byte in changes:
@@ -369,7 +377,7 @@ def test_damage_is_told_in_one_sentence_or_changes_no_header(
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE])
 @pytest.mark.parametrize("size", [-512, -(2**40), 2**40, 2**62])
 def test_a_header_with_an_impossible_size_ends_the_reading(tmp_path: Path, kind: bytes, size: int) -> None:
-    """A negative one would lead tarfile back to the same header for ever."""
+    """A negative size would lead tarfile back to the same header for ever."""
     info = tarfile.TarInfo("a.jpg")
     info.type, info.size = kind, size
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 3 + bytes(1024))
@@ -387,7 +395,7 @@ def test_only_files_are_samples(tmp_path: Path, kind: bytes) -> None:
     refusal(lambda: scan_tar(tmp_path / "x.tar", "mend it"), "sample a in", "lacks its image")
 
 
-def test_the_same_key_in_two_shards_is_told(tars: Path, out: Path) -> None:
+def test_the_same_key_in_two_shards_is_reported(tars: Path, out: Path) -> None:
     write_members(tars / NAMES[3], [*members_of(tars / NAMES[3]), ("n001_1.jpg", b"x"), ("n001_1.cls", b"1")])
     refusal(lambda: index(tars, out), tars / NAMES[0], tars / NAMES[3], "n001_1", f"remove {out}")
     assert not (out / MANIFEST).exists()
@@ -398,10 +406,10 @@ def test_the_same_key_in_two_shards_is_told(tars: Path, out: Path) -> None:
 
 def test_classes_get_the_names_of_a_file(tars: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("\ufefftench, Tinca\r\ncrane\ncrane\nkite\n\n", encoding="utf-8")
-    names = read_classes(tmp_path / "classes.txt")
+    names = read_class_names(tmp_path / "classes.txt")
     assert names == ["tench, Tinca", "crane", "crane", "kite"]
     assert index(tars, out, names).classes == 4
-    assert open_set(out).classes == names
+    assert open_dataset(out).classes == names
 
 
 def test_a_label_that_no_class_has_is_named(tars: Path, out: Path) -> None:
@@ -411,15 +419,15 @@ def test_a_label_that_no_class_has_is_named(tars: Path, out: Path) -> None:
 @pytest.mark.parametrize(("text", "says"), [("", "line 1"), ("a\n\nb\n", "line 2"), ("\xff", "no UTF-8")])
 def test_a_file_that_names_no_classes_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "classes.txt").write_text(text, encoding="latin-1")
-    refusal(lambda: read_classes(tmp_path / "classes.txt"), tmp_path / "classes.txt", says)
-    refusal(lambda: read_classes(tmp_path), "cannot be read")
+    refusal(lambda: read_class_names(tmp_path / "classes.txt"), tmp_path / "classes.txt", says)
+    refusal(lambda: read_class_names(tmp_path), "cannot be read")
 
 
 # --- where it is written -----------------------------------------------------------------------------------
 
 
 def test_what_is_written_lies_apart_from_the_shards(tars: Path, tmp_path: Path) -> None:
-    """Else the advice to remove OUT would be harmful."""
+    """Messages may advise to remove OUT. If the shards were in it, that would destroy them."""
     (tmp_path / "linked").symlink_to(tars)
     (tmp_path / "links").mkdir()
     for name in NAMES:
@@ -439,17 +447,17 @@ def test_a_folder_that_holds_something_is_refused(tars: Path, out: Path, name: s
     out.mkdir()
     (out / name).write_text("precious")
     refusal(lambda: index(tars, out), out, name, "choose a new folder")
-    refusal(lambda: state_of(find_shards(str(tars)), out), out, name)
+    refusal(lambda: preview_indexing(find_shards(str(tars)), out), out, name)
     assert contents(out) == {name: b"precious"}
 
 
 def test_a_set_that_is_there_is_left_alone(tars: Path, out: Path, tmp_path: Path) -> None:
     shards = find_shards(str(tars))
-    assert state_of(shards, out) == "would be indexed"
+    assert preview_indexing(shards, out) == "would be indexed"
     index(tars, out)
     before = contents(out)
-    assert state_of(shards, out) == "already there"
-    assert index(tars, out) == Indexed(SAMPLES, CLASSES, kept=SAMPLES, already_there=True)
+    assert preview_indexing(shards, out) == "already there"
+    assert index(tars, out) == IndexResult(SAMPLES, CLASSES, resumed=SAMPLES, already_there=True)
     shutil.copytree(tars, tmp_path / "elsewhere")
     for action, difference in [
         (lambda: index(tmp_path / "elsewhere", out), f"lie at {tars}"),
@@ -486,12 +494,12 @@ def test_an_interrupted_indexing_goes_on(tars: Path, out: Path, web: Server, tmp
     text = f"{web.url}/{NOTATION}"
     with pytest.raises(Interruption):
         index(text, out, progress=interrupted_after(2))
-    refusal(lambda: open_set(out), out, "its indexing was cut short", "give the same `tdformer data index` again")
-    assert state_of(find_shards(text), out) == "would go on"
+    refusal(lambda: open_dataset(out), out, "its indexing was cut short", "give the same `tdformer data index` again")
+    assert preview_indexing(find_shards(text), out) == "would go on"
     refusal(lambda: index(tars, out), out, "was begun otherwise", f"shards_at {web.url}")
     refusal(lambda: index(text, out, ["a", "b", "c"]), out, "was begun otherwise", "other classes")
     (out / ".unfinished" / "1-000003.tar").write_bytes(b"what a kill left behind")
-    assert index(text, out).kept == 2 * PER_SHARD
+    assert index(text, out).resumed == 2 * PER_SHARD
     assert web.requests == dict.fromkeys(NAMES, 1)
     index(text, tmp_path / "at_once")
     assert contents(out) == contents(tmp_path / "at_once")
@@ -508,8 +516,8 @@ def test_a_shard_that_changed_since_it_was_read_is_read_again(tars: Path, out: P
         os.utime(path, ns=(1, 1))
     else:
         (work / f"part-000001.{'json' if change == 'record' else 'npy'}").write_bytes(b"{")
-    assert index(tars, out).kept == 3 * PER_SHARD
-    assert verify(out, THOROUGH) == []
+    assert index(tars, out).resumed == 3 * PER_SHARD
+    assert verify_dataset(out, THOROUGH) == []
 
 
 def test_one_process_at_a_time(tars: Path, out: Path) -> None:
@@ -534,7 +542,7 @@ def test_a_killed_indexing_goes_on(out: Path, web: Server, tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (out / MANIFEST).exists()
-    assert index(f"{web.url}/{NOTATION}", out).kept >= PER_SHARD
+    assert index(f"{web.url}/{NOTATION}", out).resumed >= PER_SHARD
     index(f"{web.url}/{NOTATION}", tmp_path / "at_once")
     assert contents(out) == contents(tmp_path / "at_once")
 
@@ -543,31 +551,31 @@ def test_a_killed_indexing_goes_on(out: Path, web: Server, tmp_path: Path) -> No
 
 
 def assert_harmless(text: str, tars: Path, out: Path) -> None:
-    """The remedy fits, and costs nobody his shards."""
+    """Follow the advice of a message, and check that it repairs the set and that no shard is lost."""
     assert "index it again" in text
     assert "prepare" not in text
     assert f"remove {out} " in text
     assert f"remove {tars}" not in text
 
 
-def test_a_shard_that_changed_its_size_is_told(tars: Path, out: Path) -> None:
+def test_a_shard_that_changed_its_size_is_reported(tars: Path, out: Path) -> None:
     index(tars, out)
     write_members(tars / NAMES[2], members_of(tars / NAMES[2]) * 9)
-    for action in (lambda: open_set(out), lambda: index(tars, out)):
+    for action in (lambda: open_dataset(out), lambda: index(tars, out)):
         assert_harmless(refusal(action, tars / NAMES[2], "was changed"), tars, out)
-    assert_harmless(verify(out)[0], tars, out)
+    assert_harmless(verify_dataset(out)[0], tars, out)
     (tars / NAMES[2]).unlink()
-    assert_harmless(refusal(lambda: open_set(out), tars / NAMES[2], "is missing"), tars, out)
+    assert_harmless(refusal(lambda: open_dataset(out), tars / NAMES[2], "is missing"), tars, out)
 
 
 def test_other_damage_is_found_by_verify(tars: Path, out: Path) -> None:
     index(tars, out)
-    data, path = open_set(out), tars / NAMES[0]
+    data, path = open_dataset(out), tars / NAMES[0]
     content = bytearray(path.read_bytes())
     content[int(data.index["offset"][1])] ^= 0xFF
     path.write_bytes(content)
-    assert len(verify(out, Check())) == 1  # all of so few images are decoded
-    (changed,) = verify(out, THOROUGH)
+    assert len(verify_dataset(out, VerifyOptions())) == 1  # a set as small as this has all its images decoded
+    (changed,) = verify_dataset(out, THOROUGH)
     assert_harmless(changed, tars, out)
     assert f"{path} does not match its SHA-256" in changed
     refusal(lambda: data.read(1), f"sample n001_1 in {path}", "decoded", f"mend or remove it in its shard, remove {out} and index it again")
@@ -575,40 +583,40 @@ def test_other_damage_is_found_by_verify(tars: Path, out: Path) -> None:
 
 def test_a_lost_index_is_made_again(tars: Path, out: Path) -> None:
     index(tars, out)
-    before, kept = contents(out), everything(open_set(out))
+    before, read_before = contents(out), everything(open_dataset(out))
     (file,) = out.glob("index-*.npy")
     file.unlink()
-    assert everything(open_set(out)) == kept
+    assert everything(open_dataset(out)) == read_before
     assert contents(out) == before
 
 
-def test_a_lost_index_of_remote_shards_is_told(out: Path, web: Server, cache: Cache, tars: Path) -> None:
+def test_a_lost_index_of_remote_shards_is_reported(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
     index(f"{web.url}/{NOTATION}", out)
     (file,) = out.glob("index-*.npy")
     file.write_bytes(b"")
-    assert_harmless(refusal(lambda: open_set(out, cache), out, "lacks the index file"), tars, out)
+    assert_harmless(refusal(lambda: open_dataset(out, cache), out, "lacks the index file"), tars, out)
 
 
 # --- shards at a URL ---------------------------------------------------------------------------------------
 
 
-def test_a_remote_shard_that_is_missing_is_told_and_what_was_read_is_kept(tars: Path, out: Path, web: Server) -> None:
+def test_a_remote_shard_that_is_missing_is_reported_and_what_was_read_is_kept(tars: Path, out: Path, web: Server) -> None:
     refusal(lambda: index(f"{web.url}/set-{{0000..0005}}.tar", out), f"{web.url}/set-0005.tar", "not found")
     assert len(list(out.glob(".unfinished/part-*.json"))) == 5
     assert list(out.glob(".unfinished/*.tar")) == []
 
 
-def test_a_download_that_breaks_off_is_tried_again_or_told(out: Path, web: Server, tars: Path) -> None:
+def test_a_download_that_breaks_off_is_tried_again_or_reported(out: Path, web: Server, tars: Path) -> None:
     web.answers[NAMES[0]] = [cut_off]
     refusal(lambda: index(f"{web.url}/{NOTATION}", out), f"{web.url}/{NAMES[0]}", "cannot be read")
     assert web.requests[NAMES[0]] == 3
     web.answers[NAMES[0]] = [cut_off, partial(status, 503), lambda request, data: status(200, request, data)]
-    assert index(f"{web.url}/{NOTATION}", out) == Indexed(SAMPLES, CLASSES, kept=0)
+    assert index(f"{web.url}/{NOTATION}", out) == IndexResult(SAMPLES, CLASSES, resumed=0)
 
 
-def test_a_remote_shard_that_changed_since_is_told(out: Path, web: Server, cache: Cache, tars: Path) -> None:
+def test_a_remote_shard_that_changed_since_is_reported(out: Path, web: Server, cache: CacheFolder, tars: Path) -> None:
     index(f"{web.url}/{NOTATION}", out)
-    data = open_set(out, cache)
+    data = open_dataset(out, cache)
     for answer, says in ((damaged, "SHA-256"), (endless, "more than"), (partial(status, 404), "not found")):
         web.answers[NAMES[0]] = [answer]
         text = refusal(lambda: data.read(0), f"{web.url}/{NAMES[0]}", says)
@@ -617,13 +625,13 @@ def test_a_remote_shard_that_changed_since_is_told(out: Path, web: Server, cache
 
 def test_remote_shards_need_a_cache(out: Path, web: Server) -> None:
     index(f"{web.url}/{NOTATION}", out)
-    refusal(lambda: open_set(out), web.url, "shard cache")
-    refusal(lambda: verify(out), web.url, out, "verify reads local ones")
+    refusal(lambda: open_dataset(out), web.url, "shard cache")
+    refusal(lambda: verify_dataset(out), web.url, out, "verify reads local ones")
 
 
-def test_a_file_url_is_indexed(tars: Path, out: Path, cache: Cache) -> None:
+def test_a_file_url_is_indexed(tars: Path, out: Path, cache: CacheFolder) -> None:
     index(f"file://{tars}/{NOTATION}", out)
-    assert len({key for key, *_ in everything(open_set(out, cache))}) == SAMPLES
+    assert len({key for key, *_ in everything(open_dataset(out, cache))}) == SAMPLES
 
 
 # --- the manifest ------------------------------------------------------------------------------------------
@@ -639,26 +647,26 @@ def test_own_sets_are_written_and_read_as_before(shared_folder: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["pipe:cat /etc/passwd", "memory://x", "tars", "../tars", "", 3, ["/"], "https://me:SECRET@host/x", "http::///x", "\n/x"]
 )
-def test_a_manifest_cannot_lead_to_what_executes_or_nowhere(tars: Path, out: Path, cache: Cache, place: object) -> None:
+def test_a_manifest_cannot_lead_to_what_executes_or_nowhere(tars: Path, out: Path, cache: CacheFolder, place: object) -> None:
     index(tars, out)
     manifest = json.loads((out / MANIFEST).read_text())
     (out / MANIFEST).write_text(json.dumps(manifest | {"shards_at": place}))
-    assert "SECRET" not in refusal(lambda: open_set(out, cache), out / MANIFEST)
+    assert "SECRET" not in refusal(lambda: open_dataset(out, cache), out / MANIFEST)
 
 
-def test_a_remote_manifest_cannot_point_elsewhere(tars: Path, out: Path, cache: Cache, web: Server) -> None:
+def test_a_remote_manifest_cannot_point_elsewhere(tars: Path, out: Path, cache: CacheFolder, web: Server) -> None:
     index(tars, out)
     for path in out.iterdir():
         shutil.copy(path, tars)
     for place in (str(tars), "/etc", web.url, "pipe:cat x"):
         manifest = json.loads((out / MANIFEST).read_text())
         (tars / MANIFEST).write_text(json.dumps(manifest | {"shards_at": place}))
-        refusal(lambda: open_set(web.url, cache), web.url, "shards_at" if place.startswith("x") else place)
-    assert not cache.folder.exists()
+        refusal(lambda: open_dataset(web.url, cache), web.url, "shards_at" if place.startswith("x") else place)
+    assert not cache.path.exists()
 
 
 def test_training_on_shards_that_are_not_indexed_says_how(tars: Path) -> None:
-    refusal(lambda: open_set(tars), tars, "has no manifest.json", f"tdformer data index {tars} OUT")
+    refusal(lambda: open_dataset(tars), tars, "has no manifest.json", f"tdformer data index {tars} OUT")
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -683,7 +691,7 @@ def test_the_command(tars: Path, out: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_on_indexed_shards(tars: Path, out: Path, web: Server, run_config: dict, tmp_path: Path) -> None:
-    """Training from a URL, validation from a folder; then what a user gets wrong."""
+    """Train from a URL, and validate from a folder. Then try the mistakes that a user may make."""
     for text, folder in ((f"{web.url}/{NOTATION}", out), (tars, tmp_path / "val")):
         indexed = tdformer("data", "index", text, folder)
         assert indexed.returncode == 0, indexed.stderr
@@ -699,4 +707,4 @@ def test_training_on_indexed_shards(tars: Path, out: Path, web: Server, run_conf
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
     assert line.startswith(f"error: sample a in {tars / NAMES[0]} lacks its image")
-    assert keys_of(open_set(out, Cache(tmp_path / "cache", 10**9)))[0] == "n000_0"
+    assert keys_of(open_dataset(out, CacheFolder(tmp_path / "cache", 10**9)))[0] == "n000_0"

@@ -1,4 +1,4 @@
-"""WebDataset and FFCV hold the same: what a run sees does not depend on the format, nor on how often and where it is interrupted."""
+"""Tests that a run gets the same batches from WebDataset and from FFCV, however often and wherever it is interrupted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from PIL import Image
 
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.formats.manifest import Format
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
-from data_pipelines.loading.dataset import DataSet, open_set
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.loading.sampler import TrainSampler
-from data_pipelines.sources import RawSample
 from tests.conftest import stored
 from tests.unit.conftest import CLASSES, PER_SHARD, MemorySource, keys_of, noise_png
 
@@ -34,9 +35,9 @@ GLOBAL_BATCH, EPOCHS = 6, 2
 
 @pytest.fixture(scope="module")
 def sets(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
-    """23 pictures of noise in five blocks, in both formats."""
+    """23 images of noise in five blocks, in both formats."""
     root = tmp_path_factory.mktemp("formats")
-    return {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD)) for format in FORMATS}
+    return {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD)) for format in FORMATS}
 
 
 def config(**values: Any) -> DataConfig:
@@ -45,7 +46,7 @@ def config(**values: Any) -> DataConfig:
 
 
 def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
-    """Bit for bit."""
+    """Check that two lists of batches are equal bit for bit."""
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
         assert left.keys == right.keys
@@ -55,8 +56,8 @@ def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
 
 
 def trained_on(taken: DataConfig, data: DataSet) -> list[Batch]:
-    order = train_sampler(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world_size=1)
-    return list(train_batches(taken, data, order, 0, EPOCHS * order.steps_per_epoch))
+    sampler = train_sampler(taken, data, 5, global_batch=GLOBAL_BATCH, micro_batch=3, rank=0, world_size=1)
+    return list(train_batches(taken, data, sampler, 0, EPOCHS * sampler.steps_per_epoch))
 
 
 def evaluated(taken: DataConfig, data: DataSet) -> list[Batch]:
@@ -101,7 +102,7 @@ def test_shuffling_by_blocks_is_another_order_than_the_full_one(sets: dict[str, 
 
 
 def smooth_png(number: int) -> bytes:
-    """48x40 pixels in which brightness changes slowly."""
+    """Make an image of 48x40 pixels in which brightness changes slowly."""
     rows, columns = np.mgrid[0:40, 0:48]
     waves = [128 + 100 * np.sin((rows * (1 + channel) + columns * number) / 40) for channel in range(3)]
     png = io.BytesIO()
@@ -116,7 +117,7 @@ def smooth() -> MemorySource:
 
 def test_ffcv_jpegs_show_about_the_pixels_that_were_stored(smooth: MemorySource, tmp_path: Path) -> None:
     raw, fine, coarse = (
-        open_set(stored(smooth, tmp_path / name, "ffcv", **storage))
+        open_dataset(stored(smooth, tmp_path / name, "ffcv", **storage))
         for name, storage in (("raw", {}), ("fine", {"mode": "jpg", "quality": 95}), ("coarse", {"mode": "jpg", "quality": 5}))
     )
     assert keys_of(raw) == keys_of(fine) == keys_of(coarse)
@@ -127,7 +128,7 @@ def test_ffcv_jpegs_show_about_the_pixels_that_were_stored(smooth: MemorySource,
 
 
 def test_raw_pixels_are_those_of_the_images(smooth: MemorySource, tmp_path: Path) -> None:
-    data = open_set(stored(smooth, tmp_path / "set", "ffcv"))
+    data = open_dataset(stored(smooth, tmp_path / "set", "ffcv"))
     by_key = {sample.key: sample.data for sample in smooth.samples}
     for sample, key in enumerate(keys_of(data)):
         assert np.array_equal(data.read(sample), np.asarray(Image.open(io.BytesIO(by_key[key]))))
@@ -139,11 +140,11 @@ def test_ffcvs_own_loader_reads_the_file_as_we_do(smooth: MemorySource, tmp_path
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
-    data = open_set(stored(smooth, tmp_path / "set", "ffcv", samples_per_shard=5, mode=mode))
+    data = open_dataset(stored(smooth, tmp_path / "set", "ffcv", samples_per_shard=5, mode=mode))
     pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
     path = str(tmp_path / "set" / "samples.beton")
     loader = Loader(path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
-    # The loader uses its buffers again.
+    # FFCV's loader reuses its buffers, so the images are copied.
     images, labels = zip(*((np.array(images), np.array(labels).ravel()) for images, labels in loader), strict=True)
     assert np.concatenate(labels).tolist() == data.index["label"].tolist()
     assert np.array_equal(np.concatenate(images), [data.read(sample) for sample in range(len(data))])
@@ -162,7 +163,7 @@ def test_the_digest_is_that_of_samples_and_order_whatever_the_format(source: Mem
 def test_the_digest_does_not_change_when_a_set_is_copied_and_opened_elsewhere(
     source: MemorySource, sets: dict[str, DataSet], tmp_path: Path, format: Format
 ) -> None:
-    assert open_set(stored(source, tmp_path / "elsewhere", format, samples_per_shard=PER_SHARD)).digest() == sets[format].digest()
+    assert open_dataset(stored(source, tmp_path / "elsewhere", format, samples_per_shard=PER_SHARD)).digest() == sets[format].digest()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -170,13 +171,13 @@ def test_the_digest_does_not_change_when_a_set_is_copied_and_opened_elsewhere(
 def test_another_order_or_other_blocks_have_another_digest(
     source: MemorySource, sets: dict[str, DataSet], tmp_path: Path, format: Format, other: dict[str, int]
 ) -> None:
-    data = open_set(stored(source, tmp_path / "other", format, **({"samples_per_shard": PER_SHARD} | other)))
+    data = open_dataset(stored(source, tmp_path / "other", format, **({"samples_per_shard": PER_SHARD} | other)))
     assert data.digest() != sets[format].digest()
 
 
 def test_other_samples_have_another_digest(source: MemorySource, sets: dict[str, DataSet], tmp_path: Path) -> None:
     renamed = [RawSample(f"{sample.key[:-2]}{number + 1:02d}", *list(vars(sample).values())[1:]) for number, sample in enumerate(source)]
-    data = open_set(stored(MemorySource(renamed), tmp_path / "other", samples_per_shard=PER_SHARD))
+    data = open_dataset(stored(MemorySource(renamed), tmp_path / "other", samples_per_shard=PER_SHARD))
     assert data.digest() != sets["wds"].digest()
 
 
@@ -187,25 +188,25 @@ SIZES, BLOCKS = (1, 5, 9, 14), (1, 3, 50)
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Prepared sets of 8x8 images by (format, samples, samples per shard), each made when it is first asked for."""
+    """Prepared sets of 8x8 images by (format, samples, samples per shard). Each is made when it is first asked for."""
     root = tmp_path_factory.mktemp("pool")
 
     @cache
     def prepared(format: Format, samples: int, per_shard: int) -> DataSet:
         images = [RawSample(f"{number:02d}", "png", noise_png(number, 8), number % len(CLASSES)) for number in range(samples)]
-        return open_set(stored(MemorySource(images), root / f"{format}-{samples}-{per_shard}", format, samples_per_shard=per_shard))
+        return open_dataset(stored(MemorySource(images), root / f"{format}-{samples}-{per_shard}", format, samples_per_shard=per_shard))
 
     return prepared
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one run shares out its global batches."""
+    """How one run divides its global batches among ranks and accumulation steps."""
 
     micro_batch: int
     world_size: int
 
-    def order(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainSampler:
+    def sampler(self, taken: DataConfig, data: DataSet, seed: int, global_batch: int, rank: int) -> TrainSampler:
         return train_sampler(
             taken, data, seed, global_batch=global_batch, micro_batch=self.micro_batch, rank=rank, world_size=self.world_size
         )
@@ -213,7 +214,7 @@ class Layout:
 
 @st.composite
 def two_layouts(draw: st.DrawFn, samples: int) -> tuple[int, Layout, Layout]:
-    """A global batch of at most so many samples, and two ways to share it out with the same micro-batch."""
+    """Draw a global batch of at most `samples` samples, and two layouts of it with the same micro-batch."""
     micro_batch = draw(st.integers(1, min(3, samples)))
     micro_batches = draw(st.integers(1, samples // micro_batch))
     worlds = [world_size for world_size in range(1, micro_batches + 1) if micro_batches % world_size == 0]
@@ -236,12 +237,12 @@ def test_any_interruption_and_any_world_size_continue_the_same_run(pool: Any, fo
     interrupted_at = draw(st.integers(0, last))
 
     def steps(layout: Layout, first: int, end: int) -> list[list[tuple[str, bytes]]]:
-        """What each global step sees: keys and pixels, in the order of its micro-batches."""
+        """List what each global step sees: keys and pixels, in the order of its micro-batches."""
         per_rank = []
         for rank in range(layout.world_size):
-            order = layout.order(taken, data, seed, global_batch, rank)
-            per_rank.append(list(train_batches(taken, data, order, first, end)))
-            assert len(per_rank[-1]) == (end - first) * order.accumulation
+            sampler = layout.sampler(taken, data, seed, global_batch, rank)
+            per_rank.append(list(train_batches(taken, data, sampler, first, end)))
+            assert len(per_rank[-1]) == (end - first) * sampler.accumulation
         in_order = [batch for side_by_side in zip(*per_rank, strict=True) for batch in side_by_side]
         of_step = global_batch // layout.micro_batch
         grouped = [in_order[start : start + of_step] for start in range(0, len(in_order), of_step)]

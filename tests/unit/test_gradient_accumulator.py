@@ -14,8 +14,8 @@ from torch import nn
 
 from tdformer.distributed.context import DistContext
 from tdformer.distributed.launch_environment import free_port
-from tdformer.training.faults.anomalies import SPIKE_WINDOW, LossSpikes
 from tdformer.training.gradient_accumulator import GradientAccumulator
+from tdformer.training.telemetry.loss_spikes import SPIKE_WINDOW, LossSpikes
 
 
 @pytest.fixture(scope="module")

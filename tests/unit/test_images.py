@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB."""
+"""Tests the decoding and encoding of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.images import decode, encode_jpeg, encode_png
+from data_pipelines.formats.images import decode_image, encode_jpeg, encode_png
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:
@@ -23,25 +23,25 @@ def encoded(image: Image.Image, format: str = "PNG") -> bytes:
 
 def test_16_bit_grey_is_scaled_to_8_bits() -> None:
     values = np.array([[0, 257, 30000, 65535]], np.uint16)
-    assert np.array(decode(encoded(Image.fromarray(values))))[0, :, 0].tolist() == [0, 1, 116, 255]
+    assert np.array(decode_image(encoded(Image.fromarray(values))))[0, :, 0].tolist() == [0, 1, 116, 255]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_other_modes_become_rgb(mode: str) -> None:
-    image = decode(encoded(Image.new(mode, (3, 2))))
+    image = decode_image(encoded(Image.new(mode, (3, 2))))
     assert (image.mode, image.size) == ("RGB", (3, 2))
 
 
 @pytest.mark.parametrize("data", [b"", b"text", encoded(Image.new("RGB", (2, 2)), "GIF")])
 def test_what_is_no_jpeg_or_png_is_refused(data: bytes) -> None:
     with pytest.raises(DataError, match="cannot be decoded"):
-        decode(data)
+        decode_image(data)
 
 
 def test_a_cut_off_image_is_refused() -> None:
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))[:-3000]
     with pytest.raises(DataError, match="cannot be decoded"):
-        decode(data)
+        decode_image(data)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
@@ -54,11 +54,11 @@ def test_jpeg_is_smaller_the_lower_its_quality() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     sizes = [len(encode_jpeg(image, quality)) for quality in (10, 50, 90)]
     assert sizes == sorted(set(sizes))
-    assert decode(encode_jpeg(image, 50)).size == (64, 64)
+    assert decode_image(encode_jpeg(image, 50)).size == (64, 64)
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims so many pixels, and which holds a few."""
+    """Make a PNG whose header claims this size, but which holds a few pixels only."""
     data = encoded(Image.new("RGB", (2, 2)))
     header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -68,11 +68,11 @@ def png_claiming(width: int, height: int) -> bytes:
 def test_a_few_bytes_that_claim_gigapixels_are_refused_before_memory_is_taken(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as other programs' code does
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # some libraries switch off Pillow's own limit
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="pixels"):
-            decode(png_claiming(*size))
+            decode_image(png_claiming(*size))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from tdformer.config import RecomputePolicy
+from tdformer.estimate.activations import estimate_activations
 from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
 from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
-from tdformer.models.layers import SpikingModule
+from tdformer.models.layers import SpikingLayer
 from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 from tdformer.training.kernel_choice import are_wanted
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.on_paper import activations_on_paper
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
 SHAPES = ((2, 3, 4, 5, 5), (4, 2, 3, 7), (1, 2, 6, 4, 1), (2, 4, 5))
@@ -30,7 +30,7 @@ CLOSE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 1
 
 
 def both_ways(lif: LIF, x: torch.Tensor, norm: nn.Module | None, v: torch.Tensor | None) -> list[list[torch.Tensor]]:
-    """Of plain, then fused: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
+    """Return the results of the plain path, then of the fused one: spikes, potentials, gradients of x, v and BatchNorm, statistics."""
     results = []
     for is_fused in (False, True):
         own, lif.fused = copy.deepcopy(norm), is_fused
@@ -74,7 +74,7 @@ def test_batch_norm_and_neurons(shape: tuple[int, ...], dtype: torch.dtype) -> N
 
 
 def layouts() -> dict[str, torch.Tensor]:
-    """The same shape in each memory layout that the networks hand on, and in some that they do not."""
+    """Return tensors of one shape, in each memory layout that networks use and in some that they do not use."""
     torch.manual_seed(0)
     images = torch.randn(6, 3, 4, 5) * 2
     last = images.contiguous(memory_format=torch.channels_last)
@@ -183,11 +183,10 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
 
 @pytest.mark.slow
 def test_only_the_input_of_batch_norm_is_kept() -> None:
-    module = SpikingModule()
-    module.add("proj_{}", ChannelConv2d(4, 8, bias=False))
+    layer = SpikingLayer(ChannelConv2d(4, 8, bias=False))
     x, kept = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3)), {}
     for is_fused in (False, True):
-        module.get_submodule("proj_lif").fused = is_fused  # type: ignore[assignment]
+        layer.neurons.fused = is_fused
         own: dict[int, int] = {}
 
         def see(tensor: torch.Tensor, own: dict[int, int] = own) -> torch.Tensor:
@@ -195,17 +194,17 @@ def test_only_the_input_of_batch_norm_is_kept() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-            spikes = module.fire("proj_{}", x, NeuronState())
+            spikes = layer(x, NeuronState())
         kept[is_fused] = sum(size for size in own.values() if size >= spikes.nbytes)
     assert kept == {False: 2 * spikes.nbytes, True: spikes.nbytes}
 
 
 @pytest.mark.slow
-def test_on_paper_fused_kernels_keep_less() -> None:
+def test_fused_kernels_keep_less_in_the_estimate() -> None:
     from tests.unit.test_plan import run_of
 
     config = run_of()
-    on_gpu, on_cpu = (activations_on_paper(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (estimate_activations(config, "none", device_type=device).kept for device in ("cuda", "cpu"))
     assert on_gpu < 0.85 * on_cpu
 
 
@@ -215,7 +214,7 @@ def test_what_auto_means() -> None:
 
 
 def pixels_below_each_other(x: torch.Tensor) -> torch.Tensor:
-    """The same values in channels_last, of three axes as of four."""
+    """Return the same values in channels_last, for three axes or four."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -245,7 +244,7 @@ def test_maps_over_channels_are_the_same_in_both_layouts_and_keep_them(shape: tu
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_with_fused_kernels_every_synapse_is_given_channels_last(backbone: str) -> None:
-    """Or each of them would make a copy of its own."""
+    """Every synapse would otherwise make a copy of its own."""
     model_with_loss = lively(ModelWithLoss(small(BACKBONES[backbone]), 0.1))
     wrong: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Batches: the same for any number of workers, any number of ranks and any place to start; errors reach the training process plainly."""
+"""Tests that batches do not depend on workers, ranks or the first step, and that errors reach the training process as one sentence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.loading.sampler import Shuffle, TrainSampler
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler
 from tests.unit.conftest import SAMPLES, MemorySource, keys_of, overwrite_image, path_of
 
 SEED, GLOBAL_BATCH = 5, 6
@@ -43,7 +45,7 @@ def evaluate(shards: DataSet, rank: int = 0, world_size: int = 1, batch: int = 4
 
 
 def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
-    """Bit for bit."""
+    """Check that two lists of batches are equal bit for bit."""
     assert len(one) == len(other) > 0
     for left, right in zip(one, other, strict=True):
         assert left.keys == right.keys
@@ -74,7 +76,7 @@ def test_batches_keep_the_contract(source: MemorySource, shards: DataSet) -> Non
 
 
 def test_worker_processes_change_nothing(shards: DataSet) -> None:
-    steps = 2 * STEPS_PER_EPOCH + 1  # into the third epoch
+    steps = 2 * STEPS_PER_EPOCH + 1  # the last step is in the third epoch
     assert_same(train(shards, sampler(), 0, steps, workers=2), train(shards, sampler(), 0, steps, workers=0))
 
 
@@ -125,7 +127,7 @@ def test_a_finished_run_gets_no_batch(shards: DataSet) -> None:
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource, shards: DataSet, world_size: int, batch: int) -> None:
     per_rank = [evaluate(shards, rank, world_size, batch) for rank in range(world_size)]
-    assert len({tuple(len(one.keys) for one in batches) for batches in per_rank}) == 1  # the same sizes on all ranks
+    assert len({tuple(len(one.keys) for one in batches) for batches in per_rank}) == 1  # all ranks get batches of the same sizes
     slots = [slot for batches in per_rank for one in batches for slot in zip(one.keys, one.labels_B.tolist(), strict=True)]
     counted = sorted((key, label) for key, label in slots if label != PADDING_LABEL)
     assert counted == sorted((sample.key, sample.label) for sample in source.samples)
@@ -152,7 +154,7 @@ def test_more_ranks_than_samples_leave_some_ranks_with_padding_only(source: Memo
 
 
 def load_until_error(batches: Iterable[Batch]) -> tuple[list[Batch], str]:
-    """The batches before a DataError, and its text."""
+    """Load batches until a DataError is raised. Returns the batches before it, and its text."""
     delivered: list[Batch] = []
 
     def take() -> None:
@@ -168,22 +170,22 @@ def load_until_error(batches: Iterable[Batch]) -> tuple[list[Batch], str]:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_undecodable_image_is_named_when_its_batch_is_due(source: MemorySource, folder: Path, workers: int) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     overwrite_image(shards, source[7].key)
     children_before = multiprocessing.active_children()
     delivered, text = load_until_error(train_batches(config(workers), shards, sampler(), 0, 2 * STEPS_PER_EPOCH))
     sample = keys_of(shards).index(source[7].key)
     assert f"sample {source[7].key} in {path_of(shards, sample)}" in text
     assert f"remove {shards.location} and prepare it again" in text
-    places = sampler().from_step(0, 2 * STEPS_PER_EPOCH)
-    due = next(number for number, micro_batch in enumerate(places) if sample in [index for _, index in micro_batch])
+    micro_batches = sampler().iterate_steps(0, 2 * STEPS_PER_EPOCH)
+    due = next(number for number, micro_batch in enumerate(micro_batches) if sample in [index for _, index in micro_batch])
     assert due > 0
     assert len(delivered) == due
     assert multiprocessing.active_children() == children_before
 
 
 def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folder: Path) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     overwrite_image(shards, source[7].key, start=300)
     _, text = load_until_error(evaluation_batches(config(), shards, batch=4, rank=0, world_size=1))
     assert f"sample {source[7].key} in {shards.location}/shard-" in text
@@ -191,17 +193,17 @@ def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folde
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), lambda path: os.truncate(path, 0), os.unlink])
 def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
-    shards = open_set(folder)
+    shards = open_dataset(folder)
     damaged = folder / "shard-000002.tar"
     damage(damaged)
     delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world_size=1))
     assert str(damaged) in text
     assert "the shard ends after" in text or "the shard cannot be read (No such file" in text
-    assert len(delivered) >= 10  # the samples of the two shards before it
+    assert len(delivered) >= 10  # the two shards before it hold ten samples
 
 
 def test_a_shard_that_is_truncated_while_it_is_read_is_named(folder: Path) -> None:
-    batches = evaluation_batches(config(), open_set(folder), batch=1, rank=0, world_size=1)
+    batches = evaluation_batches(config(), open_dataset(folder), batch=1, rank=0, world_size=1)
     next(batches)
     os.truncate(folder / "shard-000000.tar", 1000)
     _, text = load_until_error(batches)

@@ -1,4 +1,4 @@
-"""Images that cannot be read: training stops at them, or goes on with others that everybody would take; evaluation always stops."""
+"""Tests unreadable images: training stops at them or replaces them, the same on every layout; evaluation always stops."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from PIL import Image
 from data_pipelines.config import AugmentConfig, DataConfig
 from data_pipelines.errors import DataError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.augment import fork_rng, seed_rng, train_transform
+from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.loading.micro_batches import MOST_IN_A_ROW
-from data_pipelines.loading.sampler import Shuffle, TrainSampler
-from data_pipelines.sources import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.micro_batches import MAX_CONSECUTIVE_BAD
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.loading.rng import fork_rng, seed_rng
+from data_pipelines.loading.sample_order import Shuffle
+from data_pipelines.loading.sampler import TrainSampler
+from data_pipelines.loading.transforms import train_transform
 from tests.conftest import stored
 from tests.unit.conftest import PER_SHARD, SAMPLES, MemorySource, error_of, keys_of, noise_png, overwrite_image, reseal, rewrite_members
 
@@ -34,7 +37,7 @@ both_formats = pytest.mark.parametrize("format", FORMATS)
 SEED, GLOBAL_BATCH = 5, 6
 STEPS = 4 * (SAMPLES // GLOBAL_BATCH)
 BAD = (0, 4, 5, 6, SAMPLES - 1)
-"""Of the stored samples: alone, side by side, and at the end, after which the first (which is bad) and the second come."""
+"""The numbers of the damaged samples: one alone, three side by side, and the last one. After the last sample comes sample 0."""
 REPLACEMENT = {0: 1, 4: 7, 5: 7, 6: 7, SAMPLES - 1: 1}
 
 
@@ -46,14 +49,14 @@ def config(**values: Any) -> DataConfig:
 @pytest.fixture(scope="module")
 def sound(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
     root = tmp_path_factory.mktemp("sound")
-    return {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
+    return {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
 
 
 @pytest.fixture(scope="module")
 def damaged(source: MemorySource, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
-    """The same sets, with the images of BAD damaged."""
+    """The sets of `sets`, with the images of BAD damaged."""
     root = tmp_path_factory.mktemp("damaged")
-    sets = {format: open_set(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
+    sets = {format: open_dataset(stored(source, root / format, format, samples_per_shard=PER_SHARD, mode="jpg")) for format in FORMATS}
     for data in sets.values():
         for sample in BAD:
             overwrite_image(data, data.index.key_of(sample))
@@ -92,7 +95,7 @@ def test_the_next_readable_sample_in_the_order_of_storage_takes_the_place_of_a_b
     source: MemorySource, damaged: dict[str, DataSet], format: Format
 ) -> None:
     data, label_of = damaged[format], {sample.key: sample.label for sample in source.samples}
-    asked = [sample for micro_batch in sampler().from_step(0, STEPS) for _, sample in micro_batch]
+    asked = [sample for micro_batch in sampler().iterate_steps(0, STEPS) for _, sample in micro_batch]
     assert set(BAD) <= set(asked)
     taken = [(key, label) for key, label, _ in visits(train(data))]
     keys = [data.index.key_of(REPLACEMENT.get(sample, sample)) for sample in asked]
@@ -104,7 +107,7 @@ def test_the_replacement_is_augmented_with_the_draws_of_the_sample_that_was_aske
     data, transform = damaged[format], train_transform(config())
     expected = []
     with fork_rng():
-        for micro_batch in sampler().from_step(0, STEPS):
+        for micro_batch in sampler().iterate_steps(0, STEPS):
             for epoch, asked in micro_batch:
                 pixels = data.read(REPLACEMENT.get(asked, asked))
                 seed_rng(SEED, epoch, asked)
@@ -116,7 +119,7 @@ def test_the_replacement_is_augmented_with_the_draws_of_the_sample_that_was_aske
 def test_sound_samples_are_what_they_are_without_the_bad_ones(
     sound: dict[str, DataSet], damaged: dict[str, DataSet], format: Format
 ) -> None:
-    asked = [sample for micro_batch in sampler().from_step(0, STEPS) for _, sample in micro_batch]
+    asked = [sample for micro_batch in sampler().iterate_steps(0, STEPS) for _, sample in micro_batch]
     pairs = zip(asked, visits(train(sound[format])), visits(train(damaged[format])), strict=True)
     same = [one == other for sample, one, other in pairs if sample not in BAD]
     assert all(same)
@@ -127,8 +130,8 @@ def test_sound_samples_are_what_they_are_without_the_bad_ones(
 def test_every_bad_sample_is_named_with_shard_and_key_in_the_batch_that_asked_for_it(damaged: dict[str, DataSet], format: Format) -> None:
     data = damaged[format]
     bad_before = {0: [0], 4: [4, 5, 6], 5: [5, 6], 6: [6], SAMPLES - 1: [SAMPLES - 1, 0]}
-    for places, batch in zip(sampler().from_step(0, STEPS), train(data), strict=True):
-        expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in places for bad in bad_before.get(asked, [])]
+    for micro_batches, batch in zip(sampler().iterate_steps(0, STEPS), train(data), strict=True):
+        expected = [f"{data.describe(bad)}: the image cannot be decoded" for _, asked in micro_batches for bad in bad_before.get(asked, [])]
         assert [line.split(" (")[0] for line in batch.skipped] == expected
 
 
@@ -159,24 +162,26 @@ def test_replacements_are_the_same_at_any_world_size(damaged: dict[str, DataSet]
 
 def many(samples: int, bad: Iterable[int], folder: Path) -> DataSet:
     image = noise_png(0, 8)
-    data = open_set(stored(MemorySource([RawSample(f"{n:04d}", "png", image, 0) for n in range(samples)]), folder, samples_per_shard=1000))
+    data = open_dataset(
+        stored(MemorySource([RawSample(f"{n:04d}", "png", image, 0) for n in range(samples)]), folder, samples_per_shard=1000)
+    )
     for sample in bad:
         overwrite_image(data, data.index.key_of(sample))
     return data
 
 
 def test_a_hundred_bad_samples_in_a_row_are_an_error_and_one_less_is_not(tmp_path: Path) -> None:
-    for bad, fails in ((MOST_IN_A_ROW, True), (MOST_IN_A_ROW - 1, False)):
+    for bad, fails in ((MAX_CONSECUTIVE_BAD, True), (MAX_CONSECUTIVE_BAD - 1, False)):
         data = many(150, range(20, 20 + bad), tmp_path / str(bad))
         taken = TrainSampler(Shuffle(SEED, (150,)), 150, 150)
         batches = train_batches(config(), data, taken, 0, 1)
         if fails:
-            text = error_of(lambda batches=batches: list(batches), f"{MOST_IN_A_ROW} samples in a row cannot be read", data.location)
+            text = error_of(lambda batches=batches: list(batches), f"{MAX_CONSECUTIVE_BAD} samples in a row cannot be read", data.location)
             assert f"sample {data.index.key_of(119)} in " in text
         else:
             (batch,) = batches
             assert len(batch.skipped) == bad * (bad + 1) / 2
-    assert MOST_IN_A_ROW == 100
+    assert MAX_CONSECUTIVE_BAD == 100
 
 
 def test_a_small_set_of_bad_samples_alone_is_an_error(tmp_path: Path) -> None:
@@ -199,10 +204,10 @@ def test_unless_told_to_skip_training_stops_at_the_first_bad_sample(damaged: dic
         delivered.extend(train_batches(config(on_bad_sample="raise"), data, sampler(), 0, STEPS))
 
     text = error_of(take, data.location, "cannot be decoded", "prepare it again")
-    places = list(sampler().from_step(0, STEPS))
-    first = next(number for number, micro_batch in enumerate(places) if set(BAD) & {sample for _, sample in micro_batch})
+    micro_batches = list(sampler().iterate_steps(0, STEPS))
+    first = next(number for number, micro_batch in enumerate(micro_batches) if set(BAD) & {sample for _, sample in micro_batch})
     assert len(delivered) == first
-    bad = next(sample for _, sample in places[first] if sample in BAD)
+    bad = next(sample for _, sample in micro_batches[first] if sample in BAD)
     assert text.startswith(f"{data.describe(bad)}: ")
 
 
@@ -217,12 +222,12 @@ def test_evaluation_stops_at_a_bad_sample_even_if_training_skips_them(damaged: d
 
 
 def with_image(source: MemorySource, folder: Path, image: bytes) -> DataSet:
-    """`source` as tar shards, with another image in the place of the eighth, as no `prepare` would let it in."""
+    """Write `source` as tar shards with its eighth image replaced. `prepare_dataset` would refuse such an image."""
     stored(source, folder, samples_per_shard=PER_SHARD)
     for path in folder.glob("shard-*.tar"):
         rewrite_members(path, lambda name, data: image if name == f"{source[7].key}.png" else data)
     reseal(folder)
-    return open_set(folder)
+    return open_dataset(folder)
 
 
 def bomb() -> bytes:
@@ -254,7 +259,7 @@ def test_an_image_of_hardly_any_pixels_gives_a_batch_or_one_sentence(
     source: MemorySource, tmp_path: Path, format: Format, size: tuple[int, int], interpolation: str, augment: AugmentConfig
 ) -> None:
     samples = [replace(sample, data=tiny_png(*size)) if number == 7 else sample for number, sample in enumerate(source.samples)]
-    data = open_set(stored(MemorySource(samples), tmp_path / "set", format))
+    data = open_dataset(stored(MemorySource(samples), tmp_path / "set", format))
     taken = config(interpolation=interpolation, augment=augment)
     skipping = train(data, taken)
     assert {batch.images_BCHW.shape for batch in skipping} == {(3, 3, 16, 16)}

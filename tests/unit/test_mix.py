@@ -1,4 +1,4 @@
-"""Mixup and cutmix: timm's, drawn from a key alone."""
+"""Tests that mixup and cutmix are timm's, and that their draws depend on the key alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from timm.data import Mixup
 from torch import nn
 
 from data_pipelines.config import AugmentConfig
-from data_pipelines.loading.augment import Mix, fork_rng, seed_rng
+from data_pipelines.loading.mixup import SeededMixup
+from data_pipelines.loading.rng import fork_rng, seed_rng
 from tdformer.config import RunConfig
 
 CLASSES = 5
@@ -21,7 +22,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mixed(augment: AugmentConfig, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return Mix(augment, CLASSES)(*batch(), *key)
+    return SeededMixup(augment, CLASSES)(*batch(), *key)
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(mixup=0.8), AugmentConfig(cutmix=1.0), AugmentConfig(mixup=0.8, cutmix=1.0)])
@@ -53,7 +54,7 @@ def test_mixing_leaves_the_generators_as_they_were() -> None:
 
 
 def test_the_loss_smooths_mixed_labels_as_timm_does() -> None:
-    """Label smoothing is left to the loss, and comes to the same."""
+    """Our loss smooths the labels, where timm's Mixup does it itself. The results must be equal."""
     logits_BK = torch.randn(6, CLASSES, generator=torch.Generator().manual_seed(1))
     _, labels_BK = mixed(AugmentConfig(mixup=0.8), 1, 2, 3)
     with fork_rng():

@@ -1,4 +1,4 @@
-"""Odd but possible files: names, kinds and damages that once ended in a traceback, a hang or a loss."""
+"""Tests odd names, kinds of files and damages that once caused a traceback, a hang or a loss of data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.images import decode
+from data_pipelines.formats.images import decode_image
 from data_pipelines.formats.index import Index, row_type
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import open_set
-from data_pipelines.prepare.verify import verify
-from data_pipelines.prepare.writing import LEFT_OUT, Plan, Storage, prepare
-from data_pipelines.sources import ImageFolderSource
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.journal import LEFT_OUT
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
+from data_pipelines.prepare.verify_dataset import verify_dataset
+from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.lists import ListSource
 from launch.cli import app
 from tests.conftest import REPOSITORY, StripesSource, stored
@@ -34,7 +36,7 @@ def test_a_palette_png_with_a_damaged_palette_is_refused() -> None:
     png = io.BytesIO()
     Image.new("P", (4, 4)).save(png, "PNG", transparency=0)
     with pytest.raises(DataError, match="cannot be decoded"):
-        decode(png.getvalue().replace(b"PLTE", b"PLTF"))
+        decode_image(png.getvalue().replace(b"PLTE", b"PLTF"))
 
 
 @pytest.mark.parametrize("format", ["wds", "ffcv"])
@@ -43,9 +45,9 @@ def test_names_that_no_key_can_have_are_left_out_and_listed_and_unicode_blanks_a
     folder.mkdir(parents=True)
     for name in (b"3.00\xe2\x80\xafPM.png", b"line\nbreak.png", b"bytes\xff.png"):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(noise_png(1))
-    done = prepare(ImageFolderSource(tmp_path / "tree"), tmp_path / "set", Plan(Storage(format)))
+    done = prepare_dataset(ImageFolderSource(tmp_path / "tree"), tmp_path / "set", PrepareOptions(Encoding(format)))
     assert (done.samples, done.left_out) == (1, 2)
-    assert open_set(tmp_path / "set").index["key"].tolist() == ["a/3_00\u202fPM".encode()]
+    assert open_dataset(tmp_path / "set").index["key"].tolist() == ["a/3_00\u202fPM".encode()]
     assert (tmp_path / "set" / LEFT_OUT).read_text().count("no key can") == 2
 
 
@@ -64,8 +66,8 @@ def test_what_is_no_file_in_a_shards_place_is_named(tmp_path: Path, make: object
     (folder / "shard-000000.tar").unlink()
     make(folder / "shard-000000.tar")  # type: ignore[operator]
     with pytest.raises(DataError, match=r"shard-000000.tar is no file"):
-        open_set(folder)
-    assert "is no file" in verify(folder)[0]
+        open_dataset(folder)
+    assert "is no file" in verify_dataset(folder)[0]
 
 
 @pytest.mark.parametrize("column", ["shard", "offset", "size", "label", "key"])
@@ -98,18 +100,19 @@ def test_a_users_own_list_of_left_out_files_is_not_overwritten(tmp_path: Path) -
 def test_a_folder_whose_name_holds_a_colon_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored(StripesSource(3, seed=1), tmp_path / "ab:cd")
     monkeypatch.chdir(tmp_path)
-    assert verify(Path("ab:cd")) == []
+    assert verify_dataset(Path("ab:cd")) == []
 
 
 @pytest.mark.slow
 def test_writers_end_with_their_owner_even_while_nobody_asks_for_its_exit_code(tmp_path: Path) -> None:
-    """A supervisor that reads the pipes until they close would wait for the writers, and they for it to notice the end."""
+    """A supervisor may read the pipes of a killed process before its exit code. Writers that wait for that would block it."""
     program = f"""
-from data_pipelines.prepare import Plan, prepare
 from pathlib import Path
+from data_pipelines.prepare.options import PrepareOptions
+from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from tests.conftest import StripesSource
 if __name__ == "__main__":
-    prepare(StripesSource(100_000, seed=1), Path({str(tmp_path / "set")!r}), Plan(samples_per_shard=20), processes=2)
+    prepare_dataset(StripesSource(100_000, seed=1), Path({str(tmp_path / "set")!r}), PrepareOptions(samples_per_shard=20), processes=2)
 """
     (tmp_path / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -64,10 +64,10 @@ def test_layer_decay_scales_the_rate_of_each_layer_and_loses_no_parameter() -> N
     parameters = dict(model.named_parameters())
     assert len(scale) == sum(len(group["params"]) for group in groups) == len(parameters)
     assert scale[id(parameters["backbone.head.weight"])] == scale[id(parameters["processing.weight"])] == 1
-    assert scale[id(parameters["backbone.stage3.1.attn.control.td_conv.weight"])] == 1
-    assert scale[id(parameters["backbone.stage3.1.attn.q_conv.weight"])] == 0.5
-    assert scale[id(parameters["backbone.stage3.0.attn.q_conv.weight"])] == 0.25
-    assert scale[id(parameters["backbone.patch_embed1.proj_conv.weight"])] == 0.5**5
+    assert scale[id(parameters["backbone.stages.2.blocks.1.attn.control.td_conv.weight"])] == 1
+    assert scale[id(parameters["backbone.stages.2.blocks.1.attn.q.synapse.weight"])] == 0.5
+    assert scale[id(parameters["backbone.stages.2.blocks.0.attn.q.synapse.weight"])] == 0.25
+    assert scale[id(parameters["backbone.stages.0.patch_embed.convolutions.0.synapse.weight"])] == 0.5**5
     assert all(group["weight_decay"] == (0.3 if parameter.dim() > 1 else 0) for group in groups for parameter in group["params"])
     assert {group["lr_scale"] for group in parameter_groups(model, OptimizerConfig())} == {1.0}
 

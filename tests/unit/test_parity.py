@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tdformer.config import BackboneConfig
+from tdformer.models.published_names import own_names
 from tdformer.models.registry import MODELS, parameter_counts
 from tdformer.models.tdformer import BACKBONES
 
@@ -39,7 +40,8 @@ def test_backbone_reproduces_the_public_implementation(name: str) -> None:
     config = BackboneConfig(embed_dims=sizes["embed_dims"], num_heads=sizes["num_heads"], depths=depths, **FILES[name])
     reference = load_file(path)
     model = BACKBONES[config.family](config, sizes["num_classes"], sizes["time_steps"]).double()
-    model.load_state_dict(part(reference, "state."))
+    own = own_names(model.state_dict(), config)
+    model.load_state_dict({own[published]: tensor for published, tensor in part(reference, "state.").items()})
     torch.testing.assert_close(model.eval()(reference["input"]), reference["logits_eval"], rtol=0, atol=1e-10)
 
     logits = model.train()(reference["input"])
@@ -47,7 +49,7 @@ def test_backbone_reproduces_the_public_implementation(name: str) -> None:
     loss.backward()
     torch.testing.assert_close(logits, reference["logits_train"], rtol=0, atol=1e-10)
     torch.testing.assert_close(loss.view(1), reference["loss_train"], rtol=0, atol=1e-10)
-    gradients = part(reference, "grad.")
+    gradients = {own[published]: gradient for published, gradient in part(reference, "grad.").items()}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert gradients.keys() == trained.keys()
     for parameter_name, parameter in trained.items():
@@ -56,7 +58,7 @@ def test_backbone_reproduces_the_public_implementation(name: str) -> None:
     after = part(reference, "after.")
     assert after
     for buffer_name, value in after.items():
-        torch.testing.assert_close(buffers[buffer_name], value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(buffers[own[buffer_name]], value, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

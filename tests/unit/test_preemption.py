@@ -69,12 +69,13 @@ def test_the_end_of_a_slurm_job() -> None:
 
 
 def test_it_may_change_on_a_resume(tmp_path: Path) -> None:
-    from tdformer.rundir import run_directory
+    from tdformer.rundir import creation
+    from tdformer.rundir.run_dir import RunDir
 
     config = RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}})
-    run_directory.claim(tmp_path, config)
+    creation.claim(RunDir(tmp_path), config)
     changed = config.model_copy(update={"preemption": PreemptionConfig(max_minutes=1)})
-    run_directory.claim(tmp_path, changed)
+    creation.claim(RunDir(tmp_path), changed)
     assert load_config(tmp_path / "config.yaml") == changed
 
 

@@ -1,4 +1,4 @@
-"""Preparing a data set: the same bytes however it is done and interrupted, and every difficulty told in one sentence."""
+"""Tests that preparing a data set gives the same bytes however it is done or interrupted, and that every mistake gives one sentence."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.parts import Storage
-from data_pipelines.prepare.verify import Check, verify
-from data_pipelines.prepare.writing import Plan, Prepared, prepare
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.options import Encoding, PrepareOptions
+from data_pipelines.prepare.prepare_dataset import PrepareResult, prepare_dataset
+from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
 from tests.conftest import REPOSITORY, stored
 from tests.unit import slow_prepare
 from tests.unit.conftest import CLASSES, PER_SHARD, SAMPLES, MemorySource, contents, error_of, image_at, keys_of
@@ -56,16 +57,16 @@ def by_key(data: DataSet) -> dict[str, np.ndarray]:
 @both_formats
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: Format) -> None:
     for processes in (1, 2):
-        prepare(pictures(), tmp_path / str(processes), plan(format), processes=processes)
+        prepare_dataset(pictures(), tmp_path / str(processes), plan(format), processes=processes)
     written = contents(tmp_path / "1")
     assert contents(tmp_path / "2") == written
     assert not any(name.startswith(".") for name in written)
-    assert verify(tmp_path / "1", Check(hashes=True, all_images=True)) == []
+    assert verify_dataset(tmp_path / "1", VerifyOptions(hashes=True, all_images=True)) == []
 
 
 @contextmanager
 def preparing(folder: Path, format: Format, processes: int) -> Iterator[psutil.Process]:
-    """`slow_prepare` in a process of its own, which is killed in the end."""
+    """Run `slow_prepare` in a process of its own, and kill it at the end."""
     command = [sys.executable, "-m", "tests.unit.slow_prepare", str(folder), format, str(processes)]
     process = subprocess.Popen(command, cwd=REPOSITORY)
     try:
@@ -76,7 +77,7 @@ def preparing(folder: Path, format: Format, processes: int) -> Iterator[psutil.P
 
 
 def wait_for_records(folder: Path, least: int) -> int:
-    """Until so many parts are done, but not all."""
+    """Wait until `count` parts are done, but not all."""
     deadline = time.monotonic() + 120
     while (done := len(list(folder.glob(".unfinished/part-*.json")))) < least:
         assert time.monotonic() < deadline
@@ -100,15 +101,15 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path: Path, f
     assert alive == []
     assert not (folder / "manifest.json").exists()
     assert not (folder / "samples.beton").exists()
-    whole = prepare(pictures(), tmp_path / "whole", plan(format))
+    whole = prepare_dataset(pictures(), tmp_path / "whole", plan(format))
     expected = contents(tmp_path / "whole")
     shards = {path.name: path.read_bytes() for path in folder.glob("shard-*.tar")}
     assert shards == {name: expected[name] for name in shards}
     assert (len(shards) >= done) == (format == "wds")
 
-    assert prepare(pictures(), folder, plan(format), processes=2).kept >= 4 * done
+    assert prepare_dataset(pictures(), folder, plan(format), processes=2).resumed >= 4 * done
     assert contents(folder) == expected
-    assert whole == Prepared(slow_prepare.SAMPLES, left_out=0, kept=0)
+    assert whole == PrepareResult(slow_prepare.SAMPLES, left_out=0, resumed=0)
 
 
 @pytest.mark.slow
@@ -117,27 +118,27 @@ def test_an_unfinished_set_is_gone_on_with_by_the_same_recipe_alone_and_by_one_p
     folder = tmp_path / "set"
     with preparing(folder, format, 1):
         wait_for_records(folder, 1)
-        error_of(lambda: prepare(pictures(), folder, plan(format)), folder, "another process is writing", "choose another folder")
-    error_of(lambda: open_set(folder), folder, "is not whole", "give the same `tdformer data prepare` again")
+        error_of(lambda: prepare_dataset(pictures(), folder, plan(format)), folder, "another process is writing", "choose another folder")
+    error_of(lambda: open_dataset(folder), folder, "is not whole", "give the same `tdformer data prepare` again")
     before = contents(folder)
     other = MemorySource(pictures().samples[:-1])
     attempts = {
-        "seed 0, now 1": lambda: prepare(pictures(), folder, plan(format, seed=1)),
-        "max_side": lambda: prepare(pictures(), folder, Plan(Storage(format), slow_prepare.PER_SHARD)),
-        "another source": lambda: prepare(other, folder, plan(format)),
+        "seed 0, now 1": lambda: prepare_dataset(pictures(), folder, plan(format, seed=1)),
+        "max_side": lambda: prepare_dataset(pictures(), folder, PrepareOptions(Encoding(format), slow_prepare.PER_SHARD)),
+        "another source": lambda: prepare_dataset(other, folder, plan(format)),
     }
     for difference, attempt in attempts.items():
         error_of(attempt, folder, "was begun otherwise", difference)
     assert contents(folder) == before
-    prepare(pictures(), folder, plan(format))
-    assert len(open_set(folder)) == slow_prepare.SAMPLES
+    prepare_dataset(pictures(), folder, plan(format))
+    assert len(open_dataset(folder)) == slow_prepare.SAMPLES
 
 
 @both_formats
 def test_a_part_whose_file_is_gone_or_changed_is_written_again(source: MemorySource, tmp_path: Path, format: Format) -> None:
-    """Whatever happened to a folder between two attempts, the second makes it whole."""
-    folder, asked = tmp_path / "set", Plan(Storage(format, max_side=512), PER_SHARD)
-    prepare(source, tmp_path / "whole", asked)
+    """Whatever happens to a folder between two attempts, the second attempt makes the data set complete."""
+    folder, asked = tmp_path / "set", PrepareOptions(Encoding(format, max_side=512), PER_SHARD)
+    prepare_dataset(source, tmp_path / "whole", asked)
     expected = contents(tmp_path / "whole")
     done: list[int] = []
 
@@ -147,13 +148,13 @@ def test_a_part_whose_file_is_gone_or_changed_is_written_again(source: MemorySou
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        prepare(source, folder, asked, progress=stop_before_the_last)
+        prepare_dataset(source, folder, asked, progress=stop_before_the_last)
     assert done == [5, 5, 5, 5]
     parts = sorted(folder.glob("shard-*.tar") if format == "wds" else folder.glob(".unfinished/*.pages"))
     parts[0].unlink()
     parts[1].write_bytes(b"half")
     (folder / ".unfinished" / "part-000002.json").write_text('{"number":')
-    assert prepare(source, folder, asked) == Prepared(SAMPLES, left_out=0, kept=5)
+    assert prepare_dataset(source, folder, asked) == PrepareResult(SAMPLES, left_out=0, resumed=5)
     assert contents(folder) == expected
 
 
@@ -171,9 +172,9 @@ def with_bad_ones(source: MemorySource) -> MemorySource:
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_no_whole_image_is_left_out_and_listed(source: MemorySource, tmp_path: Path, format: Format, processes: int) -> None:
     folder = tmp_path / "set"
-    done = prepare(with_bad_ones(source), folder, Plan(Storage(format, max_side=64), PER_SHARD), processes=processes)
-    assert done == Prepared(SAMPLES - 4, left_out=4, kept=0)
-    data = open_set(folder)
+    done = prepare_dataset(with_bad_ones(source), folder, PrepareOptions(Encoding(format, max_side=64), PER_SHARD), processes=processes)
+    assert done == PrepareResult(SAMPLES - 4, left_out=4, resumed=0)
+    data = open_dataset(folder)
     good = [sample for number, sample in enumerate(source.samples) if number not in (3, 7, 11, 12)]
     assert sorted(keys_of(data)) == sorted(sample.key for sample in good)
     labels = {sample.key: sample.label for sample in good}
@@ -182,8 +183,8 @@ def test_what_is_no_whole_image_is_left_out_and_listed(source: MemorySource, tmp
     listed = dict(line.split("\t") for line in (folder / "left_out.tsv").read_text().splitlines())
     assert listed.keys() == {f"memory:{number}" for number in (3, 7, 11, 12)}
     assert all("cannot be decoded" in reason for reason in listed.values())
-    assert verify(folder, Check(hashes=True, all_images=True)) == []
-    assert prepare(with_bad_ones(source), folder, Plan(Storage(format, max_side=64), PER_SHARD)).already_there
+    assert verify_dataset(folder, VerifyOptions(hashes=True, all_images=True)) == []
+    assert prepare_dataset(with_bad_ones(source), folder, PrepareOptions(Encoding(format, max_side=64), PER_SHARD)).already_there
 
 
 def test_a_whole_set_has_no_list_of_what_was_left_out(shared_folder: Path) -> None:
@@ -192,33 +193,33 @@ def test_a_whole_set_has_no_list_of_what_was_left_out(shared_folder: Path) -> No
 
 @both_formats
 def test_by_choice_the_first_bad_file_ends_the_job(source: MemorySource, tmp_path: Path, format: Format) -> None:
-    asked = Plan(Storage(format, max_side=64), PER_SHARD, stop_at_bad=True)
-    error_of(lambda: prepare(with_bad_ones(source), tmp_path / "set", asked), "memory:", "cannot be decoded", "mend or remove it")
+    asked = PrepareOptions(Encoding(format, max_side=64), PER_SHARD, stop_at_bad=True)
+    error_of(lambda: prepare_dataset(with_bad_ones(source), tmp_path / "set", asked), "memory:", "cannot be decoded", "mend or remove it")
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
 @both_formats
 def test_a_part_of_bad_files_alone_leaves_no_trace(source: MemorySource, tmp_path: Path, format: Format) -> None:
-    asked = Plan(Storage(format, max_side=64), PER_SHARD)
+    asked = PrepareOptions(Encoding(format, max_side=64), PER_SHARD)
     bad = set(asked.parts(SAMPLES)[1].samples.tolist())
     samples = [
         RawSample(sample.key, "png", b"" if number in bad else sample.data, sample.label) for number, sample in enumerate(source.samples)
     ]
-    prepare(MemorySource(samples), tmp_path / "set", asked)
+    prepare_dataset(MemorySource(samples), tmp_path / "set", asked)
     before = contents(tmp_path / "set")
-    data = open_set(tmp_path / "set")
-    assert contents(tmp_path / "set") == before  # the index was right, and not made again
+    data = open_dataset(tmp_path / "set")
+    assert contents(tmp_path / "set") == before  # the index was found sound, and was not made again
     assert data.manifest.blocks == [5, 5, 5, 3]
     assert sorted(keys_of(data)) == sorted(sample.key for number, sample in enumerate(samples) if number not in bad)
     assert by_key(data).keys() == set(keys_of(data))
     assert not (tmp_path / "set" / "shard-000001.tar").exists()
-    assert verify(tmp_path / "set", Check(hashes=True, all_images=True)) == []
+    assert verify_dataset(tmp_path / "set", VerifyOptions(hashes=True, all_images=True)) == []
 
 
 @both_formats
 def test_nothing_but_bad_files_is_an_error(tmp_path: Path, format: Format) -> None:
     with pytest.raises(DataError, match=r"none of the 3 files is a whole image; the first: memory:\d: .*cannot be decoded"):
-        prepare(of_images(b"", b"text", b"more"), tmp_path / "set", Plan(Storage(format), 2))
+        prepare_dataset(of_images(b"", b"text", b"more"), tmp_path / "set", PrepareOptions(Encoding(format), 2))
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
@@ -231,8 +232,8 @@ def test_a_file_that_cannot_be_read_is_left_out_too(source: MemorySource, tmp_pa
                 raise DataError(f"picture {index} cannot be read")
             return super().__getitem__(index)
 
-    done = prepare(Unreadable(source.samples), tmp_path / "set", Plan(Storage(format, max_side=64)))
-    assert done == Prepared(SAMPLES - 1, left_out=1, kept=0)
+    done = prepare_dataset(Unreadable(source.samples), tmp_path / "set", PrepareOptions(Encoding(format, max_side=64)))
+    assert done == PrepareResult(SAMPLES - 1, left_out=1, resumed=0)
     assert (tmp_path / "set" / "left_out.tsv").read_text() == f"memory:{unreadable}\tpicture {unreadable} cannot be read\n"
 
 
@@ -242,19 +243,19 @@ LONG, SMALL = png(60, 40), png(20, 30)
 
 
 def test_images_keep_their_own_bytes_without_short_side_and_quality(tmp_path: Path) -> None:
-    data = open_set(stored(of_images(LONG, SMALL), tmp_path / "set"))
+    data = open_dataset(stored(of_images(LONG, SMALL), tmp_path / "set"))
     assert {key: image_at(data, sample) for sample, key in enumerate(keys_of(data))} == {"picture-0": LONG, "picture-1": SMALL}
 
 
 @both_formats
 def test_larger_images_are_reduced_to_the_short_side_and_keep_their_proportions(tmp_path: Path, format: Format) -> None:
     source = of_images(LONG, png(40, 60), png(20, 200), SMALL, png(30, 31))
-    images = by_key(open_set(stored(source, tmp_path / "set", format, short_side=30)))
+    images = by_key(open_dataset(stored(source, tmp_path / "set", format, short_side=30)))
     assert [images[f"picture-{number}"].shape for number in range(5)] == [(30, 45, 3), (45, 30, 3), (200, 20, 3), (30, 20, 3), (31, 30, 3)]
 
 
 def test_only_reduced_images_are_encoded_again(tmp_path: Path) -> None:
-    data = open_set(stored(of_images(LONG, SMALL), tmp_path / "set", short_side=30))
+    data = open_dataset(stored(of_images(LONG, SMALL), tmp_path / "set", short_side=30))
     images = {key: image_at(data, sample) for sample, key in enumerate(keys_of(data))}
     assert images["picture-1"] == SMALL
     assert Image.open(io.BytesIO(images["picture-0"])).format == "JPEG"
@@ -263,7 +264,7 @@ def test_only_reduced_images_are_encoded_again(tmp_path: Path) -> None:
 def test_with_a_quality_every_image_is_encoded_again(tmp_path: Path) -> None:
     sizes = []
     for quality in (20, 90):
-        data = open_set(stored(of_images(LONG, SMALL), tmp_path / str(quality), quality=quality))
+        data = open_dataset(stored(of_images(LONG, SMALL), tmp_path / str(quality), quality=quality))
         images = [image_at(data, sample) for sample in range(2)]
         assert {Image.open(io.BytesIO(image)).format for image in images} == {"JPEG"}
         assert {Image.open(io.BytesIO(image)).size for image in images} == {(60, 40), (20, 30)}
@@ -302,7 +303,7 @@ def test_ffcv_of_another_seed_stores_other_images_as_jpeg(tmp_path: Path) -> Non
 
 @pytest.mark.ffcv
 def test_ffcv_reduces_larger_images_to_max_side(tmp_path: Path) -> None:
-    images = by_key(open_set(stored(of_images(png(100, 50), png(20, 80), SMALL), tmp_path / "set", "ffcv", max_side=40)))
+    images = by_key(open_dataset(stored(of_images(png(100, 50), png(20, 80), SMALL), tmp_path / "set", "ffcv", max_side=40)))
     assert [images[f"picture-{number}"].shape for number in range(3)] == [(20, 40, 3), (40, 10, 3), (30, 20, 3)]
 
 
@@ -322,7 +323,7 @@ def constant_png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1), (65_500, 1)])
 @pytest.mark.parametrize("storage", [{}, {"quality": 90, "mode": "jpg", "short_side": 16}])
 def test_images_of_any_proportions_are_stored(tmp_path: Path, format: Format, size: tuple[int, int], storage: dict[str, Any]) -> None:
-    images = by_key(open_set(stored(of_images(SMALL, constant_png(*size)), tmp_path / "set", format, **storage)))
+    images = by_key(open_dataset(stored(of_images(SMALL, constant_png(*size)), tmp_path / "set", format, **storage)))
     width, height = (max(1, round(side * 512 / max(*size, 512))) for side in size) if format == "ffcv" else size
     assert images["picture-1"].shape == (height, width, 3)
 
@@ -331,7 +332,7 @@ def test_images_of_any_proportions_are_stored(tmp_path: Path, format: Format, si
 @pytest.mark.parametrize("size", [(65_501, 1), (1, 70_000)])
 def test_an_image_that_is_longer_than_jpeg_allows_is_left_out(tmp_path: Path, format: Format, size: tuple[int, int]) -> None:
     folder = stored(of_images(SMALL, constant_png(*size)), tmp_path / "set", format)
-    assert keys_of(open_set(folder)) == ["picture-0"]
+    assert keys_of(open_dataset(folder)) == ["picture-0"]
     assert "no side may be longer than 65500" in (folder / "left_out.tsv").read_text()
 
 
@@ -341,11 +342,11 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from data_pipelines.errors import UserError
-from tests.unit.slow_prepare import pictures, plan, prepare
+from tests.unit.slow_prepare import pictures, plan, prepare_dataset
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    prepare(pictures(), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[4]))
+    prepare_dataset(pictures(), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[4]))
 except UserError as error:
     print(error)
 else:
@@ -356,7 +357,7 @@ else:
 @pytest.mark.slow
 @both_formats
 @pytest.mark.parametrize(("limit", "processes"), [(0, 1), (100, 1), (2000, 2), (3500, 1), (2**20, 1), (3 * 2**20, 1)])
-def test_a_disk_that_takes_no_more_is_told_in_one_sentence_and_the_same_command_goes_on(
+def test_a_disk_that_takes_no_more_is_reported_in_one_sentence_and_the_same_command_goes_on(
     tmp_path: Path, format: Format, limit: int, processes: int
 ) -> None:
     folder = tmp_path / "set"
@@ -372,14 +373,14 @@ def test_a_disk_that_takes_no_more_is_told_in_one_sentence_and_the_same_command_
         assert "cannot be" in line
         assert "None" not in line
         assert not (folder / "manifest.json").exists()
-    prepare(pictures(), folder, plan(format))
-    prepare(pictures(), tmp_path / "whole", plan(format))
+    prepare_dataset(pictures(), folder, plan(format))
+    prepare_dataset(pictures(), tmp_path / "whole", plan(format))
     assert contents(folder) == contents(tmp_path / "whole")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB."""
+    """Mount a file system of 6 MiB."""
     (tmp_path / "disk").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", tmp_path / "disk"], capture_output=True)
     if mounted.returncode:
@@ -405,7 +406,7 @@ def test_a_folder_that_cannot_be_made_is_named(source: MemorySource, tmp_path: P
         error_of(lambda folder=folder: stored(source, folder), folder, "cannot be made", "choose another folder")
 
 
-def test_a_read_only_file_system_is_told(source: MemorySource, small_disk: Path) -> None:
+def test_a_read_only_file_system_is_reported(source: MemorySource, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     error_of(lambda: stored(source, small_disk / "set"), small_disk / "set", "cannot be made (Read-only file system)")
 

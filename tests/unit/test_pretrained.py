@@ -16,6 +16,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import FeedbackConfig, ModelConfig
 from tdformer.models import load_pretrained
 from tdformer.models.pretrained import read_published, start_from, write_weights
+from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError
 from tests.unit.networks import BACKBONES, PUBLISHED, images, lively, small
@@ -27,7 +28,8 @@ def published(config: ModelConfig, seed: int = 5) -> dict[str, torch.Tensor]:
     model = TDFormer(config.model_copy(update={"feedback": None}))
     lively(model)
     model.train()(images(2))
-    return {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    state = model.backbone.state_dict()
+    return {name: state[own].clone() for name, own in own_names(state, config.backbone).items()}
 
 
 @pytest.mark.parametrize("backbone", PUBLISHED)
@@ -53,7 +55,8 @@ def test_import_takes_every_published_form_and_gives_the_same_function(backbone:
     network = TDFormer(config)
     assert set(start_from(network, tmp_path / "weights")) == topdown
     reference = TDFormer(config).eval()
-    reference.backbone.load_state_dict(state, strict=False)
+    own = own_names(reference.backbone.state_dict(), config.backbone)
+    reference.backbone.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
     assert torch.equal(network.eval()(images(2)), reference(images(2)))  # feedback starts at zero, and there is one segment
 
 
@@ -71,7 +74,7 @@ def test_a_new_head_is_left_out_and_starts_fresh(tmp_path: Path) -> None:
     head = model.backbone.head.weight.clone()
     assert "backbone.head.weight" in start_from(model, tmp_path / "weights")
     assert torch.equal(model.backbone.head.weight, head)
-    assert torch.equal(model.backbone.patch_stem.proj_conv.weight, state["patch_embed1.proj_conv.weight"])
+    assert torch.equal(model.backbone.patch_stem.first.synapse.weight, state["patch_embed1.proj_conv.weight"])
     with pytest.raises(WeightsError, match=r"holds a part of a network: .* give it to a run as `init`"):
         load_pretrained(tmp_path / "weights")
 
@@ -82,14 +85,14 @@ def test_another_architecture_is_refused_with_the_names(tmp_path: Path) -> None:
         read_published(tmp_path / "other.pth", small("qkformer-imagenet"))
     sentence = str(refused.value)
     assert "of another architecture than this qkformer (imagenet), 32 dims, depths [1, 1, 2]" in sentence
-    assert "not in the file: backbone.patch_embed1.proj_conv.weight" in sentence
+    assert "not in the file: patch_embed1.proj_conv.weight" in sentence
     assert "without a place in the network: block.0.attn" in sentence
 
 
 def test_a_file_without_a_head_is_for_a_new_one(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in published(small()).items() if not name.startswith("head.")}
     save_file(state, tmp_path / "headless.pth")  # safetensors by what it holds, not by its name
-    with pytest.raises(WeightsError, match=r"2 not in the file: backbone\.head\.weight, backbone\.head\.bias"):
+    with pytest.raises(WeightsError, match=r"2 not in the file: head\.weight, head\.bias"):
         read_published(tmp_path / "headless.pth", small())
     assert {"backbone.head.weight", "backbone.head.bias"} <= set(read_published(tmp_path / "headless.pth", small(), head="new").missing)
 
@@ -101,7 +104,8 @@ def test_tied_tensors_are_written_each_for_itself(tmp_path: Path) -> None:
     imported = read_published(tmp_path / "tied.pth", small())
     write_weights(tmp_path / "weights", imported.state, small(), {})
     written = load_file(tmp_path / "weights" / "model.safetensors")
-    assert torch.equal(written["backbone.stage3.0.attn.k_conv.weight"], written["backbone.stage3.0.attn.q_conv.weight"])
+    attention = "backbone.stages.2.blocks.0.attn"
+    assert torch.equal(written[f"{attention}.k.synapse.weight"], written[f"{attention}.q.synapse.weight"])
 
 
 def test_a_deeper_network_is_another_architecture_too(tmp_path: Path) -> None:

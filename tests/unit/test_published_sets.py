@@ -1,6 +1,6 @@
-"""CIFAR, the corruption suites and the event sets, generated in their published formats: what is in them comes out of the sources.
+"""Tests CIFAR, the corruption suites and the event data sets, generated in their published formats.
 
-Whatever is not as published is refused in one sentence, and nothing that the data names is run.
+Files that are not as published are refused in one sentence, and nothing that a pickle names is run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.sources import Source, open_splits
-from data_pipelines.sources.cifar import CIFAR10, CIFAR100, Published, open_cifar
-from data_pipelines.sources.corruptions import CIFAR10_CLASSES, open_cifar10_c, open_imagenet_c
-from data_pipelines.sources.events import GESTURES, EventSource, open_cifar10_dvs, open_dvs128_gesture, spikingjelly_datasets
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.cifar import open_cifar
+from data_pipelines.sources.cifar10_c import CIFAR10_CLASSES, open_cifar10_c
+from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
+from data_pipelines.sources.cifar_archive import CIFAR10, CIFAR100, CifarArchive
+from data_pipelines.sources.dvs128_gesture import GESTURES, open_dvs128_gesture
+from data_pipelines.sources.event_source import EventSource
+from data_pipelines.sources.imagenet_c import open_imagenet_c
+from data_pipelines.sources.layouts import open_splits
+from data_pipelines.sources.spikingjelly_frames import import_spikingjelly_module
 from tests.unit.conftest import error_of as sentence_of
 
 error_of = partial(sentence_of, remedies=("download", "prepare again", "expected", "remove", "give "))
@@ -42,22 +48,22 @@ def labels_of(source: Source) -> list[int]:
 
 
 def check_protocol(source: Source) -> None:
-    """Keys are unique and without dots, every sample has a place, and what was pickled is the same source."""
+    """Check a source: its keys are unique and without dots, every sample has an origin, and a pickled copy is the same source."""
     keys = [source[index].key for index in range(len(source))]
     assert len(set(keys)) == len(keys) > 0
     assert not any("." in key for key in keys)
-    assert len({source.place(index) for index in range(len(source))}) == len(keys)
+    assert len({source.origin(index) for index in range(len(source))}) == len(keys)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[index] for index in range(len(copy))] == [source[index] for index in range(len(source))]
     assert copy.fingerprint() == source.fingerprint()
-    assert source.left_out == 0
+    assert source.ignored_files == 0
 
 
 # --- CIFAR -------------------------------------------------------------------------------------------------
 
 
 class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Protocol 2 as Python 2 wrote it, where both bytes and the names of types were plain strings."""
+    """Writes protocol 2 as Python 2 did. Byte strings and the names of types were both plain strings there."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]  # noqa: RUF012
 
@@ -79,7 +85,7 @@ def noise(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def batch_of(images_NHWC: np.ndarray, labels: list[int], published: Published) -> dict[bytes, object]:
+def batch_of(images_NHWC: np.ndarray, labels: list[int], published: CifarArchive) -> dict[bytes, object]:
     content: dict[bytes, object] = {
         b"data": images_NHWC.transpose(0, 3, 1, 2).reshape(len(images_NHWC), 3072),
         published.labels: labels,
@@ -94,7 +100,7 @@ def labels_for(member: int, classes: int) -> list[int]:
 
 
 def plant_cifar(root: Path, classes: int) -> Path:
-    """The unpacked folder with three images in each batch."""
+    """Write the unpacked folder, with three images in each batch."""
     published = CIFAR10 if classes == 10 else CIFAR100
     folder = root / published.folder
     folder.mkdir(parents=True)
@@ -132,9 +138,9 @@ def test_cifar_gives_the_pixels_and_labels_of_its_batches(tmp_path: Path, classe
         check_protocol(source)
 
 
-def test_the_place_of_a_cifar_image_is_its_batch_and_row(cifar10: Path) -> None:
+def test_the_origin_of_a_cifar_image_is_its_batch_and_row(cifar10: Path) -> None:
     train = open_cifar(cifar10, 10)["train"]
-    assert [train.place(0), train.place(3), train.place(14)] == [
+    assert [train.origin(0), train.origin(3), train.origin(14)] == [
         f"{cifar10}/data_batch_1 image 0",
         f"{cifar10}/data_batch_2 image 0",
         f"{cifar10}/data_batch_5 image 2",
@@ -168,7 +174,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_not_run(tmp_path: Path, cif
     planted = Malicious(os.system, f"touch {tmp_path}/run")
     (cifar10 / "data_batch_3").write_bytes(python2_pickle({b"data": planted}))
     pickle.loads((cifar10 / "data_batch_3").read_bytes())
-    (tmp_path / "run").unlink()  # the pickle does what it should not
+    (tmp_path / "run").unlink()  # unpickled by Python itself, this pickle runs a command
     path = pack(cifar10, tmp_path / "archive.tar.gz") if packed else cifar10
     error_of(lambda: open_cifar(path, 10), path, "data_batch_3", f"{os.system.__module__}.system")
     assert not (tmp_path / "run").exists()
@@ -188,7 +194,7 @@ def test_an_array_of_objects_is_refused(cifar10: Path) -> None:
 
 
 def test_a_type_whose_state_declares_objects_to_be_bytes_is_refused(cifar10: Path) -> None:
-    """numpy would take these bytes for addresses of objects."""
+    """NumPy would take these bytes for the addresses of objects."""
     dtype = b"cnumpy\ndtype\n(U\x02O8I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntb"
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I1\nI1\nt" + dtype + b"I00\nU\x08AAAAAAAAtb"
     (cifar10 / "test_batch").write_bytes(b"}U\x04data" + array + b"s.")
@@ -267,7 +273,7 @@ PER_SEVERITY = 4
 
 @pytest.fixture
 def cifar10_c(tmp_path: Path) -> Path:
-    """Two corruptions of four images."""
+    """A folder with two corruptions of four images."""
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
     for number, name in enumerate(CORRUPTIONS):
@@ -287,7 +293,7 @@ def test_cifar10_c_gives_a_source_per_corruption_and_severity(cifar10_c: Path) -
             assert labels_of(source) == [3, 8, 0, 9]
             assert tuple(source.classes) == CIFAR10_CLASSES
             check_protocol(source)
-    assert sources["fog-2"].place(1) == f"{cifar10_c}/fog.npy row 5"
+    assert sources["fog-2"].origin(1) == f"{cifar10_c}/fog.npy row 5"
     assert len({source.fingerprint() for source in sources.values()}) == len(sources)
 
 
@@ -411,13 +417,13 @@ def test_the_layouts_open_the_sets_and_are_recognised(tmp_path: Path, cifar10: P
 # --- event sets --------------------------------------------------------------------------------------------
 
 Events = np.ndarray
-"""int [N, 4]: time, x, y, polarity."""
+"""Events as integers [N, 4]: time, x, y, polarity."""
 
 TIME_STEPS = 4
 
 
 def some_events(count: int, seed: int, start: int = 0) -> Events:
-    """In the order of time, from `start` on; the first half in one pixel."""
+    """Make events in the order of time, beginning at `start`. The first half is in one pixel."""
     random = np.random.default_rng(seed)
     events = np.stack([start + np.arange(count), *random.integers(0, 128, (2, count)), random.integers(0, 2, count)], axis=1)
     events[: count // 2, 1:] = (5, 7, 1)
@@ -425,7 +431,7 @@ def some_events(count: int, seed: int, start: int = 0) -> Events:
 
 
 def integrate(events: Events) -> np.ndarray:
-    """[T, 2, H, W]: T times the same number of events, the last one with the remainder."""
+    """Compute the expected frames [T, 2, H, W]. Each frame has the same number of events, and the last also the remainder."""
     frames = np.zeros((TIME_STEPS, 2, 128, 128), int)
     for number, (_, x, y, polarity) in enumerate(events):
         frames[min(number // (len(events) // TIME_STEPS), TIME_STEPS - 1), polarity, y, x] += 1
@@ -433,9 +439,9 @@ def integrate(events: Events) -> np.ndarray:
 
 
 def aedat3(events: Events) -> bytes:
-    """Text lines, then packets of a header of 28 bytes and 8 bytes per event: an address word and the time in microseconds."""
+    """Encode an AEDAT 3 file: text lines, then packets of a 28-byte header and 8 bytes per event (address, time in microseconds)."""
     text = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-    special = struct.pack("<hhiiiiii", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8)  # an event of another type, to be skipped
+    special = struct.pack("<hhiiiiii", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8)  # an event of another type, which readers must skip
     packets = [special]
     for packet in np.array_split(events, 3):
         packets.append(struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, len(packet), len(packet), len(packet)))
@@ -444,13 +450,13 @@ def aedat3(events: Events) -> bytes:
 
 
 def aedat2(events: Events) -> bytes:
-    """Text lines, then an address word and the time of each event, big-endian; spikingjelly turns the picture by the diagonal."""
+    """Encode an AEDAT 2 file: text lines, then address and time of each event, big-endian. spikingjelly mirrors the image diagonally."""
     words = [(((127 - x) << 8 | (127 - y) << 1 | (1 - polarity)), time) for time, x, y, polarity in events.tolist()]
     return b"#!AER-DAT2.0\r\n# raw AE data\r\n" + b"".join(struct.pack(">II", *word) for word in words)
 
 
 def publish(root: Path, files: dict[str, bytes], dataset_class: type, patch: pytest.MonkeyPatch) -> None:
-    """Put files in the place of the published downloads, and their checksums in the place of the published ones."""
+    """Put files where the published downloads belong, and replace the published checksums by theirs."""
     (root / "download").mkdir(parents=True)
     for name, data in files.items():
         (root / "download" / name).write_bytes(data)
@@ -462,7 +468,7 @@ GESTURE_EVENTS = 41
 
 
 def recording(seed: int) -> tuple[bytes, bytes, list[Events]]:
-    """A recording of all 11 gestures, with some events before, between and after them: the .aedat, its labels, and each gesture."""
+    """Record all 11 gestures, with some events before, between and after. Returns the .aedat, its labels, and each gesture."""
     samples = [some_events(GESTURE_EVENTS, seed + label, start=1000 * (label + 1)) for label in range(11)]
     between = [some_events(10, seed + 50 + label, start=1000 * label + 500) for label in range(13)]
     events = np.concatenate([*samples, *between])
@@ -494,7 +500,7 @@ def gesture_files() -> dict[str, bytes]:
 
 @pytest.fixture
 def gestures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    publish(tmp_path / "gesture", gesture_files(), spikingjelly_datasets("dvs128_gesture").DVS128Gesture, monkeypatch)
+    publish(tmp_path / "gesture", gesture_files(), import_spikingjelly_module("dvs128_gesture").DVS128Gesture, monkeypatch)
     return tmp_path / "gesture"
 
 
@@ -509,7 +515,7 @@ def test_dvs128_gesture_gives_the_frames_of_its_recordings(gestures: Path) -> No
     splits = open_dvs128_gesture(gestures, TIME_STEPS)
     assert list(splits) == ["train", "val"]
     for source, (name, (_, _, samples)) in zip(splits.values(), RECORDINGS.items(), strict=True):
-        folders = [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]  # sorted as words, by spikingjelly
+        folders = [0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9]  # spikingjelly sorts class folders as text
         assert [source[index].key for index in range(11)] == [f"{folder}/{name}_0" for folder in folders]
         assert labels_of(source) == list(range(11))
         assert source.classes == [GESTURES[folder] for folder in folders]
@@ -519,13 +525,13 @@ def test_dvs128_gesture_gives_the_frames_of_its_recordings(gestures: Path) -> No
             assert np.array_equal(frames, integrate(samples[folder]))
         check_protocol(source)
     assert splits["train"].fingerprint() != splits["val"].fingerprint()
-    shutil.rmtree(gestures / "download")  # not needed any more
+    shutil.rmtree(gestures / "download")  # the frames are made, so the downloads may go
     again = open_dvs128_gesture(gestures, TIME_STEPS)["train"]
     assert again.fingerprint() == splits["train"].fingerprint()
     assert open_dvs128_gesture(gestures, 2)["train"].fingerprint() != again.fingerprint()
 
 
-MANY = 4000  # half of them in one pixel, and so more in a frame's than a byte can count
+MANY = 4000  # half of the events are in one pixel, which gives it more than 255 in a frame
 
 
 def dvs_events(label: int, number: int) -> Events:
@@ -542,22 +548,22 @@ def zipped(label: int, name: str, samples: int) -> bytes:
 
 @pytest.fixture
 def cifar10_dvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """12 samples of each class, but 11 ships."""
+    """A folder with 12 samples of each class, but 11 ships."""
     files = {f"{name}.zip": zipped(label, name, 11 if name == "ship" else 12) for label, name in enumerate(CIFAR10_CLASSES)}
-    publish(tmp_path / "cifar10-dvs", files, spikingjelly_datasets("cifar10_dvs").CIFAR10DVS, monkeypatch)
+    publish(tmp_path / "cifar10-dvs", files, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     return tmp_path / "cifar10-dvs"
 
 
 @pytest.mark.slow
 def test_cifar10_dvs_gives_frames_split_as_by_spikingjelly(cifar10_dvs: Path) -> None:
     splits = open_cifar10_dvs(cifar10_dvs, TIME_STEPS)
-    dataset = spikingjelly_datasets("cifar10_dvs").CIFAR10DVS(
+    dataset = import_spikingjelly_module("cifar10_dvs").CIFAR10DVS(
         str(cifar10_dvs), data_type="frame", frames_number=TIME_STEPS, split_by="number"
     )
-    subsets = spikingjelly_datasets("utils").split_to_train_test_set(0.9, dataset, 10, random_split=False)
+    subsets = import_spikingjelly_module("utils").split_to_train_test_set(0.9, dataset, 10, random_split=False)
     assert {split: len(source) for split, source in splits.items()} == {"train": 9 * 11 + 10, "val": 10}
     for source, subset in zip(splits.values(), subsets, strict=True):
-        assert [source.place(index) for index in range(len(source))] == [dataset.samples[index][0] for index in subset.indices]
+        assert [source.origin(index) for index in range(len(source))] == [dataset.samples[index][0] for index in subset.indices]
         assert labels_of(source) == [dataset.targets[index] for index in subset.indices]
         assert all(np.array_equal(frames_of(source, index), subset[index][0]) for index in range(len(source)))
         assert tuple(source.classes) == CIFAR10_CLASSES
@@ -580,7 +586,7 @@ def no_download(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spikingjelly_datasets("base"), "download_url", no_download)
+    monkeypatch.setattr(import_spikingjelly_module("base"), "download_url", no_download)
 
 
 @pytest.mark.usefixtures("offline")
@@ -613,7 +619,7 @@ def test_recordings_that_cannot_be_read_and_what_they_leave_are_named(tmp_path: 
     publish(
         tmp_path / "set",
         {"DvsGesture.tar.gz": gesture_archive(damaged)},
-        spikingjelly_datasets("dvs128_gesture").DVS128Gesture,
+        import_spikingjelly_module("dvs128_gesture").DVS128Gesture,
         monkeypatch,
     )
     error_of(lambda: open_dvs128_gesture(tmp_path / "set", TIME_STEPS), tmp_path / "set", "error: unpack", "but download/")
@@ -623,8 +629,8 @@ def test_recordings_that_cannot_be_read_and_what_they_leave_are_named(tmp_path: 
 
 @pytest.mark.usefixtures("offline")
 def test_a_set_that_lacks_a_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """spikingjelly would number the rest from 0."""
-    publish(tmp_path / "set", {"cat.zip": zipped(3, "cat", 2)}, spikingjelly_datasets("cifar10_dvs").CIFAR10DVS, monkeypatch)
+    """spikingjelly would number the remaining classes from 0."""
+    publish(tmp_path / "set", {"cat.zip": zipped(3, "cat", 2)}, import_spikingjelly_module("cifar10_dvs").CIFAR10DVS, monkeypatch)
     error_of(lambda: open_cifar10_dvs(tmp_path / "set", TIME_STEPS), "['cat']", "airplane", tmp_path / "set")
 
 
@@ -657,12 +663,12 @@ def test_counts_are_stored_in_the_smallest_type_that_holds_them(tmp_path: Path, 
 )
 def test_frames_that_are_no_counts_are_named(tmp_path: Path, frames: np.ndarray) -> None:
     source = frames_file(tmp_path, frames=frames)
-    error_of(lambda: source[0], source.place(0))
+    error_of(lambda: source[0], source.origin(0))
 
 
 def test_a_damaged_file_of_frames_is_named(tmp_path: Path) -> None:
     source = frames_file(tmp_path, frames=FRAMES)
-    path = Path(source.place(0))
+    path = Path(source.origin(0))
     np.save(tmp_path / "plain.npy", FRAMES)
     for content in (b"", b"no zip", path.read_bytes()[:1000], pickle.dumps([1]), (tmp_path / "plain.npy").read_bytes()):
         path.write_bytes(content)

@@ -212,7 +212,7 @@ def test_a_network_changed_before_the_backward_pass_is_told(policy: RecomputePol
     model = TDFormer(small(), policy)
     output = model.forward_segments(images(2))
     with torch.no_grad():
-        model.backbone.patch_stem.proj1_conv.weight.mul_(2)
+        model.backbone.patch_stem.convolutions[1].synapse.weight.mul_(2)
     with pytest.raises(RuntimeError, match="was changed between the forward and the backward pass"):
         output.sum().backward()
 

@@ -9,8 +9,10 @@ import pytest
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import load_config
-from tdformer.rundir import run_directory
-from tdformer.rundir.metrics_file import MetricsFile, draw_learning_curve
+from tdformer.rundir import creation
+from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.run_dir import RunDir
+from tdformer.training.learning_curve import draw_learning_curve
 
 
 def config(output: Path, **changes: object) -> RunConfig:
@@ -18,40 +20,40 @@ def config(output: Path, **changes: object) -> RunConfig:
 
 
 def test_each_new_run_gets_the_next_number(tmp_path: Path) -> None:
-    names = [run_directory.new(config(tmp_path)).name for _ in range(3)]
+    names = [creation.create_next(config(tmp_path)).name for _ in range(3)]
     assert names == ["x-001", "x-002", "x-003"]
     (tmp_path / "x-041").mkdir()
     (tmp_path / "x-y-099").mkdir()  # of another run called x-y
-    assert run_directory.new(config(tmp_path)).name == "x-042"
+    assert creation.create_next(config(tmp_path)).name == "x-042"
 
 
 def test_a_claimed_directory_holds_the_resolved_run(tmp_path: Path) -> None:
-    run_directory.claim(tmp_path / "run", config(tmp_path))
+    creation.claim(RunDir(tmp_path / "run"), config(tmp_path))
     assert load_config(tmp_path / "run" / "config.yaml") == config(tmp_path)
 
 
 def test_harmless_keys_may_change_on_a_resume_others_may_not(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run_directory.claim(run, config(tmp_path))
+    creation.claim(RunDir(run), config(tmp_path))
     changed = config(tmp_path, tracking={"experiment": "other"}, checkpoint={"keep_last": 5})
-    run_directory.claim(run, changed)
+    creation.claim(RunDir(run), changed)
     assert load_config(run / "config.yaml") == changed
     with pytest.raises(UserError, match=r"another configuration.*Different are: optimizer\.base_lr: 0\.0006 -> 0\.1; seed: 0 -> 1"):
-        run_directory.claim(run, config(tmp_path, seed=1, optimizer={"base_lr": 0.1}))
+        creation.claim(RunDir(run), config(tmp_path, seed=1, optimizer={"base_lr": 0.1}))
     assert load_config(run / "config.yaml") == changed
 
 
 def test_a_key_is_not_harmless_because_its_name_begins_like_one(tmp_path: Path) -> None:
-    run_directory.claim(tmp_path / "run", config(tmp_path, data={"train": "a", "val": "b"}))
-    run_directory.claim(tmp_path / "run", config(tmp_path, data={"train": "elsewhere", "val": "b"}))
+    creation.claim(RunDir(tmp_path / "run"), config(tmp_path, data={"train": "a", "val": "b"}))
+    creation.claim(RunDir(tmp_path / "run"), config(tmp_path, data={"train": "elsewhere", "val": "b"}))
     with pytest.raises(UserError, match=r"data\.train_samples: None -> 5"):
-        run_directory.claim(tmp_path / "run", config(tmp_path, data={"train": "a", "val": "b", "train_samples": 5}))
+        creation.claim(RunDir(tmp_path / "run"), config(tmp_path, data={"train": "a", "val": "b", "train_samples": 5}))
 
 
 def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty and not a run directory"):
-        run_directory.claim(tmp_path, config(tmp_path))
+        creation.claim(RunDir(tmp_path), config(tmp_path))
 
 
 def test_metrics_after_the_resumed_step_are_forgotten_and_a_cut_off_line_is_left(tmp_path: Path) -> None:

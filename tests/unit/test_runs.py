@@ -1,4 +1,4 @@
-"""Runs read from their directories, compared, and told on a terminal."""
+"""Tests that runs are read from their directories, compared, and printed on a terminal."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ import yaml
 
 from data_pipelines.errors import UserError
 from tdformer.models.registry import MODELS
-from tdformer.rundir import lock_file
-from tdformer.runs import comparing, configs, metric_rows, paper, reading, rows, wording
-from tdformer.runs.comparing import compare
+from tdformer.rundir.lock_file import STALE_SECONDS
+from tdformer.rundir.lock_holder import this_process
+from tdformer.rundir.run_dir import RunDir
+from tdformer.runs import config_keys, flat_config, formatting, json_output, metric_rows, paper_results, reader
+from tdformer.runs.comparison import compare, default_metrics, outcome, unique_names
+from tdformer.runs.discovery import find_runs
+from tdformer.runs.filters import filtered
+from tdformer.runs.run import Run
 from tests.conftest import REPOSITORY, tdformer, write_config
 from tests.unit.generated_runs import BEGAN, write_metrics, write_run
 from tests.unit.test_light_imports import HEAVY
 
 
-def read(folder: Path, **options: Any) -> list[reading.Run]:
-    return reading.read_all(reading.find([folder]), **options)
+def read(folder: Path, **options: Any) -> list[Run]:
+    return reader.read_all(find_runs([folder]), **options)
 
 
-def by_name(runs: list[reading.Run]) -> dict[str, reading.Run]:
+def by_name(runs: list[Run]) -> dict[str, Run]:
     return {run.name: run for run in runs}
 
 
@@ -71,14 +76,14 @@ def test_a_real_run_is_listed_shown_and_compared(run_config: dict, tmp_path: Pat
 
 
 def test_best_is_found_among_all_rows_and_last_is_the_last(tmp_path: Path) -> None:
-    run = reading.read(write_run(tmp_path / "run-001", top1=[10, 40, 30, 20.5]))
-    found = comparing.outcome(run, "val/top1")
+    run = reader.read(write_run(tmp_path / "run-001", top1=[10, 40, 30, 20.5]))
+    found = outcome(run, "val/top1")
     assert found is not None
     assert found.best == (20, 2, 40)
     assert found.last == (40, 4, 20.5)
-    loss = comparing.outcome(run, "val/loss")
+    loss = outcome(run, "val/loss")
     assert loss is not None
-    assert loss.best.value == pytest.approx(3 - 40 / 50)  # the lowest
+    assert loss.best.value == pytest.approx(3 - 40 / 50)  # The lowest loss is the best.
 
 
 def test_a_training_metric_has_its_best_among_rows_that_no_sample_hits(tmp_path: Path) -> None:
@@ -96,61 +101,61 @@ def test_many_runs_read_in_processes_are_those_read_one_by_one(tmp_path: Path, m
         write_run(tmp_path / f"run-{number}", top1=[number, 50 - number], images_per_s=100 + number)
     metrics = ["val/loss", "train/loss", "train/lr"]
     alone = read(tmp_path, metrics=metrics, samples=7)
-    monkeypatch.setattr(reading, "FOR_ONE_PROCESS", 1)
-    together = read(tmp_path, metrics=metrics, samples=7)
-    assert [rows.as_row(run, metrics) for run in together] == [rows.as_row(run, metrics) for run in alone]
+    monkeypatch.setattr(reader, "RUNS_FOR_ONE_PROCESS", 1)
+    in_processes = read(tmp_path, metrics=metrics, samples=7)
+    assert [json_output.run_as_dict(run, metrics) for run in in_processes] == [json_output.run_as_dict(run, metrics) for run in alone]
     with pytest.raises(UserError, match="did you mean train/mfu"):
-        compare(together, ["train/mfuu"])
+        compare(in_processes, ["train/mfuu"])
 
 
 def test_values_that_are_not_finite_are_never_the_best(tmp_path: Path) -> None:
-    run = reading.read(write_run(tmp_path / "run-001", top1=[10.0, math.nan, math.inf, 5.0]))
-    found = comparing.outcome(run, "val/top1")
+    run = reader.read(write_run(tmp_path / "run-001", top1=[10.0, math.nan, math.inf, 5.0]))
+    found = outcome(run, "val/top1")
     assert found is not None
     assert found.best.value == 10
-    run = reading.read(write_run(tmp_path / "run-002", top1=[1.0, math.nan]))
-    found = comparing.outcome(run, "val/top1")
+    run = reader.read(write_run(tmp_path / "run-002", top1=[1.0, math.nan]))
+    found = outcome(run, "val/top1")
     assert found is not None
     assert math.isnan(found.last.value)
-    assert json.loads(json.dumps(rows.without_nan(rows.as_row(run, ["val/top1"])), allow_nan=False))
+    assert json.loads(json.dumps(json_output.without_nan(json_output.run_as_dict(run, ["val/top1"])), allow_nan=False))
 
 
 def test_hours_are_those_of_all_sessions_times_processes(tmp_path: Path) -> None:
     half, quarter = {"seen": BEGAN + 1800, "world_size": 4, "gpus": 4}, {"seen": BEGAN + 900, "world_size": 2, "gpus": 2}
-    run = reading.read(write_run(tmp_path / "gpu", sessions=[half, quarter]))
+    run = reader.read(write_run(tmp_path / "gpu", sessions=[half, quarter]))
     assert run.gpu_hours == pytest.approx(0.5 * 4 + 0.25 * 2)
     assert run.cpu_process_hours is None
-    run = reading.read(write_run(tmp_path / "cpu", sessions=[{**half, "gpus": 0}]))
+    run = reader.read(write_run(tmp_path / "cpu", sessions=[{**half, "gpus": 0}]))
     assert run.gpu_hours is None
     assert run.cpu_process_hours == pytest.approx(2)
 
 
 def test_states(tmp_path: Path) -> None:
     for status in ("finished", "stopped", "failed"):
-        assert reading.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
+        assert reader.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
     killed = write_run(tmp_path / "killed", sessions=[{"status": "running"}])
-    assert reading.read(killed).state == "lost"
-    (killed / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
-    assert reading.read(killed).state == "running"
-    dead = {**asdict(lock_file.this_process()), "started": "0"}
-    (killed / lock_file.NAME).write_text(json.dumps(dead))
-    assert reading.read(killed).state == "lost"
+    assert reader.read(killed).state == "lost"
+    RunDir(killed).lock.write_text(json.dumps(asdict(this_process())))
+    assert reader.read(killed).state == "running"
+    dead = {**asdict(this_process()), "started": "0"}
+    RunDir(killed).lock.write_text(json.dumps(dead))
+    assert reader.read(killed).state == "lost"
     elsewhere = {**dead, "machine": "another"}
-    (killed / lock_file.NAME).write_text(json.dumps(elsewhere))
-    assert reading.read(killed).state == "running"  # gave a sign of life just now
-    old = time.time() - 10 * lock_file.STALE_SECONDS
-    os.utime(killed / lock_file.NAME, (old, old))
-    assert reading.read(killed).state == "lost"
+    RunDir(killed).lock.write_text(json.dumps(elsewhere))
+    assert reader.read(killed).state == "running"  # The lock was renewed a moment ago.
+    old = time.time() - 10 * STALE_SECONDS
+    os.utime(RunDir(killed).lock, (old, old))
+    assert reader.read(killed).state == "lost"
 
 
 def test_states_without_sessions(tmp_path: Path) -> None:
-    assert reading.read(write_run(tmp_path / "whole", sessions=[])).state == "finished"  # 4 epochs of 4
-    assert reading.read(write_run(tmp_path / "part", sessions=[], top1=[1, 2])).state == "stopped"
+    assert reader.read(write_run(tmp_path / "whole", sessions=[])).state == "finished"  # It has 4 epochs of 4.
+    assert reader.read(write_run(tmp_path / "part", sessions=[], top1=[1, 2])).state == "stopped"
     new = write_run(tmp_path / "new", sessions=[])
     (new / "metrics.jsonl").unlink()
-    assert reading.read(new).state == "new"
+    assert reader.read(new).state == "new"
     (new / "slurm").mkdir()
-    assert reading.read(new).state == "queued"
+    assert reader.read(new).state == "queued"
 
 
 def test_runs_are_found_in_folders_and_sweeps_and_each_once(tmp_path: Path) -> None:
@@ -158,14 +163,14 @@ def test_runs_are_found_in_folders_and_sweeps_and_each_once(tmp_path: Path) -> N
         write_run(tmp_path / name)
     (tmp_path / "mlflow_artifacts" / "1" / "abc" / "artifacts").mkdir(parents=True)
     (tmp_path / "mlflow_artifacts" / "1" / "abc" / "artifacts" / "config.yaml").write_text("name: copy\n")
-    found = reading.find([tmp_path, tmp_path / "a-001", tmp_path / "sweep-001"])
+    found = find_runs([tmp_path, tmp_path / "a-001", tmp_path / "sweep-001"])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a-001", "sweep-001/a-001", "sweep-001/a-002"]
-    names = comparing.unique_names(read(tmp_path))
+    names = unique_names(read(tmp_path))
     assert len(set(names.values())) == 3
     with pytest.raises(UserError, match="holds none"):
-        reading.find([tmp_path / "mlflow_artifacts"])
+        find_runs([tmp_path / "mlflow_artifacts"])
     with pytest.raises(UserError, match="there is no folder"):
-        reading.find([tmp_path / "nowhere"])
+        find_runs([tmp_path / "nowhere"])
 
 
 # --- damage -----------------------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_of_one_run_is_told_and_hides_no_other(tmp_path: Path, damage: str) -> None:
+def test_damage_of_one_run_is_noted_and_hides_no_other(tmp_path: Path, damage: str) -> None:
     name, content, note = DAMAGES[damage]
     for number in (1, 2, 3):
         write_run(tmp_path / f"run-00{number}", config={"seed": number})
@@ -204,19 +209,19 @@ def test_damage_of_one_run_is_told_and_hides_no_other(tmp_path: Path, damage: st
     assert not runs["run-003"].notes
     if note:
         assert any(note in text for text in runs["run-002"].notes)
-    assert json.dumps(rows.as_tree(comparison))
+    assert json.dumps(json_output.comparison_as_dict(comparison))
 
 
-def test_a_row_that_is_cut_off_is_left_out_and_told_unless_the_run_is_alive(tmp_path: Path) -> None:
+def test_a_row_that_is_cut_off_is_left_out_and_noted_unless_the_run_is_alive(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run-001", top1=[1, 2, 3])
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "epoch": 9, "val/top1": 100')
-    found = reading.read(run)
+    found = reader.read(run)
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
     (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
-    (run / lock_file.NAME).write_text(json.dumps(asdict(lock_file.this_process())))
-    assert not reading.read(run).notes
+    RunDir(run).lock.write_text(json.dumps(asdict(this_process())))
+    assert not reader.read(run).notes
 
 
 def test_a_damaged_row_in_the_middle_costs_that_row_alone(tmp_path: Path) -> None:
@@ -225,7 +230,7 @@ def test_a_damaged_row_in_the_middle_costs_that_row_alone(tmp_path: Path) -> Non
     place = next(index for index, line in enumerate(lines) if '"val/top1": 2' in line)
     lines[place] = lines[place][:-5]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    found = reading.read(run)
+    found = reader.read(run)
     assert [point.value for point in found.metrics.series("val/top1")] == [1, 3]
     assert "1 of the rows" in found.notes[0]
 
@@ -263,7 +268,7 @@ def test_seeds_are_one_group_with_the_mean_and_deviation_of_numpy(tmp_path: Path
     assert {"name", "output", "data.workers"} < set(comparison.differing)
 
 
-def test_groups_tell_what_a_mean_hides(tmp_path: Path) -> None:
+def test_groups_note_what_a_mean_hides(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"seed": 1})
     write_run(tmp_path / "b", config={"seed": 1})
     write_run(tmp_path / "c", config={"seed": 2}, sessions=[{"status": "failed"}])
@@ -277,7 +282,7 @@ def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     spread = group.spread("val/top1")
     assert spread is not None
     assert spread.deviation is None
-    assert wording.spread_of("val/top1", spread) == "90.00"
+    assert formatting.spread_of("val/top1", spread) == "90.00"
 
 
 def test_another_data_set_is_another_experiment_and_another_disk_is_not(tmp_path: Path) -> None:
@@ -293,7 +298,7 @@ def test_a_section_that_is_null_is_one_difference(tmp_path: Path) -> None:
     write_run(tmp_path / "without", config={"model": {"feedback": None}})
     comparison = compare(read(tmp_path))
     assert comparison.differing == ["model.feedback"]
-    assert {run.name: configs.value(run.config, "model.feedback") for run in comparison.runs} == {"with": "on", "without": None}
+    assert {run.name: config_keys.value(run.config, "model.feedback") for run in comparison.runs} == {"with": "on", "without": None}
     write_run(tmp_path / "other", config={"model": {"feedback": {"control": "cm2"}}})
     assert compare(read(tmp_path)).differing == ["model.feedback", "model.feedback.control"]
 
@@ -320,16 +325,16 @@ def test_keys_younger_than_a_run_are_no_difference(tmp_path: Path) -> None:
 )
 def test_configurations_are_read_in_pieces_as_they_are_whole(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    flat = configs.read_flat(tmp_path / "config.yaml")
-    whole = configs.flat_tree(yaml.safe_load(text))
+    flat = flat_config.read_flat(tmp_path / "config.yaml")
+    whole = flat_config.flat_tree(yaml.safe_load(text))
     assert {key: flat[key] for key in whole} == whole
 
 
 def test_an_average_is_a_metric_by_default_where_there_is_one(tmp_path: Path) -> None:
-    assert comparing.default_metrics([reading.read(write_run(tmp_path / "a"))]) == ["val/top1", "val/loss"]
+    assert default_metrics([reader.read(write_run(tmp_path / "a"))]) == ["val/top1", "val/loss"]
     averaged = write_run(tmp_path / "b")
     (averaged / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "val/top1": 1.0, "val/top1_ema": 2.0}\n')
-    assert comparing.default_metrics([reading.read(averaged)]) == ["val/top1", "val/top1_ema", "val/loss"]
+    assert default_metrics([reader.read(averaged)]) == ["val/top1", "val/top1_ema", "val/loss"]
 
 
 def test_filters(tmp_path: Path) -> None:
@@ -339,14 +344,14 @@ def test_filters(tmp_path: Path) -> None:
     runs = read(tmp_path)
 
     def names(*conditions: str) -> list[str]:
-        return [run.name for run in rows.filtered(runs, conditions)]
+        return [run.name for run in filtered(runs, conditions)]
 
     assert names("optimizer.base_lr=3e-4") == ["a"]
     assert names("state=finished", "optimizer.base_lr=0.001") == ["b"]
     assert names("model.feedback.control=cm2") == ["c"]
     assert names("model.backbone.depths=[1, 2, 7]") == ["a", "b", "c"]
     assert names("training.clip_grad=null") == ["a", "b", "c"]
-    assert names("model.carry_membrane=1") == []  # true is no number
+    assert names("model.carry_membrane=1") == []  # In JSON, true is no number.
     with pytest.raises(UserError, match=r"no run has a key optimizer\.base_rl; did you mean optimizer\.base_lr"):
         names("optimizer.base_rl=1")
     with pytest.raises(UserError, match="is not of the form"):
@@ -357,9 +362,9 @@ def test_filters(tmp_path: Path) -> None:
 
 
 def test_the_papers_numbers_are_those_of_the_registry() -> None:
-    """Which states them as text, and imports torch."""
+    """The registry states the numbers as text. It imports torch, so the comparison does not read them there."""
     stated = " ".join(model.paper for model in MODELS.values())
-    for published in paper.PUBLISHED:
+    for published in paper_results.PUBLISHED:
         matching = [model for model in MODELS.values() if model.config.backbone == published.backbone]
         assert matching, published
         for row in published.rows:
@@ -369,8 +374,8 @@ def test_the_papers_numbers_are_those_of_the_registry() -> None:
 
 def test_references_are_of_the_same_network_data_and_size(tmp_path: Path) -> None:
     def found(**config: Any) -> list[tuple[str, float]]:
-        run = reading.read(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), config=config))
-        return [(row.network, row.top1) for row in paper.fitting([run.config])]
+        run = reader.read(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), config=config))
+        return [(row.network, row.top1) for row in paper_results.matching_references([run.config])]
 
     imagenet = {"train": "/data/ImageNet-1k/train", "val": "/data/ImageNet-1k/val"}
     at_288 = found(data={**imagenet, "image_size": 288})
@@ -378,7 +383,7 @@ def test_references_are_of_the_same_network_data_and_size(tmp_path: Path) -> Non
     assert found(data={**imagenet, "image_size": 256}) == []
     assert found(data=imagenet, model={"time_steps": 8}) == []
     assert found(data=imagenet, model={"num_classes": 100}) == []
-    assert found() == []  # MNIST
+    assert found() == []  # There are no results on MNIST in the paper.
     cifar = {"backbone": {"variant": "cifar", "embed_dims": 384, "num_heads": 8, "depths": [1, 1, 2]}, "num_classes": 10}
     data = {"train": "data/cifar-10/train", "image_size": 32}
     assert found(model=cifar, data=data) == [("QKFormer HST-4-384", 96.18), ("TDFormer, QKFormer HST-4-384", 96.51)]
@@ -388,7 +393,7 @@ def test_references_are_of_the_same_network_data_and_size(tmp_path: Path) -> Non
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-def test_commands_tell_people_and_programs(tmp_path: Path) -> None:
+def test_commands_print_for_people_and_programs(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / f"run-{seed}", top1=[80 + seed], config={"seed": seed})
     listed = tdformer("runs", "list", tmp_path, "--sort", "best", "--limit", 1)

@@ -1,4 +1,4 @@
-"""The report of `tdformer runs compare`: one file, nothing from outside, nothing that runs, and readable in a real browser."""
+"""Tests the report of `tdformer runs compare`: it is one file, requests nothing, runs no foreign code, and a real browser shows it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import UserError
-from tdformer.runs import charts, figures, html, reading, wording
-from tdformer.runs.comparing import Comparison, compare
+from tdformer.runs import formatting, reader
+from tdformer.runs.comparison import Comparison, compare
+from tdformer.runs.discovery import find_runs
+from tdformer.runs.report import figures, html_report, svg_charts
 from tests.unit.browser import page
 from tests.unit.generated_runs import BEGAN, write_run
 
@@ -23,7 +25,7 @@ EVIL_IMAGE = '"><img src=x onerror=alert(2)>'
 
 
 class Structure(HTMLParser):
-    """Tags with their attributes, and the text of scripts."""
+    """A parser that collects the tags with their attributes, and the texts."""
 
     VOID = ("meta", "br")
 
@@ -55,7 +57,7 @@ class Structure(HTMLParser):
 
 
 def three_settings(folder: Path, **of_all: Any) -> Comparison:
-    """Two seeds of each; the first of them evil by name, the last on ImageNet, damaged or not finished."""
+    """Write two runs with different seeds for each of three learning rates, and compare all six."""
     for number, rate in enumerate((1e-4, 2e-4, 3e-4)):
         for seed in (0, 1):
             top1 = [60.0 + number, 70 + 2 * number + seed, 71 + 2 * number + seed]
@@ -63,11 +65,11 @@ def three_settings(folder: Path, **of_all: Any) -> Comparison:
             session = {"seen": BEGAN + 3600 * (1 + number)}
             config = {"seed": seed, "optimizer": {"base_lr": rate}, "data": data, "training": {"epochs": 3}, **of_all}
             write_run(folder / f"run-{number}-{seed}", top1=top1, config=config, sessions=[session])
-    return compare(reading.read_all(reading.find([folder])))
+    return compare(reader.read_all(find_runs([folder])))
 
 
 def test_it_is_whole_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:
-    structure = Structure(html.render(three_settings(tmp_path)))
+    structure = Structure(html_report.render(three_settings(tmp_path)))
     assert structure.open == []
     assert (structure.count("script"), structure.count("style")) == (1, 1)
     for tag, attributes in structure.tags:
@@ -81,23 +83,23 @@ def test_it_is_whole_and_asks_for_nothing_from_outside(tmp_path: Path) -> None:
 
 def test_it_holds_the_numbers(tmp_path: Path) -> None:
     comparison = three_settings(tmp_path)
-    texts = " ".join(Structure(html.render(comparison)).texts)
+    texts = " ".join(Structure(html_report.render(comparison)).texts)
     paper = ("arXiv 2505.15840, table 1", "85.57")
     for expected in ("75.50 ± 0.71", "73.50 ± 0.71", "2.00 behind", "seeds 0, 1", "run-2-1", "base_lr", "24.00 GPU hours", *paper):
         assert expected in texts
-    text = html.render(compare([reading.read(write_run(tmp_path / "other" / "one"))]))
+    text = html_report.render(compare([reader.read(write_run(tmp_path / "other" / "one"))]))
     assert "No setting was run with several seeds" not in text
     assert "arXiv" not in text
 
 
 @pytest.mark.parametrize("evil", [EVIL, EVIL_IMAGE, "</style><b>", "{{ 7 * 7 }}", "& < > ' \""])
 def test_names_and_configurations_are_text(tmp_path: Path, evil: str) -> None:
-    plain = Structure(html.render(three_settings(tmp_path / "plain"))).tags
+    plain = Structure(html_report.render(three_settings(tmp_path / "plain"))).tags
     comparison = three_settings(tmp_path / "runs", init=evil.replace("/", "|"))
     (tmp_path / "runs" / "run-0-0").rename(tmp_path / "runs" / evil.replace("/", "|"))
     (tmp_path / "runs" / evil.replace("/", "|") / "config.yaml").write_text(f"- {EVIL}")
-    comparison = compare(reading.read_all(reading.find([tmp_path / "runs"])))
-    structure = Structure(html.render(comparison))
+    comparison = compare(reader.read_all(find_runs([tmp_path / "runs"])))
+    structure = Structure(html_report.render(comparison))
     assert evil.replace("/", "|") in " ".join(structure.texts)
     assert {tag for tag, _ in structure.tags} <= {tag for tag, _ in plain} | {"code"}
     assert structure.count("script") == 1
@@ -106,13 +108,13 @@ def test_names_and_configurations_are_text(tmp_path: Path, evil: str) -> None:
 def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path) -> None:
     comparison = three_settings(tmp_path / "runs")
     path = tmp_path / "new" / "report.html"
-    html.write(path, comparison, force=False)
-    html.write(path, comparison, force=False)  # a report by a report
+    html_report.write(path, comparison, force=False)
+    html_report.write(path, comparison, force=False)  # A report may replace a report.
     path.write_text("my thesis")
     with pytest.raises(UserError, match="is no report of this command"):
-        html.write(path, comparison, force=False)
+        html_report.write(path, comparison, force=False)
     assert path.read_text() == "my thesis"
-    html.write(path, comparison, force=True)
+    html_report.write(path, comparison, force=True)
     assert path.read_text().startswith("<!doctype html>")
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
 
@@ -120,17 +122,17 @@ def test_a_file_that_is_no_report_is_not_replaced(tmp_path: Path) -> None:
 def test_runs_without_numbers_make_a_report_too(tmp_path: Path) -> None:
     new = write_run(tmp_path / "new", sessions=[])
     (new / "metrics.jsonl").unlink()
-    assert Structure(html.render(compare([reading.read(new)]))).open == []
+    assert Structure(html_report.render(compare([reader.read(new)]))).open == []
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metrics.jsonl").write_text("")
-    assert Structure(html.render(compare(reading.read_all(reading.find([tmp_path]))))).open == []
+    assert Structure(html_report.render(compare(reader.read_all(find_runs([tmp_path]))))).open == []
     flat = write_run(tmp_path / "flat", top1=[float("nan"), float("nan")])
-    assert Structure(html.render(compare([reading.read(flat)]))).open == []
+    assert Structure(html_report.render(compare([reader.read(flat)]))).open == []
 
 
 def test_ticks_are_round_and_within() -> None:
     for low, high in ((0, 1), (84.1, 85.3), (-3, 1e6), (1e-9, 2e-9), (5, 5)):
-        scale = charts.scale([low, high], 0, 100)
+        scale = svg_charts.scale([low, high], 0, 100)
         assert 2 <= len(scale.ticks) <= 11
         assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in scale.ticks)
 
@@ -141,20 +143,20 @@ def test_the_mean_of_curves_is_over_what_all_have() -> None:
 
 
 def test_tags_and_sparklines() -> None:
-    assert [wording.tag(index) for index in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
-    assert wording.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert wording.sparkline([1.0, float("nan"), 1.0]) == "▁ ▁"
-    assert len(wording.sparkline(list(range(1000)), 40)) == 40
+    assert [formatting.tag(index) for index in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
+    assert formatting.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert formatting.sparkline([1.0, float("nan"), 1.0]) == "▁ ▁"
+    assert len(formatting.sparkline(list(range(1000)), 40)) == 40
 
 
 @pytest.mark.slow
 def test_a_browser_shows_it_without_a_complaint(tmp_path: Path) -> None:
-    """And sorts, and runs nothing but the report's own script."""
+    """The browser sorts the table, and runs nothing but the script of the report."""
     comparison = three_settings(tmp_path / "runs")
     (tmp_path / "runs" / "run-0-0").rename(tmp_path / "runs" / EVIL)
     (tmp_path / "runs" / "run-0-1").rename(tmp_path / "runs" / EVIL_IMAGE)
-    comparison = compare(reading.read_all(reading.find([tmp_path / "runs"])))
-    html.write(tmp_path / "report.html", comparison, force=False)
+    comparison = compare(reader.read_all(find_runs([tmp_path / "runs"])))
+    html_report.write(tmp_path / "report.html", comparison, force=False)
     names = "[...document.querySelectorAll('table')[1].tBodies[0].rows].map(row => row.cells[1].textContent.trim())"
 
     async def look() -> None:
@@ -175,7 +177,7 @@ def test_a_browser_shows_it_without_a_complaint(tmp_path: Path) -> None:
             assert light.mean() > 200 > 80 > dark.mean()
             for pixels in (light, dark):
                 assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
-                assert (pixels.std(axis=(1, 2)) > 0).mean() > 0.5  # lines of pixels with something on them
+                assert (pixels.std(axis=(1, 2)) > 0).mean() > 0.5  # Most lines of pixels are not empty.
             assert shown.complaints == []
             assert [url for url in shown.requests if not url.startswith("file:")] == []
 

@@ -1,4 +1,4 @@
-"""The order of samples is a pure function of seed and epoch; ranks only share it out."""
+"""Tests that the sample order is a function of seed and epoch, and that ranks only divide it among themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_pipelines.loading.sampler import PADDING, DataCursor, Shuffle, TrainSampler, block_order, evaluation_samples, full_order
+from data_pipelines.loading.sample_order import Shuffle, block_order, full_order
+from data_pipelines.loading.sampler import PADDING, DataCursor, TrainSampler, evaluation_samples
 
 seeds = st.integers(0, 2**32 - 1)
 epochs = st.integers(0, 500)
@@ -19,7 +20,7 @@ epochs = st.integers(0, 500)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is shuffled and shared out."""
+    """How a data set is shuffled, and how each epoch is divided among ranks."""
 
     shuffle: Shuffle
     micro_batch: int
@@ -38,17 +39,17 @@ class Layout:
     def steps(self) -> int:
         return self.samples // self.global_batch
 
-    def order(self, rank: int) -> TrainSampler:
+    def sampler(self, rank: int) -> TrainSampler:
         return TrainSampler(self.shuffle, self.global_batch, self.micro_batch, rank, self.world_size)
 
     def alone(self) -> TrainSampler:
-        """The same training in one process."""
+        """The sampler of the same training in one process."""
         return TrainSampler(self.shuffle, self.global_batch, self.micro_batch)
 
 
 @st.composite
 def shuffles(draw: st.DrawFn, samples: int) -> Shuffle:
-    """Of so many samples, in blocks of which the last may be smaller, as sets are written; full or by blocks."""
+    """Draw a full or a block shuffle of `samples` samples. The last block may be smaller, as in a data set on disk."""
     size = draw(st.integers(1, max(samples, 1)))
     blocks = tuple(min(size, samples - start) for start in range(0, samples, size))
     return Shuffle(draw(seeds), blocks, draw(st.none() | st.integers(1, len(blocks) + 1)))
@@ -62,8 +63,8 @@ def layouts(draw: st.DrawFn) -> Layout:
     return Layout(draw(shuffles(samples)), micro_batch, accumulation, world_size)
 
 
-def of_epoch(order: TrainSampler, epoch: int) -> list[list[tuple[int, int]]]:
-    return list(order.from_step(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch))
+def of_epoch(sampler: TrainSampler, epoch: int) -> list[list[tuple[int, int]]]:
+    return list(sampler.iterate_steps(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch))
 
 
 def flat(micro_batches: Iterable[list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -71,8 +72,8 @@ def flat(micro_batches: Iterable[list[tuple[int, int]]]) -> list[tuple[int, int]
 
 
 @given(layouts(), epochs)
-def test_an_epoch_visits_each_sample_once_over_all_ranks_but_for_the_left_out_rest(layout: Layout, epoch: int) -> None:
-    visits = Counter(place for rank in range(layout.world_size) for place in flat(of_epoch(layout.order(rank), epoch)))
+def test_an_epoch_visits_each_sample_once_over_all_ranks_but_for_the_dropped_rest(layout: Layout, epoch: int) -> None:
+    visits = Counter(place for rank in range(layout.world_size) for place in flat(of_epoch(layout.sampler(rank), epoch)))
     assert set(visits.values()) == {1}
     assert {visited_epoch for visited_epoch, _ in visits} == {epoch}
     assert {sample for _, sample in visits} <= set(range(layout.samples))
@@ -82,17 +83,17 @@ def test_an_epoch_visits_each_sample_once_over_all_ranks_but_for_the_left_out_re
 @given(layouts(), epochs)
 def test_every_rank_takes_equally_many_micro_batches_of_equal_size(layout: Layout, epoch: int) -> None:
     for rank in range(layout.world_size):
-        order = layout.order(rank)
-        assert (order.steps_per_epoch, order.accumulation) == (layout.steps, layout.accumulation)
-        sizes = [len(micro_batch) for micro_batch in of_epoch(order, epoch)]
+        sampler = layout.sampler(rank)
+        assert (sampler.steps_per_epoch, sampler.accumulation) == (layout.steps, layout.accumulation)
+        sizes = [len(micro_batch) for micro_batch in of_epoch(sampler, epoch)]
         assert sizes == [layout.micro_batch] * (layout.steps * layout.accumulation)
 
 
 @given(layouts(), epochs)
 def test_micro_batches_of_a_global_batch_do_not_depend_on_the_world_size(layout: Layout, epoch: int) -> None:
     alone = of_epoch(layout.alone(), epoch)
-    per_rank = [of_epoch(layout.order(rank), epoch) for rank in range(layout.world_size)]
-    # zip puts the a-th micro-batches of all ranks side by side: together they are the run that one process takes in a row.
+    per_rank = [of_epoch(layout.sampler(rank), epoch) for rank in range(layout.world_size)]
+    # zip groups the a-th micro-batches of all ranks. One process takes the same micro-batches one after the other.
     together = [micro_batch for side_by_side in zip(*per_rank, strict=True) for micro_batch in side_by_side]
     assert together == alone
 
@@ -105,12 +106,12 @@ def test_steps_are_consecutive_runs_of_the_epochs_order(layout: Layout, epoch: i
 
 @given(layouts(), st.data())
 def test_starting_later_gives_the_tail_of_the_whole(layout: Layout, data: st.DataObject) -> None:
-    order = layout.order(data.draw(st.integers(0, layout.world_size - 1)))
+    sampler = layout.sampler(data.draw(st.integers(0, layout.world_size - 1)))
     last = data.draw(st.integers(0, 3 * layout.steps))
     first = data.draw(st.integers(0, last))
-    whole = list(order.from_step(0, last))
+    whole = list(sampler.iterate_steps(0, last))
     assert len(whole) == last * layout.accumulation
-    assert list(order.from_step(first, last)) == whole[first * layout.accumulation :]
+    assert list(sampler.iterate_steps(first, last)) == whole[first * layout.accumulation :]
 
 
 @given(st.data(), st.integers(1, 300), epochs)
@@ -131,7 +132,7 @@ def test_other_seeds_and_other_epochs_give_other_orders(
     window: int | None, seed: int, other_seed: int, epoch: int, other_epoch: int
 ) -> None:
     assume((seed, epoch) != (other_seed, other_epoch))
-    # 1,000 samples have so many orders that two are equal only if the generator was started alike.
+    # 1,000 samples have so many orders that two equal ones mean equal seeds of the generator.
     one, other = (Shuffle(of, (100,) * 10, window) for of in (seed, other_seed))
     assert not np.array_equal(one.order(epoch), other.order(other_epoch))
 
@@ -169,24 +170,24 @@ def test_blocks_are_shuffled_and_samples_are_shuffled_over_their_window() -> Non
     first_windows = [tuple(sorted(set(block_order((100,) * 50, 5, 3, epoch)[:500] // 100))) for epoch in range(10)]
     assert len(set(first_windows)) == 10
     neighbours_of_one_block = np.count_nonzero(block_at[1:] == block_at[:-1])
-    assert 500 < neighbours_of_one_block < 1500  # a fifth of them, as chance has it; stored as they were it would be nearly all
+    assert 500 < neighbours_of_one_block < 1500  # chance makes a fifth of the neighbours share a block; unshuffled, nearly all would
 
 
 @given(layouts(), st.integers(0, 50))
-def test_the_position_before_a_step_is_what_was_consumed_of_its_epoch(layout: Layout, step: int) -> None:
-    order = layout.alone()
-    epoch, consumed = order.cursor(step)
-    assert order.cursor(step) == DataCursor(step // layout.steps, step % layout.steps * layout.global_batch)
-    of_step = flat(order.from_step(step, step + 1))
+def test_the_cursor_before_a_step_is_what_was_consumed_of_its_epoch(layout: Layout, step: int) -> None:
+    sampler = layout.alone()
+    epoch, consumed = sampler.cursor(step)
+    assert sampler.cursor(step) == DataCursor(step // layout.steps, step % layout.steps * layout.global_batch)
+    of_step = flat(sampler.iterate_steps(step, step + 1))
     assert of_step == [(epoch, sample) for sample in layout.shuffle.order(epoch)[consumed : consumed + layout.global_batch].tolist()]
 
 
-def test_each_epoch_leaves_out_other_samples() -> None:
-    order = TrainSampler(Shuffle(0, (103,)), global_batch=20, micro_batch=5)
-    assert order.left_out == 3
-    left_out = [set(range(103)) - {sample for _, sample in flat(of_epoch(order, epoch))} for epoch in range(20)]
-    assert {len(samples) for samples in left_out} == {3}
-    assert len(set().union(*left_out)) > 20
+def test_each_epoch_drops_other_samples() -> None:
+    sampler = TrainSampler(Shuffle(0, (103,)), global_batch=20, micro_batch=5)
+    assert sampler.dropped_samples == 3
+    dropped = [set(range(103)) - {sample for _, sample in flat(of_epoch(sampler, epoch))} for epoch in range(20)]
+    assert {len(samples) for samples in dropped} == {3}
+    assert len(set().union(*dropped)) > 20
 
 
 @pytest.mark.parametrize("window", [None, 16])

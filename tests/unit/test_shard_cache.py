@@ -1,4 +1,4 @@
-"""Data sets behind a URL: what may be named, how failures are told, and a local cache that many processes share."""
+"""Tests data sets at URLs: which locations are allowed, how failures are reported, and the cache that processes share."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError, UserError
-from data_pipelines.formats.manifest import MANIFEST, ShardInfo
-from data_pipelines.storage import shard_cache, urls
+from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.storage import backends, cache_folder, remote_files, shard_cache
+from data_pipelines.storage.backends import TransferError
+from data_pipelines.storage.cache_folder import CacheFolder
+from data_pipelines.storage.locations import BACKENDS, check_location, is_remote, join_location
+from data_pipelines.storage.remote_files import read_small
 from data_pipelines.storage.shard_cache import ShardCache
-from data_pipelines.storage.urls import BACKENDS, TransferError, check_location, is_remote, join, read_small
+from data_pipelines.storage.shard_info import ShardInfo
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder. `answers` holds, for a file name, how its next requests are answered instead; the last one stays."""
+    """Serves a folder. `answers` maps a file name to how its next requests are answered instead. The last answer is repeated."""
 
     daemon_threads = True
 
@@ -47,7 +51,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/train"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the tests."""
+        """Ignore clients that close the connection: the tests do that on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,7 +102,7 @@ def damaged(request: BaseHTTPRequestHandler, data: bytes) -> None:
 
 
 def endless(request: BaseHTTPRequestHandler, data: bytes) -> None:
-    """No Content-Length, and more than the file holds."""
+    """Answer without a Content-Length, and with more bytes than the file holds."""
     request.send_response(200)
     request.end_headers()
     request.wfile.write(data * 3)
@@ -107,7 +111,7 @@ def endless(request: BaseHTTPRequestHandler, data: bytes) -> None:
 @pytest.fixture
 def server(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(urls, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(remote_files, "RETRY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(shard_cache, "TOUCH_SECONDS", 0.0)
     server = Server(shared_folder)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -125,7 +129,7 @@ def listed(shared_folder: Path) -> list[ShardInfo]:
 
 @pytest.fixture
 def cache(server: Server, tmp_path: Path) -> ShardCache:
-    return ShardCache(server.url, tmp_path / "cache", 10**9)
+    return ShardCache(server.url, CacheFolder(tmp_path / "cache", 10**9))
 
 
 def content(file: FileIO) -> bytes:
@@ -133,21 +137,26 @@ def content(file: FileIO) -> bytes:
         return file.readall()
 
 
-def digest_of(cache: ShardCache, shard: ShardInfo) -> str:
+def sha256_of(cache: ShardCache, shard: ShardInfo) -> str:
     return hashlib.sha256(content(cache.open(shard))).hexdigest()
 
 
 def shards_in(cache: ShardCache) -> set[str]:
-    """The file names of whole shards and of partial ones."""
-    return {path.name for path in cache.folder.glob("*/*") if path.suffix != ".lock"}
+    """List the file names of complete and partial shards."""
+    return {path.name for path in cache.folder.path.glob("*/*") if path.suffix != ".lock"}
+
+
+def bounded(cache: ShardCache, limit_bytes: int) -> ShardCache:
+    """Return the same cache with another limit."""
+    return replace(cache, folder=replace(cache.folder, limit_bytes=limit_bytes))
 
 
 def bytes_in(cache: ShardCache) -> int:
-    return sum(path.stat().st_size for path in cache.folder.glob("*/*"))
+    return sum(path.stat().st_size for path in cache.folder.path.glob("*/*"))
 
 
 def error_of(action: Callable[[], object], *mentions: object, kind: type[UserError] = DataError) -> str:
-    """The one sentence of the error that an action raises, which must mention all of `mentions`."""
+    """Check that an action raises an error of one line that mentions all of `mentions`, and return its text."""
     with pytest.raises(kind) as caught:
         action()
     text = str(caught.value)
@@ -156,7 +165,7 @@ def error_of(action: Callable[[], object], *mentions: object, kind: type[UserErr
     return text
 
 
-# --- names of places ---------------------------------------------------------------------------------------
+# --- locations -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +175,7 @@ def error_of(action: Callable[[], object], *mentions: object, kind: type[UserErr
 def test_paths_pass_unchanged(path: str) -> None:
     assert check_location(path) == path
     assert not is_remote(path)
-    assert join(path, "shard-000000.tar") == os.path.join(path, "shard-000000.tar")
+    assert join_location(path, "shard-000000.tar") == os.path.join(path, "shard-000000.tar")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +195,7 @@ def test_paths_pass_unchanged(path: str) -> None:
 def test_urls_pass_unchanged(url: str) -> None:
     assert check_location(url) == url
     assert is_remote(url)
-    assert join(url, "index.npz") == f"{url.rstrip('/')}/index.npz"
+    assert join_location(url, "index.npz") == f"{url.rstrip('/')}/index.npz"
 
 
 @pytest.mark.parametrize(
@@ -251,14 +260,14 @@ def test_no_text_behind_an_unknown_scheme_makes_it_pass(scheme: str, rest: str) 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "..", ".hidden", "", "http://host/x", "a?b", "a b", "x\n"])
 @pytest.mark.parametrize("base", ["https://host/train", "data/train"])
 def test_file_names_that_lead_elsewhere_are_refused(base: str, name: str) -> None:
-    error_of(lambda: join(base, name), base, repr(name))
+    error_of(lambda: join_location(base, name), base, repr(name))
 
 
 # --- small files -------------------------------------------------------------------------------------------
 
 
 def test_a_small_file_is_read(server: Server, shared_folder: Path) -> None:
-    assert read_small(join(server.url, MANIFEST), 10**6) == (shared_folder / MANIFEST).read_bytes()
+    assert read_small(join_location(server.url, MANIFEST), 10**6) == (shared_folder / MANIFEST).read_bytes()
     assert server.requests == {MANIFEST: 1}
 
 
@@ -269,7 +278,7 @@ def test_a_file_url_is_read(shared_folder: Path) -> None:
 @pytest.mark.parametrize("answer", [whole, endless])
 def test_a_small_file_that_is_too_long_is_refused(server: Server, shared_folder: Path, answer: Answer) -> None:
     server.answers[MANIFEST] = [answer]
-    error_of(lambda: read_small(join(server.url, MANIFEST), 100), server.url, "more than 100 bytes")
+    error_of(lambda: read_small(join_location(server.url, MANIFEST), 100), server.url, "more than 100 bytes")
 
 
 @pytest.mark.parametrize(
@@ -284,49 +293,49 @@ def test_a_small_file_that_is_too_long_is_refused(server: Server, shared_folder:
         (cut_off, "cannot be read", 3),
     ],
 )
-def test_failures_are_told_and_tried_again_if_they_may_pass(server: Server, answer: Answer, says: str, attempts: int) -> None:
+def test_failures_are_reported_and_tried_again_if_they_may_pass(server: Server, answer: Answer, says: str, attempts: int) -> None:
     server.answers[MANIFEST] = [answer]
-    error_of(lambda: read_small(join(server.url, MANIFEST), 10**6), join(server.url, MANIFEST), says)
+    error_of(lambda: read_small(join_location(server.url, MANIFEST), 10**6), join_location(server.url, MANIFEST), says)
     assert server.requests[MANIFEST] == attempts
 
 
 @pytest.mark.parametrize("failure", [cut_off, partial(status, 503)])
 def test_a_failure_that_passes_is_not_noticed(server: Server, shared_folder: Path, failure: Answer) -> None:
     server.answers[MANIFEST] = [failure, failure, whole]
-    assert read_small(join(server.url, MANIFEST), 10**6) == (shared_folder / MANIFEST).read_bytes()
+    assert read_small(join_location(server.url, MANIFEST), 10**6) == (shared_folder / MANIFEST).read_bytes()
 
 
 def test_a_silent_server_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urls, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(backends, "SILENCE_SECONDS", 0.3)
     server.answers[MANIFEST] = [hang]
     start = time.monotonic()
-    error_of(lambda: read_small(join(server.url, MANIFEST), 10**6), server.url, "no answer for 0.3 seconds")
+    error_of(lambda: read_small(join_location(server.url, MANIFEST), 10**6), server.url, "no answer for 0.3 seconds")
     assert time.monotonic() - start < 2.5
 
 
 class StubbornBackend:
-    """A file system without any time limit of its own."""
+    """A file system without any time limit."""
 
     def open(self, url: str, mode: str, **options: object) -> None:
         time.sleep(3)
 
 
 def test_a_backend_that_never_returns_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urls, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(urls, "PAUSES", ())
-    monkeypatch.setattr(urls, "_filesystem", lambda url: StubbornBackend())
+    monkeypatch.setattr(backends, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(remote_files, "RETRY_PAUSES", ())
+    monkeypatch.setattr(backends, "open_filesystem", lambda url: StubbornBackend())
     error_of(lambda: read_small("s3://bucket/train/manifest.json", 10), "s3://bucket", "no answer")
 
 
-@pytest.mark.usefixtures("server")  # for its short pauses
-def test_a_server_that_is_not_there_is_told() -> None:
+@pytest.mark.usefixtures("server")  # this fixture shortens the pauses between attempts
+def test_a_server_that_is_not_there_is_reported() -> None:
     error_of(lambda: read_small("http://127.0.0.1:9/manifest.json", 10), "http://127.0.0.1:9/manifest.json", "cannot be read")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "gcs", "az", "abfs", "abfss"])
 def test_a_missing_backend_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     package = BACKENDS[scheme]
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package, None)  # an import of None fails as if the package were not installed
     error_of(lambda: read_small(f"{scheme}://bucket/train/manifest.json", 10), f"{scheme}://bucket", f"pip install {package}")
 
 
@@ -335,8 +344,8 @@ def test_reading_refuses_what_executes() -> None:
 
 
 def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(TransferError("the text", passing=True)))
-    assert (str(error), error.passing) == ("the text", True)
+    error = pickle.loads(pickle.dumps(TransferError("the text", transient=True)))
+    assert (str(error), error.transient) == ("the text", True)
 
 
 # --- the cache ---------------------------------------------------------------------------------------------
@@ -351,14 +360,14 @@ def test_shards_are_downloaded_once_and_equal(server: Server, cache: ShardCache,
     assert shards_in(cache) == {shard.sha256 for shard in listed}
 
 
-def test_a_shard_is_read_at_any_place(cache: ShardCache, shared_folder: Path, listed: list[ShardInfo]) -> None:
+def test_a_shard_is_read_at_any_offset(cache: ShardCache, shared_folder: Path, listed: list[ShardInfo]) -> None:
     with cache.open(listed[0]) as file:
         file.seek(512)
         assert file.read(100) == (shared_folder / listed[0].name).read_bytes()[512:612]
 
 
 def test_data_sets_that_share_a_folder_do_not_mix(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
-    other = replace(cache, base=f"{server.url}/")  # the same place
+    other = replace(cache, base=f"{server.url}/")  # a slash at the end does not change the folder of a data set
     content(cache.open(listed[0]))
     content(other.open(listed[0]))
     assert server.requests[listed[0].name] == 1
@@ -368,7 +377,7 @@ def test_data_sets_that_share_a_folder_do_not_mix(server: Server, cache: ShardCa
 @pytest.mark.parametrize("answers", [[cut_off, whole], [partial(status, 500), cut_off, whole], [damaged, whole], [endless, whole]])
 def test_a_bad_download_is_tried_again(server: Server, cache: ShardCache, listed: list[ShardInfo], answers: list[Answer]) -> None:
     server.answers[listed[0].name] = list(answers)
-    assert digest_of(cache, listed[0]) == listed[0].sha256
+    assert sha256_of(cache, listed[0]) == listed[0].sha256
     assert server.requests[listed[0].name] == len(answers)
 
 
@@ -376,25 +385,25 @@ def test_a_bad_download_is_tried_again(server: Server, cache: ShardCache, listed
     ("answer", "says", "attempts"),
     [(cut_off, "cannot be read", 3), (partial(status, 403), "no permission", 1), (damaged, "SHA-256", 2), (endless, "more than", 2)],
 )
-def test_a_download_that_stays_bad_is_told_and_leaves_nothing(
+def test_a_download_that_stays_bad_is_reported_and_leaves_nothing(
     server: Server, cache: ShardCache, listed: list[ShardInfo], answer: Answer, says: str, attempts: int
 ) -> None:
     server.answers[listed[0].name] = [answer]
-    error_of(lambda: cache.open(listed[0]), join(server.url, listed[0].name), says)
+    error_of(lambda: cache.open(listed[0]), join_location(server.url, listed[0].name), says)
     assert server.requests[listed[0].name] == attempts
     assert shards_in(cache) == set()
 
 
-def test_a_shorter_shard_is_told(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
+def test_a_shorter_shard_is_reported(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     longer = replace(listed[0], bytes=listed[0].bytes + 1)
     error_of(lambda: cache.open(longer), listed[0].name, f"has {listed[0].bytes} bytes", f"says {longer.bytes}")
 
 
 def test_a_cached_file_of_another_size_is_downloaded_again(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     content(cache.open(listed[0]))
-    (cached,) = cache.folder.glob(f"*/{listed[0].sha256}")
+    (cached,) = cache.folder.path.glob(f"*/{listed[0].sha256}")
     cached.write_bytes(b"cut")
-    assert digest_of(cache, listed[0]) == listed[0].sha256
+    assert sha256_of(cache, listed[0]) == listed[0].sha256
     assert server.requests[listed[0].name] == 2
 
 
@@ -403,39 +412,39 @@ def test_a_cached_file_of_another_size_is_downloaded_again(server: Server, cache
 
 def test_the_least_recently_used_shard_goes(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     first, second, third, fourth = listed[:4]
-    cache = replace(cache, limit_bytes=sum(shard.bytes for shard in listed[:3]) + 100)
+    cache = bounded(cache, sum(shard.bytes for shard in listed[:3]) + 100)
     for shard in (first, second, third, first):
         content(cache.open(shard))
-        time.sleep(0.02)  # the clock of file systems is coarse
+        time.sleep(0.02)  # file systems record times coarsely, so the uses need a pause between them
     content(cache.open(fourth))
     assert second.sha256 not in shards_in(cache)
     assert first.sha256 in shards_in(cache)
 
 
 def test_the_bound_holds_at_any_time(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
-    cache = replace(cache, limit_bytes=2 * max(shard.bytes for shard in listed))
+    cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
     cache.check(listed)
     seen = []
     for round_ in range(3):
         for shard in listed[round_:] + listed[:round_]:
-            assert digest_of(cache, shard) == shard.sha256
+            assert sha256_of(cache, shard) == shard.sha256
             seen.append(bytes_in(cache))
-    assert 0 < max(seen) <= cache.limit_bytes
+    assert 0 < max(seen) <= cache.folder.limit_bytes
 
 
 def test_threads_wait_for_room_and_get_it(
     server: Server, cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_cache, "ROOM_POLL_SECONDS", 0.01)
-    cache = replace(cache, limit_bytes=2 * max(shard.bytes for shard in listed))
+    monkeypatch.setattr(cache_folder, "ROOM_POLL_SECONDS", 0.01)
+    cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(lambda shard: digest_of(cache, shard), listed * 4))
+        digests = list(pool.map(lambda shard: sha256_of(cache, shard), listed * 4))
     assert digests == [shard.sha256 for shard in listed * 4]
-    assert bytes_in(cache) <= cache.limit_bytes
+    assert bytes_in(cache) <= cache.folder.limit_bytes
 
 
 def test_an_evicted_shard_stays_readable_to_who_has_it_open(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
-    cache = replace(cache, limit_bytes=2 * max(shard.bytes for shard in listed))
+    cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
     file = cache.open(listed[0])
     for shard in listed[1:]:
         content(cache.open(shard))
@@ -444,10 +453,10 @@ def test_an_evicted_shard_stays_readable_to_who_has_it_open(server: Server, cach
 
 
 def test_other_files_in_the_folder_are_left_alone(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
-    cache = replace(cache, limit_bytes=2 * max(shard.bytes for shard in listed))
-    thesis = cache.folder / "mine" / "thesis.part"
+    cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
+    thesis = cache.folder.path / "mine" / "thesis.part"
     thesis.parent.mkdir(parents=True)
-    thesis.write_bytes(bytes(10 * cache.limit_bytes))
+    thesis.write_bytes(bytes(10 * cache.folder.limit_bytes))
     for shard in listed:
         content(cache.open(shard))
     assert thesis.exists()
@@ -456,13 +465,13 @@ def test_other_files_in_the_folder_are_left_alone(server: Server, cache: ShardCa
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_limit_that_is_too_small_is_refused(cache: ShardCache, listed: list[ShardInfo], at_once: int) -> None:
     least = sum(sorted(shard.bytes for shard in listed)[-at_once - 1 :])
-    too_small = replace(cache, limit_bytes=least - 1)
+    too_small = bounded(cache, least - 1)
     error_of(lambda: too_small.check(listed, at_once), cache.base, f"{at_once + 1} shards", f"at least {least} bytes")
-    replace(cache, limit_bytes=least).check(listed, at_once)
+    bounded(cache, least).check(listed, at_once)
 
 
 def test_a_set_of_one_shard_needs_no_room_for_another(cache: ShardCache, listed: list[ShardInfo]) -> None:
-    replace(cache, limit_bytes=listed[0].bytes).check(listed[:1], at_once=4)
+    bounded(cache, listed[0].bytes).check(listed[:1], at_once=4)
 
 
 @pytest.mark.parametrize(
@@ -477,18 +486,19 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(cache: ShardCache, li
 # --- the local disk ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_is_told(cache: ShardCache, tmp_path: Path, listed: list[ShardInfo]) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(cache: ShardCache, tmp_path: Path, listed: list[ShardInfo]) -> None:
     (tmp_path / "file").touch()
-    for action in (lambda cache: cache.check(listed), lambda cache: cache.open(listed[0])):
-        error_of(lambda action=action: action(replace(cache, folder=tmp_path / "file" / "cache")), tmp_path / "file", "Not a directory")
+    unusable = replace(cache, folder=CacheFolder(tmp_path / "file" / "cache", 10**9))
+    for action in (unusable.check, lambda shards: unusable.open(shards[0])):
+        error_of(lambda action=action: action(listed), tmp_path / "file", "Not a directory")
 
 
-def test_a_full_disk_is_told(cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(cache: ShardCache, listed: list[ShardInfo], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shard_cache.os, "fsync", full)
-    error_of(lambda: cache.open(listed[0]), cache.folder, "no space")
+    error_of(lambda: cache.open(listed[0]), cache.folder.path, "no space")
     monkeypatch.undo()
     assert shards_in(cache) == set()
 
@@ -503,7 +513,7 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_a_pickled_cache_names_the_same_place(cache: ShardCache, listed: list[ShardInfo]) -> None:
+def test_a_pickled_cache_names_the_same_folder(cache: ShardCache, listed: list[ShardInfo]) -> None:
     content(cache.open(listed[0]))
     copied = pickle.loads(pickle.dumps(cache))
     assert copied == cache
@@ -514,10 +524,10 @@ def test_a_pickled_cache_names_the_same_place(cache: ShardCache, listed: list[Sh
 def test_processes_download_a_shard_once(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     for shard in listed:
         server.answers[shard.name] = [slow]
-    # This process has fsspec's thread by now, as a training process has. Loader processes must do without it.
-    read_small(join(server.url, MANIFEST), 10**6)
+    # This process has fsspec's thread by now, as a training process has. A loader process must start its own.
+    read_small(join_location(server.url, MANIFEST), 10**6)
     with ProcessPoolExecutor(3, multiprocessing.get_context("forkserver")) as pool:
-        digests = [list(pool.map(partial(digest_of, cache), [shard] * 3)) for shard in listed]
+        digests = [list(pool.map(partial(sha256_of, cache), [shard] * 3)) for shard in listed]
     assert digests == [[shard.sha256] * 3 for shard in listed]
     assert server.requests - Counter([MANIFEST]) == {shard.name: 1 for shard in listed}
 
@@ -525,16 +535,16 @@ def test_processes_download_a_shard_once(server: Server, cache: ShardCache, list
 @pytest.mark.slow
 def test_a_killed_downloader_is_replaced_and_leaves_nothing(server: Server, cache: ShardCache, listed: list[ShardInfo]) -> None:
     shard, other = listed[:2]
-    cache = replace(cache, limit_bytes=2 * max(shard.bytes for shard in listed))
+    cache = bounded(cache, 2 * max(shard.bytes for shard in listed))
     server.answers[shard.name] = [hang, hang, whole]
     for attempt in range(2):  # a leftover of the same shard must not take the room of the next download
-        process = multiprocessing.get_context("forkserver").Process(target=digest_of, args=(cache, shard))
+        process = multiprocessing.get_context("forkserver").Process(target=sha256_of, args=(cache, shard))
         process.start()
         wait_until(lambda attempt=attempt: server.requests[shard.name] > attempt)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         (left,) = shards_in(cache)
         assert left.endswith(".part")
-    assert digest_of(cache, other) == other.sha256
+    assert sha256_of(cache, other) == other.sha256
     assert shards_in(cache) == {other.sha256}
-    assert digest_of(cache, shard) == shard.sha256
+    assert sha256_of(cache, shard) == shard.sha256

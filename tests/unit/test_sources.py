@@ -1,4 +1,4 @@
-"""Where samples come from: each layout gives the images that were put there, and says in one sentence what is wrong with others."""
+"""Tests that each layout gives the images that were put into it, and refuses other files in one sentence."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.keys import key_of
-from data_pipelines.sources import ImageFolderSource, Source, open_splits
 from data_pipelines.sources.arrays import ArraySource, open_arrays
+from data_pipelines.sources.base import Source
+from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL, open_imagenet
+from data_pipelines.sources.layouts import open_splits
 from data_pipelines.sources.lists import ListSource, open_lists
 from data_pipelines.sources.tars import NestedTarSource, TarPerClassSource
 from tests.unit.conftest import error_of as sentence_of
@@ -33,21 +35,21 @@ PNG = noise_image(0, "PNG")
 
 
 def contents(source: Source) -> dict[str, tuple[int, bytes]]:
-    """By key. Every source is asked for all that the protocol promises."""
+    """Read all samples by key, and check everything that the protocol of sources promises."""
     samples = [source[index] for index in range(len(source))]
     by_key = {sample.key: (sample.label, sample.data) for sample in samples}
     assert len(by_key) == len(samples) > 0
     assert not any("." in key or key.startswith("/") for key in by_key)
     assert all(0 <= sample.label < len(source.classes) for sample in samples)
-    assert len({source.place(index) for index in range(len(source))}) == len(samples)
+    assert len({source.origin(index) for index in range(len(source))}) == len(samples)
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[index] for index in range(len(copy))] == samples
-    assert (copy.fingerprint(), copy.classes, copy.left_out) == (source.fingerprint(), source.classes, source.left_out)
+    assert (copy.fingerprint(), copy.classes, copy.ignored_files) == (source.fingerprint(), source.classes, source.ignored_files)
     return by_key
 
 
 def read_or_refused(open_source: Callable[[], Source], path: Path) -> None:
-    """Damage that leaves a whole source is nobody's to find. All other is a DataError that names the file."""
+    """Open a source with damaged files. Either it can be read, since the damage hit nothing that matters, or a DataError names the file."""
     try:
         contents(open_source())
     except DataError as error:
@@ -58,7 +60,7 @@ def read_or_refused(open_source: Callable[[], Source], path: Path) -> None:
 
 
 def plant(root: Path, *names: str) -> Path:
-    """A tree of pictures, PNG or JPEG by their names."""
+    """Write a tree of images. Their names decide between PNG and JPEG."""
     for number, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def test_an_image_folder_gives_its_files_sorted_by_class_and_name(tmp_path: Path
     source = ImageFolderSource(root)
     samples = [source[index] for index in range(len(source))]
     assert source.classes == ["ant", "bee", "zebra"]
-    assert source.left_out == 1
+    assert source.ignored_files == 1
     assert [(sample.key, sample.extension, sample.label) for sample in samples] == [
         ("ant/a_b", "jpg", 0),
         ("ant/b", "png", 0),
@@ -157,7 +159,7 @@ def test_mnist_splits_share_no_digit(mnist: dict[str, Source]) -> None:
 def test_mnist_digits_are_grey_images_of_28_pixels(mnist: dict[str, Source]) -> None:
     image = Image.open(io.BytesIO(mnist["val"][0].data))
     assert (image.format, image.size, image.mode) == ("PNG", (28, 28), "L")
-    assert 0 < np.asarray(image).mean() < 128  # bright strokes on a dark ground
+    assert 0 < np.asarray(image).mean() < 128  # digits are bright strokes on a dark background
 
 
 # --- parity ------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def tars_of(tree: Path, *, with_folder: bool = False) -> dict[str, bytes]:
-    """Each class folder as a tar, packed from within the folder or from above it."""
+    """Pack each class folder as a tar, from within the folder or from above it."""
     members: dict[str, dict[str, bytes]] = {}
     for name in NAMES:
         path = Path(name)
@@ -215,7 +217,7 @@ def test_members_that_are_no_image_are_counted(tmp_path: Path) -> None:
             tar.addfile(info)
     source = TarPerClassSource(folder)
     assert list(contents(source)) == ["ant/1"]
-    assert source.left_out == 5  # notes, three that are no regular file, checksums; a folder is no entry of its own
+    assert source.ignored_files == 5  # notes, checksums and three members that are no regular files; folders are not counted
 
 
 def test_validation_tars_take_the_classes_of_training(tmp_path: Path) -> None:
@@ -360,7 +362,7 @@ def test_a_large_set_is_pickled_into_few_bytes(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 2047), st.binary(min_size=1, max_size=20))
-@example(124, b"\xff" * 12)  # a negative size
+@example(124, b"\xff" * 12)  # this header has a negative size
 @example(156, b"L")
 @example(156, b"x")
 def test_no_damage_of_a_tar_gives_another_error(at: int, damage: bytes) -> None:
@@ -386,13 +388,13 @@ def test_imagenet_gives_every_image_with_its_class(tmp_path: Path) -> None:
     for split, expected in (("train", planted.train), ("val", planted.val)):
         assert contents(splits[split]) == expected
         assert splits[split].classes == planted.classes == sorted(WNIDS)
-        assert splits[split].left_out == 0
-    assert splits["train"].place(0).endswith(f"{TRAIN}, member n01440764.tar, member n01440764_0.JPEG")
+        assert splits[split].ignored_files == 0
+    assert splits["train"].origin(0).endswith(f"{TRAIN}, member n01440764.tar, member n01440764_0.JPEG")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_imagenet_of_few_classes(tmp_path: Path, count: int) -> None:
-    """MATLAB has no vector of one element."""
+    """MATLAB stores a vector of one element as a scalar."""
     planted = plant_imagenet(tmp_path, WNIDS[:count], per_class=1, validation=1)
     splits = open_imagenet(tmp_path)
     assert contents(splits["train"]) == planted.train
@@ -483,7 +485,7 @@ def test_a_list_gives_its_files_in_its_order(tmp_path: Path) -> None:
     assert source.classes == ["ant", "bee", "big cat"]
     assert {key: label for key, (label, _) in contents(source).items()} == {"b": 2, "sub_dir/a b": 0, elsewhere: 0, "d": 1}
     assert source[1].data == (tmp_path / "set/sub.dir/a b.jpeg").read_bytes()
-    assert source.place(1) == f"{tmp_path}/set/sub.dir/a b.jpeg, line 4 of {tmp_path}/set/train.txt"
+    assert source.origin(1) == f"{tmp_path}/set/sub.dir/a b.jpeg, line 4 of {tmp_path}/set/train.txt"
 
 
 def test_a_list_is_found_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -587,7 +589,7 @@ LABELS = np.array([2, 0, 2])
 
 
 def save_arrays(path: Path, images: np.ndarray = GREY, labels: np.ndarray = LABELS, classes: list[str] | None = None) -> Path:
-    """An .npz file or a folder, by the name."""
+    """Write the arrays as an .npz file or as a folder, as the name says."""
     if path.suffix == ".npz":
         np.savez(path, images=images, labels=labels, **({"classes": np.array(classes)} if classes else {}))
         return path
@@ -773,7 +775,7 @@ def test_compressed_class_tars_are_recognised_and_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [None, "photo.png"])
-def test_a_place_in_no_known_layout_is_told_which_there_are(tmp_path: Path, name: str | None) -> None:
+def test_a_place_in_no_known_layout_is_told_which_layouts_there_are(tmp_path: Path, name: str | None) -> None:
     if name:
         (tmp_path / name).touch()
     place = tmp_path / (name or "")

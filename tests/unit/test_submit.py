@@ -1,4 +1,4 @@
-"""What `tdformer submit --dry-run` prints: a script that bash accepts, with all that the cluster wants, and nothing that runs by itself."""
+"""Tests the scripts of `tdformer submit`: bash accepts them, all settings of the cluster are there, and no value is executed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from launch.slurm.cluster_config import ClusterConfig, load_cluster
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
+from tdformer.rundir.run_dir import RunDir
 from tests.conftest import REPOSITORY, write_config
 
 
@@ -29,7 +30,7 @@ def options(script: str) -> list[str]:
 
 
 def variables(script: str, folder: Path, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Arrays and variables, as bash has them when the job begins."""
+    """Run the settings of a script in bash, and return its arrays and variables at the beginning of the job."""
     settings = script.partition("# --- the job")[0]
     shown = "\n".join(f'printf "%s\\0" "${{{name}[@]}}" > {folder}/{name}' for name in names)
     environment = {
@@ -140,13 +141,13 @@ def test_the_snapshot_is_the_code_that_runs(tmp_path: Path) -> None:
     assert (tmp_path / "code" / "launch" / "train.sbatch").exists()
 
 
-# --- whether another start makes sense ---------------------------------------------------------------------------
+# --- crash loops ---------------------------------------------------------------------------
 
 
 def start(run: Path, restart: int, monkeypatch: pytest.MonkeyPatch, job: str = "5", **limits: str) -> str:
     for name, value in {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]", **limits}.items():
         monkeypatch.setenv(name, value)
-    return begin(run)
+    return begin(RunDir(run))
 
 
 def reach(run: Path, step: int) -> None:
@@ -154,20 +155,20 @@ def reach(run: Path, step: int) -> None:
     (run / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
 
 
-def test_starts_that_get_on_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_with_progress_may_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for restart in range(20):
         assert f"job 5, restart {restart}, on n[1-2]" in start(tmp_path, restart, monkeypatch)
         if restart % 2:
             reach(tmp_path, restart)
 
 
-def test_starts_that_lead_nowhere_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_without_progress_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reach(tmp_path, 7)
     for restart in range(3):
         start(tmp_path, restart, monkeypatch)
     with pytest.raises(UserError, match=r"started 3 times from step-00000007 .* tdformer submit"):
         start(tmp_path, 3, monkeypatch)
-    start(tmp_path, 0, monkeypatch, job="6")  # someone has looked at it and submitted it again
+    start(tmp_path, 0, monkeypatch, job="6")  # A new submission starts again from zero.
 
 
 def test_restarts_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,5 +184,5 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, monkeypatch: pyte
     start(tmp_path, 0, monkeypatch)
     with (tmp_path / "slurm" / "attempts.jsonl").open("a") as file:
         file.write('{"job": "5", "rest')
-    assert [attempt.restart for attempt in attempts.read(tmp_path)] == [0]
-    assert attempts.read(tmp_path / "nowhere") == []
+    assert [attempt.restart for attempt in attempts.read(RunDir(tmp_path))] == [0]
+    assert attempts.read(RunDir(tmp_path / "nowhere")) == []

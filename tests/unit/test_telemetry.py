@@ -88,7 +88,7 @@ def test_time_left_is_at_the_pace_since_the_first_step(monkeypatch: pytest.Monke
 
 def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "traces").write_text("in the way")
-    traces = Traces((1, 1), tmp_path)
+    traces = Traces((1, 1), tmp_path / "traces")
     traces.begin_step(1)
     assert traces.end_step(1) is None
     assert f"warning: {tmp_path}/traces/steps-1-1.json cannot be written (File exists)" in capfd.readouterr().err

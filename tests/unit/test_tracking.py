@@ -18,12 +18,12 @@ from pydantic import ValidationError
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.distributed.launch_environment import REQUEUES
-from tdformer.rundir import run_directory, sessions
+from tdformer.rundir import creation, sessions
 from tdformer.rundir.metrics_file import MetricsFile
-from tdformer.rundir.run_directory import METRICS_FILE
+from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session, SessionFile
 from tdformer.tracking import description, mlflow_run, sync
-from tdformer.tracking.run_ids import FILE, note_run_id, read_run_id
+from tdformer.tracking.run_ids import note_run_id, read_run_id
 from tdformer.tracking.spool import Spool
 from tdformer.tracking.tracker import Tracker
 
@@ -38,34 +38,35 @@ def config(tmp_path: Path, empty_mlflow: Path) -> RunConfig:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, config: RunConfig) -> Path:
-    run_directory.claim(tmp_path / "run", config)
-    return tmp_path / "run"
+def run_dir(tmp_path: Path, config: RunConfig) -> RunDir:
+    made = RunDir(tmp_path / "run")
+    creation.claim(made, config)
+    return made
 
 
-def tracker(config: RunConfig, run_dir: Path, **changes: Any) -> Tracker:
+def tracker(config: RunConfig, run_dir: RunDir, **changes: Any) -> Tracker:
     return Tracker(config.tracking, run_dir, replace(SESSION, **changes))
 
 
-def log(to: Tracker, run_dir: Path, step: int, **metrics: float) -> None:
-    MetricsFile(run_dir / METRICS_FILE).append(step, step / 10, {f"train/{name}": value for name, value in metrics.items()})
+def log(to: Tracker, run_dir: RunDir, step: int, **metrics: float) -> None:
+    MetricsFile(run_dir.metrics).append(step, step / 10, {f"train/{name}": value for name, value in metrics.items()})
     to.reached(step)
 
 
-def run_at(uri: str, run_dir: Path) -> Any:
+def run_at(uri: str, run_dir: RunDir) -> Any:
     return MlflowClient(uri).get_run(read_run_id(run_dir, uri))
 
 
-def status(config: RunConfig, run_dir: Path) -> str:
+def status(config: RunConfig, run_dir: RunDir) -> str:
     return run_at(config.tracking.uri, run_dir).info.status
 
 
-def points(uri: str, run_dir: Path, name: str) -> list[tuple[int, float]]:
+def points(uri: str, run_dir: RunDir, name: str) -> list[tuple[int, float]]:
     history = MlflowClient(uri).get_metric_history(read_run_id(run_dir, uri), f"train/{name}")
     return [(point.step, point.value) for point in history]
 
 
-def test_a_run_is_running_then_finished_killed_or_failed(config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_running_then_finished_killed_or_failed(config: RunConfig, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     with tracker(config, run_dir):
         assert status(config, run_dir) == "RUNNING"
     assert status(config, run_dir) == "FINISHED"
@@ -84,7 +85,7 @@ def test_a_run_is_running_then_finished_killed_or_failed(config: RunConfig, run_
     assert status(config, run_dir) == "KILLED"
 
 
-def test_sessions_tell_the_same(config: RunConfig, run_dir: Path) -> None:
+def test_sessions_tell_the_same(config: RunConfig, run_dir: RunDir) -> None:
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
         first.end("stopped")
@@ -96,13 +97,13 @@ def test_sessions_tell_the_same(config: RunConfig, run_dir: Path) -> None:
     assert all(each.seen > each.began for each in begun)
 
 
-def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: Path) -> None:
+def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: RunDir) -> None:
     """The first process reached step 3 without evaluating; the second one replays from step 2 and evaluates at 3."""
     with tracker(config, run_dir) as first:
         for step in (1, 2, 3):
             log(first, run_dir, step, loss=float(step))
     first_id = read_run_id(run_dir, config.tracking.uri)
-    MetricsFile(run_dir / METRICS_FILE).cut_after(1, 0)
+    MetricsFile(run_dir.metrics).cut_after(1, 0)
     with tracker(config, run_dir) as second:
         for step in (2, 3, 4):
             log(second, run_dir, step, loss=float(step), **({"top1": 50.0} if step == 3 else {}))
@@ -111,15 +112,15 @@ def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: Pa
     assert points(config.tracking.uri, run_dir, "top1") == [(3, 50.0)]
 
 
-def test_artifacts_lie_beside_the_database(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+def test_artifacts_lie_beside_the_database(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     with tracker(config, run_dir):
         pass
     copies = [path.read_text() for path in (tmp_path / "mlflow_artifacts").rglob("config.yaml")]
-    assert copies == [(run_dir / "config.yaml").read_text()]
+    assert copies == [(run_dir.path / "config.yaml").read_text()]
 
 
 def test_a_store_that_breaks_is_told_once_and_gets_all_when_it_is_mended(
-    config: RunConfig, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     database = tmp_path / "mlflow.db"
     with tracker(config, run_dir) as broken:
@@ -141,32 +142,32 @@ def test_a_store_that_breaks_is_told_once_and_gets_all_when_it_is_mended(
     assert status(config, run_dir) == "FINISHED"
 
 
-def test_an_unusable_store_is_refused_at_the_start_and_leaves_nothing(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+def test_an_unusable_store_is_refused_at_the_start_and_leaves_nothing(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     with pytest.raises(UserError, match=r"MLflow at sqlite:.* cannot be used .*mend tracking\.uri"):
         tracker(config, run_dir)
-    assert [path.name for path in run_dir.iterdir()] == ["config.yaml"]
+    assert [path.name for path in run_dir.path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("uri", ["ftp://nowhere/x", "file:///tmp/x", "postgresql://nowhere/x", "sqlite:////proc/x/y.db", "nonsense:"])
-def test_uris_that_cannot_be_meant(config: RunConfig, run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uris_that_cannot_be_meant(config: RunConfig, run_dir: RunDir, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"cannot be used .*mend tracking\.uri"):
         tracker(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}), run_dir)
     assert capsys.readouterr().err == ""
 
 
-def test_a_database_of_another_version_is_refused(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+def test_a_database_of_another_version_is_refused(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(UserError, match=r"out-of-date database schema"):
         tracker(config, run_dir)
 
 
-def test_a_run_whose_process_died_is_closed_from_outside(config: RunConfig, run_dir: Path) -> None:
+def test_a_run_whose_process_died_is_closed_from_outside(config: RunConfig, run_dir: RunDir) -> None:
     sync.close(run_dir)  # not yet begun: nothing to do
-    assert not (run_dir / FILE).exists()
+    assert not run_dir.mlflow_runs.exists()
     SessionFile(run_dir, SESSION)
-    MetricsFile(run_dir / METRICS_FILE).append(1, 0.1, {"train/loss": 1.0})
+    MetricsFile(run_dir.metrics).append(1, 0.1, {"train/loss": 1.0})
     sync.close(run_dir)
     assert status(config, run_dir) == "FAILED"
     assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0)]
@@ -176,7 +177,7 @@ def test_a_run_whose_process_died_is_closed_from_outside(config: RunConfig, run_
     assert status(config, run_dir) == "FINISHED"
 
 
-def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -> None:
+def test_parameters_and_tags(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     """Parameters are texts that say one value each; a resume that changes one is a tag, as long as it is changed."""
     with tracker(config, run_dir, slurm_job="17_2", restart=1):
         pass
@@ -187,32 +188,32 @@ def test_parameters_and_tags(config: RunConfig, run_dir: Path, tmp_path: Path) -
         "null",
         "[0.9, 0.999]",
     )
-    expected = {"mlflow.source.git.commit": "abc", "tdformer.git_dirty": "true", "tdformer.config": "x", "tdformer.world": "2"}
+    expected = {"mlflow.source.git.commit": "abc", "tdformer.git_dirty": "true", "tdformer.config": "x", "tdformer.world_size": "2"}
     expected |= {"tdformer.slurm_job": "17_2", "tdformer.slurm_restart": "1", "tdformer.run_dir": str(run_dir)}
     assert expected.items() <= logged.tags.items()
 
     other = config.model_copy(update={"training": config.training.model_copy(update={"zero_stage": 3})})
-    run_directory.claim(run_dir, other)
+    creation.claim(run_dir, other)
     with tracker(other, run_dir):
         pass
     logged = run_at(config.tracking.uri, run_dir).data
     assert (logged.params["training.zero_stage"], logged.tags["changed.training.zero_stage"]) == ("1", "3")
 
-    run_directory.claim(run_dir, config)
+    creation.claim(run_dir, config)
     with tracker(config, run_dir):
         pass
     assert not [name for name in run_at(config.tracking.uri, run_dir).data.tags if name.startswith("changed.")]
 
-    child = tmp_path / "child"
-    tuned = config.model_copy(update={"init": run_dir / "checkpoints" / "step-00000001"})
-    run_directory.claim(child, tuned)
+    child = RunDir(tmp_path / "child")
+    tuned = config.model_copy(update={"init": run_dir.path / "checkpoints" / "step-00000001"})
+    creation.claim(child, tuned)
     with tracker(tuned, child):
         pass
     assert run_at(config.tracking.uri, child).data.tags["tdformer.parent_run"] == read_run_id(run_dir, None)
 
 
 def test_another_server_gets_all_and_the_same_by_another_name_gets_nothing_twice(
-    config: RunConfig, run_dir: Path, tmp_path: Path, empty_mlflow: Path
+    config: RunConfig, run_dir: RunDir, tmp_path: Path, empty_mlflow: Path
 ) -> None:
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
@@ -225,10 +226,10 @@ def test_another_server_gets_all_and_the_same_by_another_name_gets_nothing_twice
 
 
 def test_a_folder_that_cannot_be_written_is_sent_once_all_the_same(
-    config: RunConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SessionFile(run_dir, SESSION).end("finished")
-    MetricsFile(run_dir / METRICS_FILE).append(1, 0.1, {"train/loss": 1.0})
+    MetricsFile(run_dir.metrics).append(1, 0.1, {"train/loss": 1.0})
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -239,15 +240,15 @@ def test_a_folder_that_cannot_be_written_is_sent_once_all_the_same(
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", '"x"'])
-def test_a_run_is_found_again_without_its_note(config: RunConfig, run_dir: Path, content: str | None) -> None:
+def test_a_run_is_found_again_without_its_note(config: RunConfig, run_dir: RunDir, content: str | None) -> None:
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
     run_id = read_run_id(run_dir, config.tracking.uri)
-    (run_dir / FILE).unlink() if content is None else (run_dir / FILE).write_text(content)
+    run_dir.mlflow_runs.unlink() if content is None else run_dir.mlflow_runs.write_text(content)
     assert sync.sync(run_dir) == sync.Synced(run_dir, config.tracking.uri, run_id or "", 0)
 
 
-def test_a_run_that_was_deleted_is_not_begun_anew(config: RunConfig, run_dir: Path) -> None:
+def test_a_run_that_was_deleted_is_not_begun_anew(config: RunConfig, run_dir: RunDir) -> None:
     with tracker(config, run_dir):
         pass
     run_id = read_run_id(run_dir, config.tracking.uri)
@@ -257,8 +258,8 @@ def test_a_run_that_was_deleted_is_not_begun_anew(config: RunConfig, run_dir: Pa
     assert len(sessions.files(run_dir)) == 1
 
 
-def test_a_run_that_the_server_does_not_know_is_sent_whole(config: RunConfig, run_dir: Path) -> None:
-    """As after its database was made anew."""
+def test_a_run_that_the_server_does_not_know_is_sent_whole(config: RunConfig, run_dir: RunDir) -> None:
+    """A server does not know its runs any more after its database was made anew."""
     note_run_id(run_dir, config.tracking.uri, "0123456789abcdef0123456789abcdef")
     with tracker(config, run_dir) as first:
         log(first, run_dir, 1, loss=1.0)
@@ -281,24 +282,24 @@ ODD_ROWS = [
 
 
 @pytest.mark.parametrize("row", ODD_ROWS, ids=range(len(ODD_ROWS)))
-def test_what_mlflow_would_refuse_holds_up_nothing(config: RunConfig, run_dir: Path, row: str) -> None:
+def test_what_mlflow_would_refuse_holds_up_nothing(config: RunConfig, run_dir: RunDir, row: str) -> None:
     with tracker(config, run_dir):
-        (run_dir / METRICS_FILE).write_text(f'{row}\n{{"step": 3, "time": 1, "train/y": 1.5, "train/z": NaN, "train/inf": Infinity}}\n')
+        run_dir.metrics.write_text(f'{row}\n{{"step": 3, "time": 1, "train/y": 1.5, "train/z": NaN, "train/inf": Infinity}}\n')
     assert points(config.tracking.uri, run_dir, "y") == [(3, 1.5)]
     assert run_at(config.tracking.uri, run_dir).data.metrics.keys() == {"train/y", "train/z", "train/inf"}
 
 
 @pytest.mark.parametrize("uri", ["http://ada:secret@host:5000", "https://ada@host/path", "", "  "])
-def test_uris_that_must_not_be_written_down(config: RunConfig, run_dir: Path, uri: str) -> None:
+def test_uris_that_must_not_be_written_down(config: RunConfig, run_dir: RunDir, uri: str) -> None:
     with pytest.raises(ValidationError, match=r"must hold no user and password|must name a tracking URI"):
         RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}, "tracking": {"uri": uri}})
     with pytest.raises(UserError, match="--uri"):
         sync.sync(run_dir, uri)
 
 
-def test_a_live_run_is_left_to_its_own_process(config: RunConfig, run_dir: Path) -> None:
+def test_a_live_run_is_left_to_its_own_process(config: RunConfig, run_dir: RunDir) -> None:
     sends_itself = pytest.raises(UserError, match=r"is being trained, and its process sends .* by itself")
-    with run_directory.held(run_dir, config, lambda _: None), sends_itself:
+    with creation.held(run_dir, config, lambda _: None), sends_itself:
         sync.sync(run_dir)
 
 

@@ -33,9 +33,9 @@ VARIANTS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (sums_kernel, FIRST),
     (sums_kernel, ("of_v_ptr",)),
 )
-"""Kernels, and what each is not given."""
+"""Kernels, and for each the pointers that are None."""
 VALUES = ("x_ptr", "y_ptr", "spikes_ptr", "of_spikes_ptr", "of_x_ptr")
-"""In the type of the network's values; the others are float32."""
+"""Pointers to the dtype of the network's values. The other pointers are to float32."""
 
 
 def test_interpreted_kernels_compute_the_formulas() -> None:
@@ -51,7 +51,7 @@ def test_interpreted_kernels_compute_the_formulas() -> None:
 
 
 def source(kernel: Any, absent: tuple[str, ...], steps: int, value: str) -> ASTSource:
-    """As on_cuda.py calls it, with 768 channels."""
+    """Return the kernel's source as on_cuda.py calls it, with 768 channels."""
     sizes = on_cuda._sizes(torch.empty(steps, 1), torch.empty(768))
     sizes |= {"ROWS": sizes["BLOCK"] // on_cuda.SUM_COLUMNS, "COLUMNS": on_cuda.SUM_COLUMNS}
     constants = {name: sizes.get(name) for name in kernel.arg_names if name in sizes or name in absent}

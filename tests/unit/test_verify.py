@@ -1,4 +1,4 @@
-"""Verifying names every kind of damage, with the shard and, where there is one, the sample."""
+"""Tests that verifying names every kind of damage, with the shard and, if there is one, the sample."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_format import HEAD, ROW, read_rows
 from data_pipelines.formats.manifest import Format
-from data_pipelines.loading.dataset import DataSet, open_set
-from data_pipelines.prepare.verify import Check, verify
-from data_pipelines.sources import RawSample
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
 from tests.conftest import stored
 from tests.unit.conftest import (
     PER_SHARD,
@@ -31,9 +32,9 @@ from tests.unit.conftest import (
     noise_png,
     overwrite_image,
     path_of,
-    place_of,
     reseal,
     rewrite_members,
+    sample_of,
 )
 from tests.unit.test_wds_shards import converted, index_of, same_index, truncate
 
@@ -45,13 +46,13 @@ def both_formats(test: Callable) -> Callable:
     return pytest.mark.ffcv(pytest.mark.parametrize("format", FORMATS)(test))
 
 
-THOROUGH = Check(hashes=True, all_images=True)
+THOROUGH = VerifyOptions(hashes=True, all_images=True)
 KEY = "bee/picture-07"
 
 
 @pytest.fixture(scope="session")
 def whole(source: MemorySource, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`source` in both formats, FFCV as JPEG. Not to be changed."""
+    """`source` in both formats, FFCV as JPEG. No test may change the folders."""
     folder = tmp_path_factory.mktemp("whole") / "ffcv"
     return {"wds": shared_folder, "ffcv": stored(source, folder, "ffcv", samples_per_shard=PER_SHARD, mode="jpg")}
 
@@ -70,25 +71,25 @@ def flip(path: Path, position: int) -> None:
 
 
 def flip_in_image(data: DataSet, key: str, position: int = 0) -> Path:
-    sample = place_of(data, key)
+    sample = sample_of(data, key)
     flip(path_of(data, sample), int(data.index["offset"][sample]) + position)
     return path_of(data, sample)
 
 
 def a_shard(folder: Path) -> Path:
-    """The one that holds KEY."""
-    data = open_set(folder)
-    return path_of(data, place_of(data, KEY))
+    """The path of the shard that holds KEY."""
+    data = open_dataset(folder)
+    return path_of(data, sample_of(data, KEY))
 
 
 # --- both formats ------------------------------------------------------------------------------------------
 
 
 @both_formats
-@pytest.mark.parametrize("check", [Check(), Check(hashes=True), Check(all_images=True), THOROUGH])
-def test_a_whole_set_has_no_damage(whole: dict[str, Path], format: Format, check: Check) -> None:
+@pytest.mark.parametrize("check", [VerifyOptions(), VerifyOptions(hashes=True), VerifyOptions(all_images=True), THOROUGH])
+def test_a_whole_set_has_no_damage(whole: dict[str, Path], format: Format, check: VerifyOptions) -> None:
     looked_at: list[int] = []
-    assert verify(whole[format], check, progress=looked_at.append) == []
+    assert verify_dataset(whole[format], check, progress=looked_at.append) == []
     assert sum(looked_at) == 2 * SAMPLES
 
 
@@ -96,7 +97,7 @@ def test_a_whole_set_has_no_damage(whole: dict[str, Path], format: Format, check
 def test_a_missing_shard_is_named(copy: Path) -> None:
     path = a_shard(copy)
     path.unlink()
-    (damage,) = verify(copy)
+    (damage,) = verify_dataset(copy)
     assert f"{path} is missing" in damage
 
 
@@ -105,7 +106,7 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
 def test_a_truncated_shard_is_named(copy: Path, kept: int) -> None:
     path = a_shard(copy)
     os.truncate(path, kept if kept >= 0 else path.stat().st_size - 1)
-    (damage,) = verify(copy)
+    (damage,) = verify_dataset(copy)
     assert f"{path} has" in damage
     assert "truncated" in damage
 
@@ -115,7 +116,7 @@ def test_a_longer_shard_is_named(copy: Path) -> None:
     path = a_shard(copy)
     with path.open("ab") as file:
         file.write(b"\0")
-    (damage,) = verify(copy)
+    (damage,) = verify_dataset(copy)
     assert str(path) in damage
 
 
@@ -125,56 +126,56 @@ def test_a_flipped_byte_anywhere_in_a_shard_is_found_by_hashes(copy: Path) -> No
     size = path.stat().st_size
     for position in (0, size // 3, size // 2, size - 1):
         flip(path, position)
-        damage = verify(copy, Check(hashes=True))
+        damage = verify_dataset(copy, VerifyOptions(hashes=True))
         assert any(f"{path} does not match its SHA-256" in line for line in damage)
         flip(path, position)
-    assert verify(copy, THOROUGH) == []
+    assert verify_dataset(copy, THOROUGH) == []
 
 
 @both_formats
 def test_without_hashes_a_change_that_leaves_all_images_whole_is_not_looked_for(copy: Path) -> None:
     path = a_shard(copy)
     flip(path, path.stat().st_size - 1)
-    assert len(verify(copy, Check(hashes=True))) == 1
-    assert verify(copy, Check(all_images=True)) == []
+    assert len(verify_dataset(copy, VerifyOptions(hashes=True))) == 1
+    assert verify_dataset(copy, VerifyOptions(all_images=True)) == []
 
 
 @both_formats
 def test_a_flipped_byte_in_an_image_is_named_with_shard_and_key(copy: Path) -> None:
-    path = flip_in_image(open_set(copy), KEY)
-    (damage,) = verify(copy, Check(all_images=True))
+    path = flip_in_image(open_dataset(copy), KEY)
+    (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {path}: the image cannot be decoded" in damage
     assert f"remove {copy} and prepare it again" in damage
-    open_set(copy)  # which reads no image, and therefore does not find it
+    open_dataset(copy)  # comparing sizes reads no image, so this damage is not found
 
 
 @both_formats
 def test_an_image_of_zeros_is_named_with_shard_and_key(copy: Path) -> None:
-    path = overwrite_image(open_set(copy), KEY)
-    (damage,) = verify(copy, Check(all_images=True))
+    path = overwrite_image(open_dataset(copy), KEY)
+    (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {path}: the image cannot be decoded" in damage
 
 
 @both_formats
 def test_every_damaged_image_is_named(copy: Path) -> None:
-    keys = keys_of(open_set(copy))[::4]
+    keys = keys_of(open_dataset(copy))[::4]
     for key in keys:
-        flip_in_image(open_set(copy), key)
-    damage = verify(copy, Check(all_images=True))
+        flip_in_image(open_dataset(copy), key)
+    damage = verify_dataset(copy, VerifyOptions(all_images=True))
     assert sorted(key for line in damage for key in keys if f"sample {key} in " in line) == sorted(keys)
 
 
 @pytest.mark.slow
 @both_formats
 def test_two_processes_find_what_one_finds(copy: Path) -> None:
-    for key in keys_of(open_set(copy))[::4]:
-        flip_in_image(open_set(copy), key)
-    images = [verify(copy, Check(all_images=True), processes=processes) for processes in (1, 2)]
+    for key in keys_of(open_dataset(copy))[::4]:
+        flip_in_image(open_dataset(copy), key)
+    images = [verify_dataset(copy, VerifyOptions(all_images=True), processes=processes) for processes in (1, 2)]
     assert sorted(images[0]) == sorted(images[1]) != []
-    hashes = [verify(copy, Check(hashes=True), processes=processes) for processes in (1, 2)]
+    hashes = [verify_dataset(copy, VerifyOptions(hashes=True), processes=processes) for processes in (1, 2)]
     assert sorted(hashes[0]) == sorted(hashes[1]) != []
     a_shard(copy).unlink()
-    missing = [verify(copy, processes=processes) for processes in (1, 2)]
+    missing = [verify_dataset(copy, processes=processes) for processes in (1, 2)]
     assert missing[0] == missing[1] != []
 
 
@@ -183,13 +184,13 @@ def test_more_than_a_thousand_images_are_looked_at_by_choice_only(tmp_path: Path
     image = noise_png(0, 8)
     many = MemorySource([RawSample(f"{number:04d}", "png", image, 0) for number in range(1200)])
     folder = stored(many, tmp_path / "set", format, samples_per_shard=400, mode="jpg")
-    data = open_set(folder)
+    data = open_dataset(folder)
     for sample in range(len(data)):
         flip(path_of(data, sample), int(data.index["offset"][sample]))
     counts = []
-    for check in (Check(), Check(), THOROUGH):
+    for check in (VerifyOptions(), VerifyOptions(), THOROUGH):
         looked_at: list[int] = []
-        damage = [line for line in verify(folder, replace(check, hashes=False), progress=looked_at.append) if "decoded" in line]
+        damage = [line for line in verify_dataset(folder, replace(check, hashes=False), progress=looked_at.append) if "decoded" in line]
         counts.append((len(set(damage)), sum(looked_at)))
     assert counts == [(1000, 2400), (1000, 2400), (1200, 2400)]
 
@@ -197,7 +198,7 @@ def test_more_than_a_thousand_images_are_looked_at_by_choice_only(tmp_path: Path
 @both_formats
 def test_a_set_without_a_manifest_is_an_error(copy: Path) -> None:
     (copy / "manifest.json").unlink()
-    error_of(lambda: verify(copy), copy, "has no manifest.json")
+    error_of(lambda: verify_dataset(copy), copy, "has no manifest.json")
 
 
 # --- labels ------------------------------------------------------------------------------------------------
@@ -208,14 +209,14 @@ def test_a_set_without_a_manifest_is_an_error(copy: Path) -> None:
 def test_a_label_that_is_no_class_is_named_with_shard_and_key(source: MemorySource, tmp_path: Path, format: Format, label: int) -> None:
     samples = [replace(sample, label=label) if sample.key == KEY else sample for sample in source.samples]
     folder = stored(MemorySource(samples), tmp_path / "set", format, samples_per_shard=PER_SHARD)
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert f"sample {KEY} in {folder}/s" in damage
     assert f"label {label}" in damage
-    error_of(lambda: open_set(folder), KEY, folder, f"label {label}")
+    error_of(lambda: open_dataset(folder), KEY, folder, f"label {label}")
 
 
 def change_ffcv_row(folder: Path, sample: int, column: str, value: int) -> None:
-    """Of the file itself, not of the index. column: label, or one of the image's."""
+    """Change a row of the FFCV file, but not of the index. column: `label`, or a column of the image."""
     path = folder / "samples.beton"
     on_disk = np.memmap(path, ROW, "r+", HEAD.itemsize, read_rows(path).shape)
     if column == "label":
@@ -230,15 +231,15 @@ def change_ffcv_row(folder: Path, sample: int, column: str, value: int) -> None:
     ("column", "value"), [("label", 0), ("label", 2), ("data_ptr", 0), ("mode", 1), ("mode", 7), ("width", 0), ("height", 65_535)]
 )
 def test_an_ffcv_row_that_was_changed_is_named_with_its_key(copy: Path, column: str, value: int) -> None:
-    change_ffcv_row(copy, place_of(open_set(copy), KEY), column, value)
-    (damage,) = verify(copy, Check(all_images=True))
+    change_ffcv_row(copy, sample_of(open_dataset(copy), KEY), column, value)
+    (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {copy / 'samples.beton'}" in damage
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
 def test_an_ffcv_image_that_is_said_to_have_another_size_is_named(copy: Path) -> None:
-    change_ffcv_row(copy, place_of(open_set(copy), KEY), "width", 19)
-    (damage,) = verify(copy, Check(all_images=True))
+    change_ffcv_row(copy, sample_of(open_dataset(copy), KEY), "width", 19)
+    (damage,) = verify_dataset(copy, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {copy / 'samples.beton'}" in damage
 
 
@@ -247,9 +248,9 @@ def test_a_label_in_a_tar_that_the_index_does_not_know_of_is_named(folder: Path)
     size = path.stat().st_size
     rewrite_members(path, lambda name, data: b"0" if name == f"{KEY}.cls" else data)
     assert path.stat().st_size == size
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert f"sample {KEY} in {path} " in damage
-    assert len(verify(folder, Check(hashes=True))) == 2
+    assert len(verify_dataset(folder, VerifyOptions(hashes=True))) == 2
 
 
 # --- the index ---------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ FORGERIES: dict[str, Callable[[np.ndarray], object]] = {
 
 @pytest.mark.ffcv
 def test_an_index_that_is_missing_damaged_or_points_outside_is_made_again_for_tar_shards(whole: dict[str, Path], folder: Path) -> None:
-    expected = open_set(whole["wds"]).index
+    expected = open_dataset(whole["wds"]).index
     damages: list[Callable[[], object]] = [
         lambda: index_of(folder).unlink(),
         lambda: os.truncate(index_of(folder), 300),
@@ -284,8 +285,8 @@ def test_an_index_that_is_missing_damaged_or_points_outside_is_made_again_for_ta
     ]
     for damage in damages:
         damage()
-        assert verify(folder, THOROUGH) == []
-        assert same_index(open_set(folder).index, expected)
+        assert verify_dataset(folder, THOROUGH) == []
+        assert same_index(open_dataset(folder).index, expected)
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
@@ -295,7 +296,7 @@ def test_an_index_that_is_missing_or_points_outside_is_named_for_ffcv(copy: Path
         index_of(copy).unlink()
     else:
         forge(copy, FORGERIES[forgery])
-    (damage,) = verify(copy)
+    (damage,) = verify_dataset(copy)
     assert f"{copy} lacks the index file of its samples.beton, or it is damaged" in damage
     assert f"remove {copy} and prepare it again" in damage
 
@@ -303,19 +304,19 @@ def test_an_index_that_is_missing_or_points_outside_is_named_for_ffcv(copy: Path
 @both_formats
 @pytest.mark.parametrize(("column", "by"), [("label", 1), ("offset", -1), ("size", -100)])
 def test_an_index_that_disagrees_with_its_shards_is_named_with_a_key(copy: Path, column: str, by: int) -> None:
-    sample = place_of(open_set(copy), KEY)
+    sample = sample_of(open_dataset(copy), KEY)
     path = a_shard(copy)
     forge(copy, lambda rows: rows[column].__setitem__(sample, rows[column][sample] + by))
-    damage = verify(copy, Check(all_images=True))
+    damage = verify_dataset(copy, VerifyOptions(all_images=True))
     assert len(damage) == 1
     assert f"sample {KEY} in {path}" in damage[0]
 
 
 def test_an_index_with_the_rows_of_two_samples_exchanged_is_found_for_tar_shards(folder: Path) -> None:
     forge(folder, swap_two)
-    assert len(verify(folder)) == 2
+    assert len(verify_dataset(folder)) == 2
     index_of(folder).unlink()
-    assert verify(folder, THOROUGH) == []
+    assert verify_dataset(folder, THOROUGH) == []
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
@@ -324,8 +325,8 @@ def test_exchanged_keys_of_an_ffcv_index_are_found_by_hashes(copy: Path) -> None
         rows["key"][[0, 1]] = rows["key"][[1, 0]]
 
     forge(copy, swap_keys)
-    assert verify(copy) == []
-    assert "names other samples, or in another order, than its manifest" in verify(copy, Check(hashes=True))[0]
+    assert verify_dataset(copy) == []
+    assert "names other samples, or in another order, than its manifest" in verify_dataset(copy, VerifyOptions(hashes=True))[0]
 
 
 @pytest.mark.parametrize("format", ["ffcv"])
@@ -334,9 +335,9 @@ def test_the_index_of_another_ffcv_file_is_not_believed(source: MemorySource, co
     name = index_of(copy)
     name.unlink()
     shutil.copy(index_of(other), copy)
-    assert "lacks the index file" in verify(copy)[0]
+    assert "lacks the index file" in verify_dataset(copy)[0]
     index_of(copy).rename(name)
-    assert "does not agree with the index" in verify(copy)[0]
+    assert "does not agree with the index" in verify_dataset(copy)[0]
 
 
 @both_formats
@@ -345,12 +346,12 @@ def test_the_index_of_another_ffcv_file_is_not_believed(source: MemorySource, co
 def test_no_damage_of_an_index_gives_another_error(copy: Path, where: float, damage: bytes) -> None:
     path = index_of(copy)
     before = path.read_bytes()
-    start = int(where**3 * len(before))  # often in the header
+    start = int(where**3 * len(before))  # many of the changes are in the header
     path.write_bytes(before[:start] + damage + before[start + len(damage) :])
     try:
-        assert all("\n" not in line for line in verify(copy, Check(all_images=True)))
+        assert all("\n" not in line for line in verify_dataset(copy, VerifyOptions(all_images=True)))
         try:
-            keys_of(open_set(copy))
+            keys_of(open_dataset(copy))
         except DataError as error:
             assert str(copy) in str(error)  # noqa: PT017
     finally:
@@ -368,7 +369,7 @@ def test_no_damage_of_ffcvs_header_and_rows_gives_another_error(copy: Path, wher
         file.seek(where)
         file.write(damage)
         try:
-            found = verify(copy, Check(all_images=True))
+            found = verify_dataset(copy, VerifyOptions(all_images=True))
         finally:
             file.seek(where)
             file.write(before)
@@ -378,16 +379,16 @@ def test_no_damage_of_ffcvs_header_and_rows_gives_another_error(copy: Path, wher
 # --- tar shards --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("position", [0, 18, 600])  # signature, width, pixels
+@pytest.mark.parametrize("position", [0, 18, 600])  # the bytes of the signature, the width and the pixels
 def test_hash_and_decoder_both_name_a_flipped_byte(folder: Path, position: int) -> None:
-    path = flip_in_image(open_set(folder), KEY, position)
-    (by_hash,) = verify(folder, THOROUGH)
+    path = flip_in_image(open_dataset(folder), KEY, position)
+    (by_hash,) = verify_dataset(folder, THOROUGH)
     assert f"{path} does not match its SHA-256" in by_hash
-    (by_decoding,) = verify(folder, Check(all_images=True))
+    (by_decoding,) = verify_dataset(folder, VerifyOptions(all_images=True))
     assert f"sample {KEY} in {path}" in by_decoding
 
 
-# Pillow would read the last one: its many other decoders are not for data to reach.
+# Pillow could decode the last one, but only its JPEG and PNG decoders may be used.
 @pytest.mark.parametrize(
     "image", [b"", b"not an image", noise_png(7)[:900], converted(noise_png(7), "BMP")], ids=["empty", "text", "half", "whole, but BMP"]
 )
@@ -395,23 +396,23 @@ def test_an_undecodable_image_in_a_tar_is_named_with_shard_and_key(folder: Path,
     path = a_shard(folder)
     rewrite_members(path, lambda name, data: image if name == f"{KEY}.png" else data)
     reseal(folder)
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert f"sample {KEY} in {path}: the image cannot be decoded" in damage
 
 
 def test_a_label_that_was_no_class_when_it_was_written_is_named(source: MemorySource, prepare: Prepare) -> None:
     folder = prepare({7: replace(source[7], label=3)})
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert f"sample {KEY} in {folder / 'shard-'}" in damage
     assert "label 3" in damage
 
 
 def test_verify_goes_on_after_a_truncated_and_a_missing_shard(folder: Path) -> None:
-    data = open_set(folder)
+    data = open_dataset(folder)
     truncate(folder / "shard-000001.tar")
     (folder / "shard-000002.tar").unlink()
     damaged = flip_in_image(data, keys_of(data)[-1])
-    truncated, missing, changed = verify(folder, THOROUGH)
+    truncated, missing, changed = verify_dataset(folder, THOROUGH)
     assert str(folder / "shard-000001.tar") in truncated
     assert str(folder / "shard-000002.tar") in missing
     assert str(damaged) in changed
@@ -420,7 +421,7 @@ def test_verify_goes_on_after_a_truncated_and_a_missing_shard(folder: Path) -> N
 def test_a_shard_that_is_no_tar_is_named(folder: Path) -> None:
     (folder / "shard-000001.tar").write_bytes(b"no tar" * 1000)
     reseal(folder)
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert str(folder / "shard-000001.tar") in damage
 
 
@@ -428,5 +429,5 @@ def test_a_tar_that_holds_more_than_the_manifest_says_is_named(folder: Path) -> 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][4]["samples"] = manifest["blocks"][4] = 2
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (damage,) = verify(folder)
+    (damage,) = verify_dataset(folder)
     assert f"{folder / 'shard-000004.tar'} holds 3 samples, the manifest says 2" in damage

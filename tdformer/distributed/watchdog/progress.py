@@ -1,4 +1,4 @@
-"""How far this rank's main thread has come: written by that thread, read by the watchdog's."""
+"""Progress counts how far the main thread of this rank has come. The main thread writes it, the watchdog's thread reads it."""
 
 from __future__ import annotations
 
@@ -15,65 +15,67 @@ STARTING, TRAINING = "starting", "training"
 
 @dataclass(frozen=True)
 class Status:
-    """What a rank tells the others about itself, about once a second."""
+    """A rank sends this to the others about once a second."""
 
-    meetings: int = 0
-    """Collective operations entered plus those left: where ranks wait for one another, the smallest number is who they wait for."""
+    collectives: int = 0
+    """This counts the collective operations that were entered plus those that were left.
+
+    Where ranks wait for one another, the others wait for the rank with the smallest number.
+    """
     idle_s: float = 0.0
-    """Seconds since that number last changed, or a phase began or ended."""
+    """Seconds since `collectives` last changed or a phase began or ended."""
     phase: str = STARTING
     is_slow: bool = True
-    """Whether the phase may take watchdog.slow_timeout_s."""
+    """True if the phase may take watchdog.slow_timeout_s."""
     place: str = ""
-    """Where the main thread is: file, line and function."""
-    waits: bool = False
-    """Whether it is inside a collective operation, one of torch's or DeepSpeed's own included."""
+    """The main thread is here: file, line and function."""
+    in_collective: bool = False
+    """True if the main thread is inside a collective operation. Those that torch or DeepSpeed start by themselves count too."""
 
 
 class Progress:
-    """The counter behind a Status. Every meeting of the ranks moves it (see Ranks), and so does every change of phase."""
+    """This counts what a Status reports. Each collective operation and each change of phase is progress."""
 
     def __init__(self) -> None:
-        self._meetings, self._phase, self._is_slow = 0, STARTING, True
-        self._moved = time.monotonic()
+        self._collectives, self._phase, self._is_slow = 0, STARTING, True
+        self._advanced_at = time.monotonic()
 
-    def made(self) -> None:
-        """Something was done that takes long by itself, without meeting the other ranks."""
-        self._moved = time.monotonic()
-
-    def enter(self, phase: str) -> None:
-        """From here on the usual timeout holds. Called once, when training begins."""
+    def enter_phase(self, phase: str) -> None:
+        """Begin a phase in which the usual timeout holds. The main thread calls this once, when training begins."""
         self._phase, self._is_slow = phase, False
-        self.made()
+        self._advance()
 
     @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Around something that may take watchdog.slow_timeout_s, such as saving."""
+    def slow_phase(self, phase: str) -> Iterator[None]:
+        """Wrap something that may take watchdog.slow_timeout_s, such as saving."""
         before = self._phase, self._is_slow
         self._phase, self._is_slow = phase, True
-        self.made()
+        self._advance()
         try:
             yield
         finally:
             self._phase, self._is_slow = before
-            self.made()
+            self._advance()
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Around a collective operation. Those of other threads than the main one say nothing about it."""
+    def collective(self) -> Iterator[None]:
+        """Wrap a collective operation. Other threads than the main one are not counted: they do not show how far it has come."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._meetings += 1
-        self.made()
+        self._collectives += 1
+        self._advance()
         try:
             yield
         finally:
-            self._meetings += 1
-            self.made()
+            self._collectives += 1
+            self._advance()
 
     def status(self) -> Status:
-        """Of now, for a thread other than the main one to tell."""
+        """Return the main thread's current status. Another thread calls this."""
         place = place_of_main_thread()
-        waits = bool(self._meetings % 2) or is_in_collective(threading.main_thread())
-        return Status(self._meetings, time.monotonic() - self._moved, self._phase, self._is_slow, place, waits)
+        in_collective = bool(self._collectives % 2) or is_in_collective(threading.main_thread())
+        return Status(self._collectives, time.monotonic() - self._advanced_at, self._phase, self._is_slow, place, in_collective)
+
+    def _advance(self) -> None:
+        self._advanced_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Where the threads of this process are."""
+"""These functions show where the threads of this process are."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-WAITING_PLACES = ("torch/distributed/", "deepspeed/comm/")
+COLLECTIVE_PATHS = ("torch/distributed/", "deepspeed/comm/")
+"""Source files of functions in which a rank waits for the others have one of these in their path."""
+MAX_WRAPPERS = 5
+"""Decorators and wrappers add frames around a collective operation, but not more than this."""
 
 
 def dump(folder: Path, rank: int) -> None:
-    """Write the stack traces of all threads to `folder`/rank-N.txt, the one of the main thread last."""
+    """Write the stack traces of all threads to `folder`/rank-N.txt. The main thread comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"rank-{rank}.txt").open("w") as file:
         faulthandler.dump_traceback(file, all_threads=True)
 
 
 def place_of_main_thread() -> str:
-    """Innermost Python frame, as "file.py:12 in function"."""
+    """Return the main thread's innermost Python frame, as "file.py:12 in function"."""
     frame = _frame_of(threading.main_thread())
     if frame is None:
         return ""
@@ -28,10 +31,10 @@ def place_of_main_thread() -> str:
 
 
 def is_in_collective(thread: threading.Thread) -> bool:
-    """Whether the thread waits in a function of torch.distributed or DeepSpeed's communication."""
+    """Return True if the thread is in a function of torch.distributed or of DeepSpeed's communication."""
     frame, depth = _frame_of(thread), 0
-    while frame is not None and depth < 5:  # decorators and wrappers lie around the call itself
-        if any(place in frame.f_code.co_filename for place in WAITING_PLACES):
+    while frame is not None and depth < MAX_WRAPPERS:
+        if any(path in frame.f_code.co_filename for path in COLLECTIVE_PATHS):
             return True
         frame, depth = frame.f_back, depth + 1
     return False

@@ -1,58 +1,59 @@
-"""What the backbones have in common: a bottom-up half, blocks under top-down control, and a head.
+"""The common parts of the backbones: stages of patch embedding and blocks, and a head.
 
 A backbone knows nothing of segments. It offers its parts as lists of pieces, each a function
-(x, top-down spikes or None, membranes) -> x, so that TDFormer can run them segment by segment and keep of each
-what its recompute policy says.
+(x, top-down spikes or None, neuron_state) -> x. TDFormer runs them segment by segment, and keeps of each what its
+recompute policy says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 from tdformer.config import BackboneConfig
-from tdformer.models.attention import ControlledAttention
-from tdformer.models.layers import DropPath, PatchStem, one_input
+from tdformer.models.attention import ControlledAttention, TokenQKAttention
+from tdformer.models.layers import DropPath, PatchStem, SpikingMLP, TypedModuleList, one_input
 from tdformer.models.neuron_state import NeuronState
 
 Piece = Callable[[torch.Tensor, torch.Tensor | None, NeuronState], torch.Tensor]
 
 
 class Block(nn.Module):
-    """x + attention(x); x + MLP(x). The names of its two parts are those of the published checkpoints."""
+    """A transformer block: x + attention(x), then x + MLP(x)."""
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, drop_path: float, attention_name: str = "attn") -> None:
+    def __init__(self, attn: TokenQKAttention | ControlledAttention, mlp: SpikingMLP, drop_path: float) -> None:
         super().__init__()
-        self.add_module(attention_name, attention)
+        self.attn = attn
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
-        self._attention_name = attention_name
-
-    @property
-    def attention(self) -> nn.Module:
-        return self.get_submodule(self._attention_name)
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
-        """Same shape out as in. topdown_TBCHW steers attentions that have a control module."""
-        x = x_TBCHW + self.drop_path(self._attend(x_TBCHW, topdown_TBCHW, neuron_state))
+        """Return x after both residual branches, in the shape of x. topdown_TBCHW steers attentions that have a control module."""
+        x = x_TBCHW + self.drop_path(self.attn(one_input(x_TBCHW), topdown_TBCHW, neuron_state))
         return x + self.drop_path(self.mlp(x, neuron_state))
 
-    def _attend(self, x_TBCHW: torch.Tensor, topdown_TBCHW: torch.Tensor | None, neuron_state: NeuronState) -> torch.Tensor:
-        x_TBCHW = one_input(x_TBCHW)
-        if isinstance(self.attention, ControlledAttention):
-            return self.attention(x_TBCHW, topdown_TBCHW, neuron_state)
-        return self.attention(x_TBCHW, neuron_state)
+
+class Stage(nn.Module):
+    """The part of a backbone that works at one resolution: a patch embedding, then blocks."""
+
+    def __init__(self, patch_embed: PatchStem, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.blocks = TypedModuleList[Block](blocks)
 
 
 class Backbone(nn.Module):
-    """Base of QKFormer, Spikformer and SpikeDrivenTransformer. Its own `forward` is the plain network, all time steps at once."""
+    """The base of QKFormer, Spikformer and SpikeDrivenTransformer. `forward` is the plain network, all time steps at once.
+
+    A subclass makes its stages, and then initialises the weights.
+    """
 
     sums_of_spikes = True
-    """Whether the pieces hand on small integers (sums of spikes), and not currents."""
+    """True if the pieces return small integers (sums of spikes); false if they return currents."""
     head: nn.Linear | nn.Identity
+    stages: TypedModuleList[Stage]
 
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
         super().__init__()
@@ -60,51 +61,60 @@ class Backbone(nn.Module):
         self.num_features = config.embed_dims
         self.stride = config.stride
         self.head = nn.Linear(config.embed_dims, num_classes)
-        self._drop_rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
 
-    def _blocks(self, count: int, make: Callable[[], tuple[nn.Module, nn.Module]], attention_name: str = "attn") -> nn.ModuleList:
-        return nn.ModuleList(Block(*make(), next(self._drop_rates), attention_name) for _ in range(count))
-
-    # --- its parts, which each backbone says ----------------------------------------------------------------------
+    # --- its parts ------------------------------------------------------------------------------------------------
 
     @property
     def patch_stem(self) -> PatchStem:
-        """The first module."""
-        raise NotImplementedError
+        """The patch embedding that reads the network's input."""
+        first, *_ = self.stages
+        return first.patch_embed
 
     def bottom_up(self) -> list[nn.Module]:
-        """The modules from the stem's current to S_bu, the first module first."""
-        raise NotImplementedError
-
-    def transform(self) -> nn.ModuleList:
-        """The last stage's blocks, F_tr, from S_bu to the features; here control modules can be put."""
-        raise NotImplementedError
-
-    def head_spikes(self, h_TBC: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
-        """What comes between the mean over tokens and the mean over time steps: nothing, but for membrane shortcuts."""
-        return h_TBC
-
-    # --- what follows from them -----------------------------------------------------------------------------------
-
-    def control_points(self) -> list[ControlledAttention]:
-        return [cast(ControlledAttention, cast(Block, block).attention) for block in self.transform()]
+        """Return the modules from the stem's current to S_bu, in the order in which they run."""
+        *early, last = self.stages
+        before_last = [module for stage in early for module in (stage.patch_embed, *stage.blocks)]
+        return [*before_last, last.patch_embed]
 
     def bottom_up_pieces(self, from_frames: bool) -> Iterator[tuple[nn.Module, Piece]]:
-        """Each module with the function that runs it. The first takes the stem's current, or frames of an event sequence."""
-        for index, module in enumerate(self.bottom_up()):
-            yield module, cast(PatchStem, module).from_frames if from_frames and index == 0 else module
+        """Yield each bottom-up module with the function that runs it.
+
+        The first function takes frames of an event sequence if from_frames is true, else the stem's current.
+        """
+        _, *others = self.bottom_up()
+        stem = self.patch_stem
+        yield stem, stem.from_frames if from_frames else stem
+        yield from ((module, module) for module in others)
+
+    def transform(self) -> TypedModuleList[Block]:
+        """Return the last stage's blocks, F_tr, from S_bu to the features. They can be under top-down control."""
+        *_, last = self.stages
+        return last.blocks
+
+    def control_points(self) -> list[ControlledAttention]:
+        """Return the attentions into which control modules can be put, one for each block of the last stage."""
+        return [block.attn for block in self.transform() if isinstance(block.attn, ControlledAttention)]
+
+    def head_spikes(self, h_TBC: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
+        """Return what the mean over time steps gets of the mean over tokens: the same, except after membrane shortcuts."""
+        return h_TBC
 
     def passes_integers(self) -> bool:
-        """Drop path scales what it keeps: then sums of spikes are no whole numbers."""
+        """Tell whether each piece returns whole numbers. An active drop path scales what it keeps, so its sums are not whole."""
         return self.sums_of_spikes and not any(isinstance(part, DropPath) and part.is_active for part in self.modules())
 
+    # --- how it runs ----------------------------------------------------------------------------------------------
+
     def forward_head(self, h_TBCHW: torch.Tensor, neuron_state: NeuronState | None = None, pre_logits: bool = False) -> torch.Tensor:
-        """Features of some time steps -> logits [B, classes]: mean over tokens, mean over time steps, linear."""
+        """Return the logits [B, classes] of features: mean over tokens, mean over time steps, linear map."""
         h_BC = self.head_spikes(h_TBCHW.flatten(3).mean(3), neuron_state or NeuronState()).mean(0)
         return h_BC if pre_logits else self.head(h_BC)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W] -> [T, B, D, H/stride, W/stride]."""
+        """Return the features [T, B, D, H/stride, W/stride].
+
+        x: images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W].
+        """
         neuron_state, from_frames = NeuronState(), x.dim() == 5
         if not from_frames:
             x = self.patch_stem.stem(x, self.time_steps, segments=1)
@@ -114,29 +124,17 @@ class Backbone(nn.Module):
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images or event sequences -> logits [B, classes]."""
+        """Return the logits [B, classes] of images or event sequences."""
         return self.forward_head(self.forward_features(x))
 
 
-class SingleStage(Backbone):
-    """A backbone whose blocks are all under top-down control, as they all work at one resolution."""
-
-    patch_embed: PatchStem
-    block: nn.ModuleList
-
-    @property
-    def patch_stem(self) -> PatchStem:
-        return self.patch_embed
-
-    def bottom_up(self) -> list[nn.Module]:
-        return [self.patch_embed]
-
-    def transform(self) -> nn.ModuleList:
-        return self.block
+def drop_path_rates(config: BackboneConfig) -> list[float]:
+    """Return the drop path probability of every block, over all stages: it grows linearly from 0 to config.drop_path."""
+    return torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
 
 
 def init_truncated_normal(network: nn.Module, kind: type[nn.Linear] | type[nn.Conv2d]) -> None:
-    """Truncated normal weights and zero biases for one kind of layer, as in the public code."""
+    """Give one kind of layer truncated normal weights and zero biases, as in the public code."""
     for module in network.modules():
         if isinstance(module, kind):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,7 +1,7 @@
-"""Spike-driven Transformer V1: membrane shortcuts, so that what blocks hand on are currents, and neurons come first in each.
+"""Spike-driven Transformer V1: with membrane shortcuts, blocks hand on currents, and neurons come first in each block.
 
-Three variants by where the public configurations pool: "imagenet" of stride 16, "cifar" of stride 4, "dvs" of stride 8
-(with eroding attention). Module names are those of the published checkpoints.
+The public configurations pool differently in three variants: "imagenet" of stride 16, "cifar" of stride 4, "dvs" of
+stride 8 (with eroding attention).
 """
 
 from __future__ import annotations
@@ -11,44 +11,55 @@ from torch import nn
 
 from tdformer.config import BackboneConfig
 from tdformer.models.attention import SpikeDrivenAttention
-from tdformer.models.backbones.base import SingleStage, init_truncated_normal
+from tdformer.models.backbones.base import Backbone, Block, Stage, drop_path_rates, init_truncated_normal
 from tdformer.models.channel_maps import ChannelConv2d
-from tdformer.models.layers import MembraneMLP, PatchSplitting, max_pool_spikes
+from tdformer.models.layers import CurrentLayer, MembraneMLP, PatchStem, TypedModuleList, conv3x3, max_pool_spikes, patch_splitting
 from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF
 
 
-class MembranePatchSplitting(PatchSplitting):
-    """Four 3x3 convolutions up to D channels, pooled where the variant says; the last one's current is the shortcut."""
+class MembranePatchSplitting(PatchStem):
+    """The patch embedding: four 3x3 convolutions up to D channels, and one for positions beside a membrane shortcut.
+
+    pools: whether each of the four is max-pooled, the first three in their spikes, the last in its current.
+    """
+
+    def __init__(self, in_channels: int, channels: int, pools: tuple[bool, bool, bool, bool]) -> None:
+        super().__init__()
+        self.pools = pools
+        self.convolutions = patch_splitting(in_channels, channels, last_pools=pools[3])
+        self.position = CurrentLayer(conv3x3(channels, channels))
 
     def forward(self, current_TBCHW: torch.Tensor, topdown_TBCHW: None, neuron_state: NeuronState) -> torch.Tensor:
-        """The first group's current [T, B, D/8, H, W] -> currents [T, B, D, H/stride, W/stride]."""
-        x = self.spikes("proj_{}", current_TBCHW, neuron_state)
-        for number, pools_before in zip(("1", "2"), self.pools, strict=False):
-            x = max_pool_spikes(x) if pools_before else x
-            x = self.fire("proj_{}" + number, x, neuron_state)
-        x = max_pool_spikes(x) if self.pools[2] else x
-        shortcut = self.current("proj_{}3", x, pool=self.pools[3])
-        # What blocks add to stays fp32 under autocast: it is a membrane potential in all but name.
+        """The current of the first convolution [T, B, D/8, H, W] -> currents [T, B, D, H/stride, W/stride]."""
+        first, second, third, last = self.convolutions
+        x = first.neurons(current_TBCHW, neuron_state)
+        for layer, pools_before in ((second, self.pools[0]), (third, self.pools[1])):
+            x = layer(max_pool_spikes(x) if pools_before else x, neuron_state)
+        shortcut = last.current(max_pool_spikes(x) if self.pools[2] else x)
+        # The blocks add to the shortcut as to a membrane potential, so it stays fp32 under autocast.
         shortcut = shortcut.to(torch.promote_types(shortcut.dtype, torch.float32))
-        return self.current("rpe_{}", self.spikes("proj_{}3", shortcut, neuron_state)) + shortcut
+        return self.position.current(last.neurons(shortcut, neuron_state)) + shortcut
 
 
-class SpikeDrivenTransformer(SingleStage):
+class SpikeDrivenTransformer(Backbone):
+    """Spike-driven Transformer V1: one stage, whose blocks can all be under top-down control."""
+
     sums_of_spikes = False
 
     def __init__(self, config: BackboneConfig, num_classes: int, time_steps: int) -> None:
         super().__init__(config, num_classes, time_steps)
-        channels = config.embed_dims
-        self.patch_embed = MembranePatchSplitting(config.in_channels, channels, config.pools, position_neurons=False)
-
-        def make() -> tuple[nn.Module, nn.Module]:
-            attention = SpikeDrivenAttention(channels, config.num_heads, erode=config.variant == "dvs")
-            return attention, MembraneMLP(channels, config.mlp_ratio, ChannelConv2d)
-
-        self.block = self._blocks(config.depths[0], make)
+        patch_embed = MembranePatchSplitting(config.in_channels, config.embed_dims, config.pools)
+        blocks = (_block(config, drop_path) for drop_path in drop_path_rates(config))
+        self.stages = TypedModuleList([Stage(patch_embed, blocks)])
         self.head_lif = LIF()
         init_truncated_normal(self, nn.Conv2d)
 
     def head_spikes(self, h_TBC: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
+        """Turn the mean currents into spikes."""
         return self.head_lif(h_TBC, neuron_state)
+
+
+def _block(config: BackboneConfig, drop_path: float) -> Block:
+    attn = SpikeDrivenAttention(config.embed_dims, config.num_heads, erode=config.variant == "dvs")
+    return Block(attn, MembraneMLP(config.embed_dims, config.mlp_ratio, ChannelConv2d), drop_path)

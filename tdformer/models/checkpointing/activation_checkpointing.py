@@ -1,19 +1,19 @@
-"""What a forward pass keeps for the backward pass, and what is computed again there, across time and depth.
+"""Activation checkpointing over time steps and blocks (the configuration key `training.recompute`).
 
-The unit is a piece of the network run on one segment: a whole segment, or one block of it. Under a policy that recomputes,
-autograd records the unit as always but keeps none of its inner tensors; kept are the unit's inputs:
+A unit is a piece of the network that runs on one segment: the whole segment, or one block of it. Under a policy that recomputes, autograd
+records the unit as always, but keeps none of its inner tensors. Only the unit's inputs are kept:
 
     policy          unit              kept
     none            -                 everything
-    segment         whole segment     its frames, the top-down spikes, the membranes at its border
-    block           block x segment   the block's input; membranes are found again by running the block from the first segment on
-    block_segment   block x segment   the block's input, and the membranes at the segment's border
+    segment         whole segment     its frames, the top-down spikes, the neuron state at its border
+    block           block x segment   the block's input; the block runs again from the first segment on to find its neuron state
+    block_segment   block x segment   the block's input, and the neuron state at the segment's border
 
-When the backward pass reaches a unit, the unit runs once more from those inputs, and its inner tensors are handed to the
-nodes of the first run's graph. As that graph is the one of policy `none`, gradients meet in the same order and every bit
-is the same; so are BatchNorm's statistics (a rerun leaves them alone) and random draws (it repeats them).
+When the backward pass reaches a unit, the unit runs once more from those inputs, and its inner tensors go to the nodes of the first run's
+graph. That graph is the one of policy `none`. Therefore gradients are added in the same order, and every bit is the same. A rerun leaves
+BatchNorm's statistics alone, and repeats the random draws.
 
-Sums of spikes are kept as uint8 and spikes as bits, by spikingjelly's compressors; currents and membranes as they are.
+spikingjelly's compressors keep sums of spikes as uint8 and spikes as bits. Currents and potentials are kept as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tdformer.models.checkpointing.replay_state import CHANGED, ReplayState
 from tdformer.models.neuron_state import NeuronState
 
 Run = Callable[[torch.Tensor, torch.Tensor | None, NeuronState], tuple[torch.Tensor | None, ...]]
-"""(x, top-down spikes or None, membranes) -> results."""
+"""Runs a piece of the network: (x, top-down spikes or None, neuron state) -> results."""
 
 
 Part = Literal["stem", "segment", "block"]
@@ -40,7 +40,7 @@ UNITS: dict[RecomputePolicy, tuple[Part, ...]] = {
     "block": ("stem", "block"),
     "block_segment": ("stem", "block"),
 }
-"""What is run as a unit. The stem is what comes before the first neurons, computed once for an image."""
+"""The parts of the network that each policy runs as units. The stem comes before the first neurons, and runs once for an image."""
 FRACTIONS = (
     "a block handed on something else than whole numbers from 0 to 255, as sums of spikes are; recompute keeps those in bytes: "
     "use the recompute policy segment or none with blocks of your own"
@@ -48,7 +48,7 @@ FRACTIONS = (
 
 
 class ActivationCheckpointing:
-    """A policy at work in one forward pass."""
+    """Applies a policy to one forward pass."""
 
     def __init__(self, policy: RecomputePolicy) -> None:
         self.policy = policy
@@ -65,21 +65,21 @@ class ActivationCheckpointing:
         *,
         integers: bool = False,
     ) -> tuple:
-        """run(x, topdown, membranes), as a unit if the policy says so. integers: x holds whole numbers from 0 to 255.
+        """Return run(x, topdown, neuron_state), run as a unit if the policy says so.
 
-        `module` holds all layers that `run` uses.
+        module: holds all layers that `run` uses. integers: True if x holds only whole numbers from 0 to 255.
         """
         if part not in UNITS[self.policy] or not torch.is_grad_enabled():
             return run(x, topdown, neuron_state)
         unit = _Unit(run, module, integers, neuron_state.carried, self.policy != "block", self._last_runs.get(module))
         results, node = _run_as_unit(unit, x, topdown, neuron_state)
-        if self.policy == "block":  # else nobody asks, and `run` may hold this object: a circle that would keep all inputs
+        if self.policy == "block":  # only then, because `run` may hold this object, and that circle would keep all inputs
             self._last_runs[module] = node
         return results
 
 
 class _Unit:
-    """One run of a piece of the network, and how to repeat it."""
+    """Holds one run of a piece of the network, and repeats it."""
 
     def __init__(self, run: Run, module: nn.Module, integers: bool, carries_state: bool, keeps_state: bool, previous: _Node | None) -> None:
         self.run, self.previous = run, previous
@@ -88,7 +88,7 @@ class _Unit:
         self.topdown_form = _Form(BitSpikeCompressor())
         self.state_forms: dict[nn.Module, _Form] = {}
         self.replay_state = ReplayState(module)
-        # BatchNorm keeps its buffers beside its input; those are no inner tensors, and a rerun does not pass them.
+        # BatchNorm saves its buffers beside its input. Buffers are no inner tensors, and a rerun does not produce them.
         self.buffers = {_storage(buffer) for buffer in module.buffers()}
         self.is_exact: torch.Tensor | None = None
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
@@ -99,7 +99,7 @@ class _Unit:
             return self.run(x, topdown, neuron_state)
 
     def keep(self, x: torch.Tensor, topdown: torch.Tensor | None, before: dict[nn.Module, torch.Tensor]) -> list[torch.Tensor | None]:
-        """The unit's inputs in the form in which they are kept."""
+        """Return the unit's inputs in the form in which they are kept."""
         self.state_forms = {neurons: _Form(None) for neurons in before}
         kept = [self.x_form.compress(x), self.topdown_form.compress(topdown)]
         for neurons, form in self.state_forms.items():
@@ -109,8 +109,11 @@ class _Unit:
         return kept
 
     def run_again(self, kept: tuple[torch.Tensor | None, ...]) -> None:
-        """Fill the places of the inner tensors. Raises RuntimeError if the network is not what it was in the first run."""
-        # Asked only now, so that a GPU need not wait for it in the forward pass. (On the meta device there is no answer.)
+        """Run the unit again, and fill the places of its inner tensors.
+
+        Raises RuntimeError if the network is not what it was in the first run.
+        """
+        # The values are checked only now, so that the forward pass does not wait for the GPU. The meta device has no values.
         if self.is_exact is not None and not self.is_exact.is_meta and not self.is_exact:
             raise RuntimeError(FRACTIONS)
         self.inner, forms = {}, self.forms
@@ -161,18 +164,18 @@ class _Unit:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """Tells storages apart, on the meta device too."""
+    """Return a key that tells storages apart, on the meta device too."""
     return tensor.untyped_storage()._cdata
 
 
 class _Form:
-    """How one input is kept."""
+    """Compresses one input of a unit, and restores it."""
 
     def __init__(self, compressor: Uint8SpikeCompressor | BitSpikeCompressor | None) -> None:
         self.compressor = compressor
         self.requires_grad = False
         self.axes: list[int] = []
-        """From the widest stride to the narrowest: a tensor comes back in the memory layout that it had."""
+        """The axes from the widest stride to the narrowest. By them a tensor comes back in the memory layout that it had."""
         self.rest: tuple[Any, ...] = ()
 
     def compress(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -197,7 +200,7 @@ class _Form:
 
 
 class _Node(torch.autograd.Function):
-    """Stands behind a unit's results: keeps its inputs, and lets it run again before any of its own nodes is reached."""
+    """Is the graph's node behind a unit's results. It keeps the inputs, and runs the unit again before its inner nodes are reached."""
 
     unit: _Unit
 
@@ -217,7 +220,7 @@ class _Node(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-@torch.compiler.disable  # hooks on saved tensors work in eager mode; what a unit runs may still be compiled
+@torch.compiler.disable  # hooks on saved tensors work in eager mode only; the modules that a unit runs may still be compiled
 def _run_as_unit(unit: _Unit, x: torch.Tensor, topdown: torch.Tensor | None, neuron_state: NeuronState) -> tuple[tuple, _Node]:
     own = NeuronState(neuron_state.before, carried=neuron_state.carried)
     results = unit.first_run(x, topdown, own)

@@ -1,4 +1,4 @@
-"""Running a piece of a network twice alike: everything that a run depends on besides its inputs, remembered and brought back."""
+"""ReplayState: everything besides its inputs that a run of a module depends on, so that it can run twice alike."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ CHANGED = (
 
 
 class ReplayState:
-    """Modes, autocast, random state, and that the weights are the same."""
+    """Remembers train/eval modes, autocast and random state of a run, and checks that the weights are the same."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.training = [part.training for part in module.modules()]
         self.weights = [(parameter, parameter._version) for parameter in module.parameters()]
         self.device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
-        self.kind = kind = self.device.type if self.device.type != "meta" else "cpu"  # autocast does not know meta
+        self.kind = kind = self.device.type if self.device.type != "meta" else "cpu"  # autocast does not know the meta device
         self.autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), torch.is_autocast_cache_enabled()
         self.random_state: list[torch.Tensor] | None = None
 
     @contextmanager
     def recording_rng(self) -> Iterator[None]:
-        """Around the first run: keep the random state before it if it draws."""
+        """Run the module inside for the first time. If it draws random numbers, the random state from before is kept."""
         before = _random_state(self.device)
         yield
         if any(not torch.equal(old, new) for old, new in zip(before, _random_state(self.device), strict=True)):
@@ -37,7 +37,10 @@ class ReplayState:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Everything as it was, and statistics left alone. Raises RuntimeError if the weights are others."""
+        """Run the module inside again: as it was, and without a change to BatchNorm's statistics.
+
+        Raises RuntimeError if the weights have changed.
+        """
         now = list(self.module.parameters())
         if len(now) != len(self.weights) or any(
             parameter is not own or parameter._version != version for own, (parameter, version) in zip(now, self.weights, strict=True)

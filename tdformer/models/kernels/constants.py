@@ -1,8 +1,8 @@
-"""The neurons' constants: those of the public code of all three backbones."""
+"""Constants of the neurons, as in the public code of all three backbones."""
 
 TAU = 2.0
-"""In time steps; the input is decayed too."""
+"""Time constant of the membrane, in time steps. The input is decayed too."""
 V_RESET = 0.0
-"""Hard reset, detached."""
+"""Potential after a spike (hard reset). No gradient flows through the reset."""
 ALPHA = 4.0
-"""Of the sigmoid whose slope stands for a spike's derivative."""
+"""Steepness of the sigmoid whose slope is the surrogate for a spike's derivative."""

@@ -1,7 +1,7 @@
-"""The kernels as formulas. As they stand they are the definition that on_cuda.py is tested against; torch.compile makes C++ of them.
+"""Defines the kernels as formulas. on_cuda.py is tested against them, and torch.compile makes C++ of them for CPUs.
 
-Shapes: T time steps, M neurons (of no known channel) or rows, C channels; a row is one pixel or token of one sample. `current` is the
-affine map y * scale + shift of a channel.
+Shapes: T time steps; M neurons, or rows; C channels. A row is one pixel or token of one sample. A `current` is the affine map
+y * scale + shift of its channel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from tdformer.models.kernels.constants import ALPHA, TAU
 
 
 def neurons(x_TM: torch.Tensor, v_M: torch.Tensor | None, v_threshold: float, keeps_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Currents and first potentials (None: 0) -> spikes [T, M] in the currents' type, and the last potentials (or an empty tensor)."""
+    """Return spikes [T, M] in the currents' dtype, and the last potentials (empty unless keeps_last).
+
+    x_TM: currents. v_M: first potentials; None for 0.
+    """
     return _fire(x_TM, v_M, None, v_threshold, keeps_last)
 
 
@@ -24,14 +27,17 @@ def norm_neurons(
     v_threshold: float,
     keeps_last: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for currents y * scale + shift."""
+    """Return the same as `neurons` for the currents y * scale + shift."""
     return _fire(y_TMC, v_MC, (scale_C, shift_C), v_threshold, keeps_last)
 
 
 def neurons_backward(
     x_TM: torch.Tensor, v_M: torch.Tensor | None, of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of spikes and last potentials (None: 0) -> those of currents and first potentials, if there are any."""
+    """Return the gradients of currents and first potentials (empty if there are none).
+
+    of_spikes_TM, of_v_M: gradients of spikes and last potentials; None for 0.
+    """
     of_x_TM, of_first_M = _current_gradients(_charge(x_TM, v_M, None, v_threshold)[0], of_spikes_TM, of_v_M, v_threshold)
     return torch.stack(of_x_TM).to(x_TM.dtype), _if(v_M is not None, of_first_M)
 
@@ -47,7 +53,10 @@ def norm_neurons_backward(
     of_v_MC: torch.Tensor | None,
     v_threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of y, the first potentials, weight and bias. mean, invstd: the batch's own, through which gradients go too."""
+    """Return the gradients of y, first potentials, weight and bias.
+
+    mean, invstd: those of the batch. Gradients flow through them too.
+    """
     scale_C = invstd_C * weight_C
     potentials, _ = _charge(y_TMC, v_MC, (scale_C, bias_C - mean_C * scale_C), v_threshold)
     of_x_TMC, of_first_MC = _current_gradients(potentials, of_spikes_TMC, of_v_MC, v_threshold)
@@ -67,7 +76,7 @@ def norm_neurons_backward(
 
 
 def attention(q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
-    """q (kᵀ v) scale within each head, which is C / heads channels wide; R: time steps and samples, N: tokens."""
+    """Return q (kᵀ v) scale within each head of C / heads channels. R: time steps times samples. N: tokens."""
     q, k, v = (_heads(x_RNC, heads) for x_RNC in (q_RNC, k_RNC, v_RNC))
     return _joined(q @ (k.mT @ v) * scale)
 
@@ -75,7 +84,7 @@ def attention(q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, hea
 def attention_backward(
     q_RNC: torch.Tensor, k_RNC: torch.Tensor, v_RNC: torch.Tensor, of_y_RNC: torch.Tensor, heads: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k and v."""
+    """Return the gradients of q, k and v."""
     q, k, v, of_y = (_heads(x_RNC, heads) for x_RNC in (q_RNC, k_RNC, v_RNC, of_y_RNC))
     kv, of_kv = k.mT @ v, q.mT @ (of_y * scale)
     return _joined((of_y * scale) @ kv.mT), _joined(v @ of_kv.mT), _joined(k @ of_kv)
@@ -97,7 +106,7 @@ Affine = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def _charge(y_TM: torch.Tensor, v_M: torch.Tensor | None, affine: Affine, v_threshold: float) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The potentials of each time step before their reset, and the last ones after it."""
+    """Return the potentials of each time step before their reset, and the last ones after it."""
     v_M = torch.zeros_like(y_TM[0], dtype=potential_type(y_TM.dtype)) if v_M is None else v_M
     potentials = []
     for y_M in y_TM:
@@ -119,7 +128,7 @@ def _fire(
 def _current_gradients(
     potentials: list[torch.Tensor], of_spikes_TM: torch.Tensor, of_v_M: torch.Tensor | None, v_threshold: float
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Gradients of each time step's current, in the potentials' type, and of the first potentials. The reset is detached."""
+    """Return the gradients of each step's current, in the potentials' dtype, and of the first potentials. The reset has no gradient."""
     of_v_M, gradients = torch.zeros_like(potentials[0]) if of_v_M is None else of_v_M, []
     for charged_M, of_spikes_M in reversed(list(zip(potentials, of_spikes_TM, strict=True))):
         sigmoid_M = torch.sigmoid(ALPHA * (charged_M - v_threshold))
@@ -131,5 +140,5 @@ def _current_gradients(
 
 
 def _if(is_wanted: bool, tensor: torch.Tensor) -> torch.Tensor:
-    """An operator gives a tensor always: an empty one where nothing is asked for."""
+    """Return the tensor if it is wanted, else an empty one. An operator must always return a tensor."""
     return tensor if is_wanted else tensor.new_empty(0)

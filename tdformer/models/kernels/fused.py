@@ -1,7 +1,7 @@
-"""LIF neurons, and BatchNorm before them, as functions of autograd on the kernels.
+"""Autograd functions on the kernels: LIF neurons, with or without the BatchNorm before them.
 
-They work on rows, [T, M, C]: pixels or tokens of all samples below each other, their channels side by side, as tensors in torch's
-channels_last format lie in memory. Those pass as views, others are copied.
+They work on rows [T, M, C]. A row holds the channels of one pixel or token side by side, as in torch's channels_last format. Tensors in
+that format are passed as views, others are copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tdformer.models.kernels import operators
 
 
 class _Neurons(torch.autograd.Function):
-    """Saves the currents."""
+    """Runs neurons. Saves their currents for the backward pass."""
 
     @staticmethod
     def forward(
@@ -35,7 +35,7 @@ class _Neurons(torch.autograd.Function):
 
 
 class _NormNeurons(torch.autograd.Function):
-    """BatchNorm with the statistics of the batch, then neurons. Saves BatchNorm's input."""
+    """Runs BatchNorm with the statistics of the batch, then neurons. Saves BatchNorm's input for the backward pass."""
 
     @staticmethod
     def forward(
@@ -65,7 +65,7 @@ class _NormNeurons(torch.autograd.Function):
 
 
 def _given(gradients: tuple[torch.Tensor | None, ...], x_TM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of spikes and last potentials, as the kernels take them."""
+    """Return the gradients of spikes and last potentials in the form that the kernels take."""
     of_spikes_TM, of_v_M = gradients
     of_spikes_TM = x_TM.new_zeros(x_TM.shape) if of_spikes_TM is None else of_spikes_TM
     return of_spikes_TM.contiguous(), None if of_v_M is None else of_v_M.contiguous()
@@ -74,9 +74,10 @@ def _given(gradients: tuple[torch.Tensor | None, ...], x_TM: torch.Tensor) -> tu
 def lif(
     x_TB: torch.Tensor, v_B: torch.Tensor | None, v_threshold: float, keeps_last: bool, norm: nn.Module | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Currents [T, B, …], or with norm what BatchNorm turns into them, and first potentials (None: at rest) -> spikes, last potentials.
+    """Return the spikes [T, B, …] of LIF neurons, and their last potentials.
 
-    norm: one that `takes` is true of. Results lie in memory as the currents do; behind BatchNorm in channels_last.
+    x_TB: currents [T, B, …]; with `norm` the input of that BatchNorm, [T, B, C, …]. v_B: first potentials; None for 0. norm: a BatchNorm
+    that `takes` accepts. The results have the memory layout of the currents, and channels_last after a BatchNorm.
     """
     is_normed = norm is not None
     order = [1, *range(3, x_TB.dim()), 2] if is_normed else sorted(range(1, x_TB.dim()), key=x_TB.stride().__getitem__, reverse=True)
@@ -95,23 +96,23 @@ def lif(
 
 
 def takes(norm: nn.Module) -> bool:
-    """Whether its statistics are those of this batch on this rank. In evaluation, and over ranks, BatchNorm is torch's own."""
+    """Tell whether a BatchNorm normalises by the statistics of this rank's batch. In evaluation, and over ranks, torch's own runs."""
     return isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
 
 
 def _statistics(norm: Any, y_TBC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1/standard deviation of the batch; moves the running statistics on, as torch's BatchNorm does."""
+    """Return mean and 1/standard deviation of the batch, and update the running statistics, as torch's BatchNorm does."""
     running = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
     if norm.track_running_stats:
         norm.num_batches_tracked.add_(1)
-    if y_TBC.is_meta:  # torch has no such operator there
+    if y_TBC.is_meta:  # torch has no such operator on other devices
         return torch.empty_like(norm.weight), torch.empty_like(norm.weight)
-    y_BCHW = y_TBC.flatten(0, 1)[:, :, *[None] * (5 - y_TBC.dim())]  # it knows channels_last by four axes
+    y_BCHW = y_TBC.flatten(0, 1)[:, :, *[None] * (5 - y_TBC.dim())]  # torch recognises channels_last by four axes
     with torch.no_grad():
         mean_C, variance_C = torch.batch_norm_update_stats(y_BCHW, running[0], running[1], norm.momentum)
         return mean_C, (variance_C + norm.eps).rsqrt()
 
 
 def _dense_steps(x_TM: torch.Tensor) -> torch.Tensor:
-    """Each time step without gaps in memory; all steps may be one and the same, as those of an image's current are."""
+    """Return the currents with each time step contiguous. All steps may share one memory, as those of an image's current do."""
     return x_TM if x_TM[0].is_contiguous() else x_TM.contiguous()

@@ -1,6 +1,6 @@
-"""The kernels on CUDA: the functions of formulas.py, done by those of triton_kernels.py. Shapes as there.
+"""Runs the functions of formulas.py on CUDA, by the kernels of triton_kernels.py. Shapes are those of formulas.py.
 
-Sums over rows are added in an order that depends on the sizes alone, without atomics: the same input gives the same bits.
+The order of sums over rows depends on the sizes alone, and there are no atomics. So the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tdformer.models.kernels.formulas import potential_type
 from tdformer.models.kernels.triton_kernels import attention_backward_kernel, attention_kernel, backward_kernel, fire_kernel, sums_kernel
 
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
-"""No multiply-add in one: as torch rounds, whatever Triton's version."""
+"""Options of all kernels. Fused multiply-add is off, so that they round as torch does under every version of Triton."""
 TOKENS = 32
-"""That attention takes at a time: with 64 channels of a head, as many as registers hold."""
+"""Tokens that attention takes at a time. For heads of 64 channels that is as many as registers hold."""
 SUM_COLUMNS = 64
 SUM_PROGRAMS = 512
-"""At most so many parts of the rows are summed apart, and their sums then by torch."""
+"""Largest number of programs that each sum a part of the rows. torch then adds up their sums."""
 
 
 def neurons(x_TM: torch.Tensor, v_M: torch.Tensor | None, v_threshold: float, keeps_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,7 +119,7 @@ def _sums(
     affine: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     v_threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the currents' gradients, and of these times (y - mean), by channel. affine: scale, shift, mean."""
+    """Return by channel the sums of the currents' gradients, and of these times (y - mean). affine: scale, shift, mean."""
     _, rows, channels = y_TMC.shape
     sizes = _sizes(y_TMC, affine[0])
     block = sizes.pop("BLOCK") // SUM_COLUMNS
@@ -139,7 +139,7 @@ def _like_a_step(x_TM: torch.Tensor, is_wanted: bool) -> torch.Tensor:
 
 
 def _sizes(x_TM: torch.Tensor, scale_C: Given) -> dict[str, Any]:
-    """What a kernel is compiled for. BLOCK: neurons of a program, as many as keep all their time steps in registers."""
+    """Return the sizes that a kernel is compiled for. BLOCK: neurons of a program, as many as keep all their time steps in registers."""
     steps = len(x_TM)
     return {
         "C": 1 if scale_C is None else len(scale_C),

@@ -1,6 +1,6 @@
-"""The kernels as torch's operators: C++ by torch.compile on a CPU, Triton on CUDA, shapes alone on the meta device.
+"""Registers the kernels as torch operators: C++ by torch.compile on a CPU, Triton on CUDA, only shapes on the meta device.
 
-As operators, profilers and memory plans see what goes in and what comes out.
+Profilers and memory estimates see the inputs and outputs of operators.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.fx.experimental import _config as sizes
 from tdformer.models.kernels import formulas
 
 MOST_STEPS = 16
-"""A kernel has its time steps written out; with more of them neurons take the plain path."""
+"""Largest number of time steps of a kernel, whose loop over them is unrolled. Beyond it neurons take the plain path."""
 VERSIONS = 64
-"""A formula is compiled for each number of time steps and type; torch gives up after 8 of them."""
+"""Versions of a formula that may be compiled, one for each number of time steps and dtype. torch's default stops at 8."""
 INLINED: dict[str, Any] = {"realize_opcount_threshold": 100_000, "realize_reads_threshold": 1000}
-"""What torch's compiler would otherwise write to memory and read again, once a formula gets long."""
+"""Settings that keep torch's compiler from writing intermediate results of long formulas to memory."""
 
 
 def _operator(formula: Callable[..., Any]) -> Any:
     def on_cpu(*inputs: Any) -> Any:
-        # Compiled code is kept for each tensor that is a view of another, or wants a gradient: these do neither.
+        # Compiled code is specialised for views and for tensors that require gradients. These tensors are neither.
         inputs = tuple(each.data if isinstance(each, torch.Tensor) else each for each in inputs)
-        # Or sizes that happen to be equal would have to stay so.
+        # Otherwise sizes that happen to be equal would have to stay equal.
         with sizes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             return _compiled(formula)(*inputs)
 
@@ -48,8 +48,8 @@ def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
     import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
-    torch._inductor.config.compile_threads = 1  # no helper processes, which signals to a job's processes would reach
-    return torch.compile(formula, fullgraph=True, dynamic=True, options=INLINED)  # one kernel for all sizes, but for those of 1
+    torch._inductor.config.compile_threads = 1  # no helper processes, because signals to a job's processes would reach them
+    return torch.compile(formula, fullgraph=True, dynamic=True, options=INLINED)  # one kernel for all sizes except 1
 
 
 neurons = _operator(formulas.neurons)
@@ -61,7 +61,7 @@ attention_backward = _operator(formulas.attention_backward)
 
 
 def reason_against(device: torch.device) -> str | None:
-    """Why kernels cannot be compiled for this device on this machine (no compiler, say); None if they can."""
+    """Return why kernels cannot be compiled for this device on this machine (no compiler, say), or None if they can."""
     y_TMC, one_C = torch.ones(2, 32, 16, device=device), torch.ones(16, device=device)
     try:
         spikes_TMC, _ = norm_neurons(y_TMC, None, one_C, one_C, 1.0, True)
@@ -69,6 +69,6 @@ def reason_against(device: torch.device) -> str | None:
         if device.type == "cuda":
             q_RNC = spikes_TMC.half()
             attention_backward(q_RNC, q_RNC, q_RNC, attention(q_RNC, q_RNC, q_RNC, 1, 1.0), 1, 1.0)
-    except Exception as error:  # whatever a compiler, or its absence, may raise
+    except Exception as error:  # a compiler, or its absence, may raise anything
         return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
     return None

@@ -1,9 +1,11 @@
-"""The kernels in Triton. Each value is read and written once; what is between stays in registers.
+"""The kernels in Triton. Each value is read and written once, and intermediate values stay in registers.
 
-T time steps, C channels. Neurons are numbered through all rows and channels; those of the next time step lie `neurons` further on,
-their currents x_step (0 if every time step is given the same ones). DTYPE is the potentials'. What is not given (None): scale and all
-that belongs to it, if no BatchNorm is before the neurons; v, the first potentials, if they are 0; of_v, the gradients of the last ones,
-if they are; last and of_first, where to put the last potentials and the gradients of the first ones, if nobody asks.
+T: time steps. C: channels. Neurons are numbered through all rows and channels. Those of the next time step lie `neurons` further on in
+memory, and their currents x_step (0 if every time step has the same currents). DTYPE is the dtype of the potentials.
+
+Some pointers may be None: scale and its companions, if there is no BatchNorm before the neurons; v, the first potentials, if they are 0;
+of_v, the gradients of the last potentials, if they are 0; last and of_first, the places for the last potentials and for the gradients of
+the first ones, if they are not wanted.
 """
 
 import triton
@@ -26,14 +28,14 @@ def _given_or_0(ptr, neuron, inside, DTYPE: tl.constexpr):
 
 @triton.jit
 def _charge(v, x, v_threshold):
-    """One time step: the potential before its reset, and after it."""
+    """Compute one time step. Return the potential before its reset, and after it."""
     charged = v + (x - v) * _DECAY
     return charged, tl.where(charged >= v_threshold, 0.0, charged)
 
 
 @triton.jit
 def _current_gradient(of_spikes, of_v, charged, v_threshold):
-    """One time step backwards: the gradients of its current, and of the potential before it. The reset is detached."""
+    """Compute one time step backwards. Return the gradients of its current and of the potential before it. The reset has no gradient."""
     sigmoid = 1 / (1 + tl.exp((charged - v_threshold) * -_ALPHA))
     of_charged = of_spikes * ((1 - sigmoid) * sigmoid * _ALPHA) + tl.where(charged >= v_threshold, 0.0, of_v)
     return of_charged * _DECAY, of_charged - of_charged * _DECAY
@@ -69,7 +71,7 @@ def backward_kernel(
     x_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, slope_ptr, offset_ptr, of_x_ptr, of_first_ptr,
     neurons, x_step, v_threshold, C: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """slope, offset: what BatchNorm's backward pass takes off the gradient of a current, slope * y + offset."""
+    """Compute the gradients of neurons. BatchNorm's backward pass subtracts slope * y + offset from the gradient of a current."""
     neuron = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = neuron < neurons
     v = _given_or_0(v_ptr, neuron, inside, DTYPE)
@@ -108,7 +110,7 @@ def sums_kernel(
     y_ptr, v_ptr, of_spikes_ptr, of_v_ptr, scale_ptr, shift_ptr, mean_ptr, parts_ptr, neurons, rows, per_program, v_threshold,
     C: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Of per_program rows the sums of the currents' gradients, and of these times (y - mean), by channel."""
+    """Sum by channel, over per_program rows, the currents' gradients, and these times (y - mean)."""
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     exists = channel < C
     scale = tl.load(scale_ptr + channel, exists, other=0.0)[None, :]
@@ -145,7 +147,7 @@ def sums_kernel(
 
 @triton.jit
 def _of_head(ptr, tokens, N, C: tl.constexpr, D: tl.constexpr):
-    """Of some tokens the channels of this program's head, [tokens, D]."""
+    """Load the channels of this program's head for some tokens, [tokens, D]."""
     place = (tl.program_id(0).to(tl.int64) * N + tokens[:, None]) * C + tl.program_id(1) * D + tl.arange(0, D)[None, :]
     return tl.load(ptr + place, (tokens < N)[:, None], other=0.0)
 
@@ -158,7 +160,7 @@ def _to_head(ptr, values, tokens, N, C: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def attention_kernel(q_ptr, k_ptr, v_ptr, y_ptr, N, scale, C: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr):
-    """A program for each time step, sample and head. D channels of a head."""
+    """Compute attention. There is one program for each time step, sample and head. D: channels of a head."""
     kv = tl.zeros((D, D), tl.float32)
     for start in range(0, N, TOKENS):
         tokens = start + tl.arange(0, TOKENS)

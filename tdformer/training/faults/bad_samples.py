@@ -1,4 +1,4 @@
-"""Samples that training could not read and went past: told, counted over all ranks, and limited."""
+"""Counts samples that training could not read and replaced, over all ranks, and limits their number."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from tdformer.distributed.context import DistContext
 
 
 class BadSamples:
-    """The count of a run. counted: what its checkpoint says. limit: above it the run ends."""
+    """Counts the bad samples of a run. counted: the number in its checkpoint. limit: the largest number that is allowed."""
 
     def __init__(self, counted: int, limit: int, context: DistContext) -> None:
         self.total, self.limit, self.context = counted, limit, context
         self._new: list[str] = []
 
     def note(self, batches: Iterable[Batch]) -> None:
-        """What this rank went past in its micro-batches."""
+        """Note the samples that were replaced in this rank's micro-batches."""
         self._new += [sentence for batch in batches for sentence in batch.skipped]
 
     def add_up(self) -> list[str]:
-        """One sentence for each that any rank noted since the last call. Raises DataError, on all ranks, beyond the limit."""
+        """Return one sentence for each sample that any rank noted since the last call. Collective.
+
+        Raises DataError, on all ranks, if there are more than the limit.
+        """
         new = [sentence for of_rank in self.context.all_gather(self._new) for sentence in of_rank]
         self._new = []
         self.total += len(new)

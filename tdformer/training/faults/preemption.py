@@ -1,4 +1,7 @@
-"""Being told to stop: a signal or a deadline sets a flag, the loop asks for it at the step border, nothing is saved inside a handler."""
+"""Notices that a run must stop: a signal or a deadline sets a flag.
+
+The training loop reads the flag between two steps. Nothing is saved inside a signal handler.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ import psutil
 from tdformer.config import PreemptionConfig
 
 JOB_END = "SLURM_JOB_END_TIME"
-"""Set by Slurm: seconds since 1970."""
+"""The variable in which Slurm gives the end of a job, in seconds since 1970."""
 
 
 class StopFlag:
-    """True from the first stop signal that this process receives, or from its deadline on."""
+    """Is true from the first stop signal on that this process receives, and from its deadline on."""
 
     def __init__(self, deadline: float = float("inf"), deadline_reason: str = "") -> None:
-        """`deadline`: of time.time()."""
+        """deadline: in seconds since 1970, as time.time() gives them."""
         self.signal: signal.Signals | None = None
         self._deadline, self._deadline_reason = deadline, deadline_reason
 
@@ -30,7 +33,7 @@ class StopFlag:
 
     @property
     def reason(self) -> str:
-        """What stops the run, to be read after "stopped by"; empty if nothing does."""
+        """Return what stops the run, as text that follows "stopped by". Empty if nothing does."""
         if self.signal is not None:
             return self.signal.name
         return self._deadline_reason if time.time() >= self._deadline else ""
@@ -41,7 +44,7 @@ class StopFlag:
 
 @contextmanager
 def stopping(config: PreemptionConfig) -> Iterator[StopFlag]:
-    """Inside, stop signals only set the flag. Repeated ones change nothing: a launcher may forward what a terminal also sent."""
+    """Make stop signals only set the flag inside. Repeated signals change nothing: a launcher may forward what a terminal also sent."""
     flag = StopFlag(*deadline(config, psutil.Process().create_time(), os.environ))
     previous = {number: signal.signal(number, flag._receive) for number in map(signal.Signals.__getitem__, config.signals)}
     try:
@@ -52,12 +55,15 @@ def stopping(config: PreemptionConfig) -> Iterator[StopFlag]:
 
 
 def deadline(config: PreemptionConfig, started: float, environment: Mapping[str, str]) -> tuple[float, str]:
-    """When a process that started at `started` must stop (both in seconds since 1970; infinite: never), and why."""
+    """Return when a process that started at `started` must stop, and why.
+
+    Both times are in seconds since 1970. The deadline is infinite if there is none.
+    """
     deadlines = [(float("inf"), "")]
     if config.max_minutes is not None:
         deadlines.append((started + 60 * config.max_minutes, f"its deadline of {config.max_minutes:g} minutes"))
     if config.minutes_before_end is not None and environment.get(JOB_END, "").isdigit():
         end = int(environment[JOB_END])
-        margin = min(60 * config.minutes_before_end, (end - started) / 2)  # or a short job would stop as soon as it starts
+        margin = min(60 * config.minutes_before_end, (end - started) / 2)  # otherwise a short job would stop as soon as it starts
         deadlines.append((end - margin, f"the end of its Slurm job in {margin / 60:.2g} minutes"))
     return min(deadlines)

@@ -1,7 +1,8 @@
-"""How often neurons fire, watched from outside the network."""
+"""Measures how often neurons fire, from outside the network."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from tdformer.models.neurons import LIF, ParametricLIF
 
 
 class FiringRates:
-    """Mean spikes per neuron and time step in one forward pass, by the part of the network that the neurons stand in.
+    """Measures mean spikes per neuron and time step in one forward pass, for each part of the network.
 
-    Between `watch` and `leave` hooks count spikes. They read detached tensors and draw nothing, so that no bit of the pass
-    changes. Call `leave` before the backward pass: recompute would run, and count, the neurons again.
+    Hooks count spikes between `watch` and `leave`. They read detached tensors and draw no random numbers, so no bit of the pass changes.
+    Call `leave` before the backward pass, because activation checkpointing would run, and count, the neurons again.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class FiringRates:
         self._hooks = []
 
     def take(self) -> dict[str, float]:
-        """Of the pass last watched; empty if there was none."""
+        """Return the rates of the pass last watched by name. Empty if there was none."""
         rates = {f"firing_rate/{stage}": float(count) / self._outputs[stage] for stage, count in self._spikes.items()}
         self._spikes = {}
         return rates
@@ -48,6 +49,15 @@ class FiringRates:
         return count
 
 
+STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(?P<part>patch_embed|blocks)\.")
+
+
 def _stage(name: str) -> str:
-    """backbone.stage1.0.mlp.fc1_lif -> stage1; processing.lif -> processing."""
+    """Return the part of the network that a module belongs to, as metrics call it.
+
+    backbone.stages.0.patch_embed.shortcut.neurons -> patch_embed1, backbone.stages.0.blocks.0.attn.q.neurons -> stage1,
+    processing.lif -> processing.
+    """
+    if found := STAGE_PART.match(name):
+        return f"{'patch_embed' if found['part'] == 'patch_embed' else 'stage'}{int(found['stage']) + 1}"
     return name.removeprefix("backbone.").partition(".")[0]

@@ -1,4 +1,4 @@
-"""Where the time of training steps goes, without making a GPU wait."""
+"""Measures where the time of training steps goes, without making a GPU wait."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Mark = float | torch.cuda.Event
 
 
 class Stopwatch:
-    """Splits each step into parts that follow one another: a part ends where the next one begins.
+    """Splits each step into parts. A part ends where the next one begins.
 
-    On CUDA a border is an event in the stream, read when the GPU has long passed it. The parts are then the GPU's time:
-    what it does, and how long it waits for the data. Elsewhere a border is a time of the clock.
+    On CUDA a border is an event in the stream, which is read when the GPU has long passed it. The parts are then the GPU's time: its work,
+    and its wait for data. Elsewhere a border is a reading of the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Stopwatch:
         self._steps = 0
 
     def enter(self, part: Part) -> None:
-        """From now on the time is this part's."""
+        """Count the time from now on for this part."""
         mark = self._mark()
         if self._open:
             self._laps.append((*self._open, mark))
@@ -43,7 +43,7 @@ class Stopwatch:
             self._read()
 
     def take(self) -> dict[str, float]:
-        """Mean seconds of each part per step since the last call."""
+        """Return the mean seconds of each part per step since the last call, by name."""
         if self._laps:
             _wait_for(self._laps[-1][2])
         while self._laps:

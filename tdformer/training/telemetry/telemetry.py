@@ -1,15 +1,15 @@
-"""What is measured of training steps while they run: times, firing rates, utilisation, traces. It changes no bit of them."""
+"""Telemetry: measures training steps while they run, and changes no bit of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from torch import nn
 
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.telemetry.firing_rates import FiringRates
 from tdformer.training.telemetry.stopwatch import Part, Stopwatch
@@ -18,29 +18,31 @@ from tdformer.training.telemetry.utilisation import Utilisation, peak_memory_mb
 
 
 class Telemetry:
-    """Silent as it stands; FirstRankTelemetry measures."""
+    """Measures nothing. This is what all ranks but rank 0 use."""
 
     @contextmanager
     def step(self, step: int, model_with_loss: ModelWithLoss) -> Iterator[None]:
-        """Around one optimizer step, its wait for data included."""
+        """Measure one optimizer step inside, its wait for data included."""
         yield
 
     def enter(self, part: Part) -> None:
-        """The next part of the step begins. (Its backward passes begin by themselves.)"""
+        """Note that the next part of the step begins. Backward passes are noted automatically."""
 
     def take(self, images_per_s: float) -> dict[str, float]:
-        """The metrics since the last call, at every log_every-th step."""
+        """Return the metrics since the last call, by name. Called at every log_every-th step."""
         return {}
 
     def close(self) -> None:
-        """After the last step."""
+        """End the measurements after the last step."""
 
 
-class FirstRankTelemetry(Telemetry):
-    def __init__(self, config: RunConfig, run_dir: Path, context: DistContext) -> None:
+class Rank0Telemetry(Telemetry):
+    """Measures times, firing rates, utilisation and memory, and records traces."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, context: DistContext) -> None:
         self._log_every, self._device = config.training.log_every, context.device
         self._stopwatch, self._firing = Stopwatch(context.device), FiringRates()
-        self._traces = Traces(config.profiling.trace_steps, run_dir)
+        self._traces = Traces(config.profiling.trace_steps, run_dir.traces)
         self._utilisation = Utilisation(config, context.device, context.world_size)
 
     @contextmanager
@@ -73,5 +75,6 @@ class FirstRankTelemetry(Telemetry):
         self._firing.leave()  # of the first micro-batch alone, and before recompute runs neurons again
 
 
-def make_telemetry(config: RunConfig, run_dir: Path, context: DistContext) -> Telemetry:
-    return FirstRankTelemetry(config, run_dir, context) if context.is_rank0 else Telemetry()
+def make_telemetry(config: RunConfig, run_dir: RunDir, context: DistContext) -> Telemetry:
+    """Return the telemetry of this rank."""
+    return Rank0Telemetry(config, run_dir, context) if context.is_rank0 else Telemetry()

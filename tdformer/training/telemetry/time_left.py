@@ -1,4 +1,4 @@
-"""How long a run will still take."""
+"""Estimates how long a run will still take."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 
 class TimeLeft:
-    """At the pace of this process since its first step, evaluations and saves included. (The first step, which is slow, is not.)"""
+    """Estimates from the pace of this process after its first step, which is slow. Evaluations and saves count."""
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
         self._first: tuple[int, float] | None = None
 
     def after(self, step: int) -> str:
-        """Such as "2 h 13 min left"; empty after the first step."""
+        """Return text such as "2 h 13 min left". It is empty after the first step."""
         now = time.monotonic()
         if self._first is None:
             self._first = step, now
@@ -22,7 +22,7 @@ class TimeLeft:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units that say something: 40 s, 13 min, 2 h 13 min, 3 d 4 h."""
+    """Return a duration in its two largest units: 40 s, 13 min, 2 h 13 min, 3 d 4 h."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

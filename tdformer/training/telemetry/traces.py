@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-FOLDER = "traces"
-
 
 class Traces:
-    """Records steps first to last, and writes them as one Chrome trace (chrome://tracing, Perfetto): RUN/traces/steps-2-4.json."""
+    """Records the steps from first to last, and writes them as one Chrome trace (for Perfetto) into a folder: steps-2-4.json.
 
-    def __init__(self, steps: tuple[int, int] | None, run_dir: Path) -> None:
-        self._steps, self._folder = steps, run_dir / FOLDER
+    steps: first and last; None for no trace.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path) -> None:
+        self._steps, self._folder = steps, folder
         self._profiler: profile | None = None
         self._first = 0
 
@@ -29,7 +30,7 @@ class Traces:
             self._profiler.start()
 
     def end_step(self, step: int) -> Path | None:
-        """The file, when one was written just now. One that cannot be written is told, and training goes on."""
+        """Return the path of the trace if this step ended one. A trace that cannot be written is a warning."""
         if self._profiler is None or self._steps is None or step < self._steps[1]:
             return None
         profiler, self._profiler = self._profiler, None
@@ -44,7 +45,7 @@ class Traces:
         return path
 
     def close(self) -> None:
-        """A recording that has not come to its last step is dropped."""
+        """Drop a recording that has not come to its last step."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

@@ -1,4 +1,4 @@
-"""How much of a device a run uses: of its FLOP/s, and of its memory."""
+"""Measures how much of a device's FLOP/s and memory a run uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import torch
 
 from tdformer.config import RunConfig
-from tdformer.training.on_paper import flops_on_paper
+from tdformer.training.telemetry.flops import flops_per_image
 
 MFU, HFU = "train/mfu", "train/hfu"
 
@@ -23,11 +23,11 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 3090", {"bf16": 71, "fp32": 35.6}),
     ("A10", {"bf16": 125, "fp32": 31.2}),
 )
-"""bf16: and fp16. Dense peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits counts."""
+"""Dense peaks from NVIDIA's data sheets, by a part of the device's name. The first that fits counts. bf16 stands for fp16 too."""
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
-    """Of one device at the run's precision; None if it is not known."""
+    """Return the peak TFLOP/s of one device at the run's precision, or None if it is not known."""
     if config.profiling.peak_tflops is not None or device.type != "cuda":
         return config.profiling.peak_tflops
     name = torch.cuda.get_device_name(device)
@@ -35,17 +35,20 @@ def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
 
 
 class Utilisation:
-    """MFU: FLOPs of forward and backward pass over the device's peak. HFU: those of recompute counted too."""
+    """Computes model and hardware FLOPs utilisation from images per second.
+
+    MFU counts the FLOPs of forward and backward pass, relative to the device's peak. HFU also counts those that are computed again.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device, world_size: int) -> None:
         self._peak_flops, self._flops_per_image = 0.0, (0.0, 0.0)
         if peak := peak_tflops(config, device):
-            policy, of_none = config.training.recompute, flops_on_paper(config, "none")
-            of_policy = of_none if policy == "none" else flops_on_paper(config)
+            policy, of_none = config.training.recompute, flops_per_image(config, "none")
+            of_policy = of_none if policy == "none" else flops_per_image(config)
             self._peak_flops, self._flops_per_image = peak * 1e12 * world_size, (of_none, of_policy)
 
     def at(self, images_per_s: float) -> dict[str, float]:
-        """As fractions; empty where the peak is not known."""
+        """Return MFU and HFU as fractions, by name. Empty where the peak is not known."""
         if not self._peak_flops:
             return {}
         mfu, hfu = (flops * images_per_s / self._peak_flops for flops in self._flops_per_image)
@@ -53,7 +56,10 @@ class Utilisation:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Since the process began: what tensors took of a GPU, elsewhere the process's resident memory. Megabytes (10^6 bytes)."""
+    """Return the peak memory since the process began, in megabytes (10^6 bytes).
+
+    On a GPU that is the memory of tensors, elsewhere the process's resident memory.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

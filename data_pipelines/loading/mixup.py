@@ -1,0 +1,26 @@
+"""Applies mixup and cutmix to a micro-batch, with draws that do not depend on the rank."""
+
+from __future__ import annotations
+
+import torch
+from timm.data import Mixup
+
+from data_pipelines.config import AugmentConfig
+from data_pipelines.loading.rng import fork_rng, seed_rng
+
+
+class SeededMixup:
+    """timm's mixup and cutmix, one draw per micro-batch. Labels become class probabilities."""
+
+    def __init__(self, augment: AugmentConfig, num_classes: int) -> None:
+        self._mixup = Mixup(augment.mixup, augment.cutmix, prob=augment.mix_probability, label_smoothing=0.0, num_classes=num_classes)
+
+    def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix normalised images in place, and return them with labels float32 [B, classes].
+
+        key: seeds the draw. Training uses (seed, step, number of the micro-batch in its global batch), so that the result does not
+        depend on which rank has the micro-batch.
+        """
+        with fork_rng():
+            seed_rng(*key)
+            return self._mixup(images_BCHW, labels_B)

@@ -1,0 +1,66 @@
+"""`tdformer train`: start a run, or continue it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from launch.commands.options import Overrides, Processes, RunDirOption, Target
+from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from tdformer.config import RunConfig
+
+
+def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = None, processes: Processes = 1) -> None:
+    """Train a run, or continue it. Paths in a configuration are relative to the current folder.
+
+    The command starts its own processes with --processes N. Under torchrun or srun it is started once per GPU.
+    Exit codes: 0 the run is finished; 1 the program has a fault; 2 something has to be corrected, and one sentence says what;
+    69 another rank died or hangs, and the last valid checkpoint is kept; 75 a signal or a deadline stopped the run, and its state
+    is saved; 128 + n (with --processes) a rank was killed by signal n.
+    """
+    from tdformer.config.yaml_io import load_config
+    from tdformer.distributed.launch_environment import started_by_launcher
+    from tdformer.rundir.creation import config_of
+
+    if target.is_dir():
+        target, run_dir = config_of(target), run_dir or target
+    if processes > 1 and not started_by_launcher(os.environ):
+        raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
+
+    from tdformer.training.run import run_training
+
+    stopped, summary = run_training(lambda: load_config(target, overrides or []), run_dir)
+    if summary:
+        typer.echo(summary)
+    raise typer.Exit(EXIT_STOPPED if stopped else 0)
+
+
+def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], path: Path | None, processes: int) -> int:
+    """Train in child processes, and return their exit code.
+
+    The run directory is chosen here, so that this process can close the MLflow run after its children are killed.
+    """
+    from launch.local_processes import run_processes
+    from tdformer.rundir import creation, run_lock
+    from tdformer.rundir.advice import how_to_go_on
+    from tdformer.rundir.run_dir import RunDir
+
+    config.training.accumulation(processes)
+    made, run_dir = path is None, RunDir(path) if path else creation.create_next(config)
+    creation.check_fits(run_dir, config)
+    run_lock.check_free(run_dir)
+    typer.echo(f"starting {processes} processes; run directory {run_dir}")
+    code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
+    if code == EXIT_ERROR and made:
+        creation.discard_if_unused(run_dir)
+    if code not in (0, EXIT_ERROR, EXIT_STOPPED):
+        from tdformer.tracking import sync
+
+        sync.close(run_dir)
+        typer.echo(how_to_go_on(run_dir, processes), err=True)
+    return code

@@ -1,0 +1,1 @@
+"""Uses a trained network outside its training."""

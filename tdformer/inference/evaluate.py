@@ -1,0 +1,92 @@
+"""Evaluates a checkpoint on a data set, or on a suite of them: what `tdformer evaluate` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import UserError
+from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.loading.dataloader import evaluation_batches
+from tdformer.checkpoint.format import Checkpoint, check, load_model
+from tdformer.checkpoint.train_state import TrainState
+from tdformer.config import RunConfig
+from tdformer.distributed.context import DistContext, init_distributed
+from tdformer.distributed.watchdog.diagnosis import Timeouts
+from tdformer.evaluation import evaluate
+from tdformer.models.tdformer import TDFormer
+from tdformer.training.datasets import check_classes, open_val
+from tdformer.training.kernel_choice import choose_kernels
+from tdformer.training.model_with_loss import autocast
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Holds the network of a checkpoint, on this rank's device and in evaluation mode."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    train_state: TrainState
+    model: TDFormer
+    context: DistContext
+
+
+def evaluate_checkpoint(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bool) -> dict[str, Any] | None:
+    """Join the other processes and evaluate a checkpoint on the validation set of its configuration.
+
+    load: reads the configuration. averaged: evaluate the averaged weights. Returns the result on rank 0, ready for JSON.
+    """
+    with _trained(load, checkpoint, averaged) as trained:
+        result = _evaluate_on(trained.config.data.val, trained)
+        return {**_origin(trained), **result} if trained.context.is_rank0 else None
+
+
+def evaluate_suite(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bool, suite: Path) -> dict[str, Any] | None:
+    """Evaluate a checkpoint on every data set in a folder, such as the corruptions of ImageNet-C.
+
+    mean_top1 in the result gives each data set the same weight. Otherwise as evaluate_checkpoint.
+    """
+    with _trained(load, checkpoint, averaged) as trained:
+        context = trained.context
+        folders = context.broadcast(context.on_all_ranks(lambda: _data_sets_in(suite)))
+        results = [{"data_set": folder.name, **_evaluate_on(str(folder), trained)} for folder in folders]
+        mean = sum(result["top1"] for result in results) / len(results)
+        return {**_origin(trained), "data_sets": results, "mean_top1": mean} if context.is_rank0 else None
+
+
+@contextmanager
+def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bool) -> Iterator[Trained]:
+    with init_distributed() as context:
+        config = context.broadcast(context.on_all_ranks(load))
+        train_state = context.broadcast(context.on_all_ranks(lambda: check(checkpoint) if context.is_rank0 else None))
+        model = TDFormer(config.model).to(context.device).eval()
+        context.on_all_ranks(lambda: load_model(checkpoint, model, averaged=averaged))
+        choose_kernels(model, config.training.kernels, context)
+        context.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
+        yield Trained(config, checkpoint, train_state, model, context)
+
+
+def _data_sets_in(suite: Path) -> list[Path]:
+    if folders := sorted(path for path in suite.glob("*") if (path / MANIFEST).is_file()):
+        return folders
+    raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")
+
+
+def _evaluate_on(location: str, trained: Trained) -> dict[str, Any]:
+    config, context = trained.config, trained.context
+    data = config.data.model_copy(update={"val": location})
+    val_set = context.on_all_ranks(lambda: open_val(config.model_copy(update={"data": data})))
+    context.on_all_ranks(lambda: check_classes(val_set, trained.train_state.classes, "the checkpoint was trained on"))
+    batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, rank=context.rank, world_size=context.world_size)
+    start = time.perf_counter()
+    with autocast(context.device, config.training.precision):
+        result = evaluate(trained.model.forward_segments, batches, context)
+    return {**asdict(result), "images_per_s": result.samples / (time.perf_counter() - start)}
+
+
+def _origin(trained: Trained) -> dict[str, Any]:
+    return {"checkpoint": str(trained.checkpoint), "step": trained.train_state.step}

@@ -1,0 +1,124 @@
+"""Makes a run directory, checks that it fits a configuration, and holds it for one process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from data_pipelines.storage.files import replace_file
+from tdformer.config import RunConfig
+from tdformer.config.dotted_keys import differences, is_within
+from tdformer.config.yaml_io import dump_config, load_config
+from tdformer.rundir import run_lock
+from tdformer.rundir.run_dir import RunDir
+
+CHANGEABLE = (
+    "checkpoint",
+    "tracking",
+    "preemption",
+    "watchdog",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "data.on_bad_sample",
+    "data.max_bad_samples",
+    "training.eval_batch",
+    "training.zero_stage",
+    "training.offload",
+    "training.on_non_finite",
+    "training.max_non_finite",
+    "training.log_every",
+    "training.recompute",
+    "profiling",
+    "output",
+)
+"""Keys and sections that may differ on a resume, because they do not change what a run computes."""
+
+
+def create_next(config: RunConfig) -> RunDir:
+    """Make the next free folder `<output>/<name>-001`, … Raises UserError if the output folder cannot be written."""
+    for run_dir in free_names(config):
+        try:
+            run_dir.path.mkdir(parents=True)
+            return run_dir
+        except FileExistsError:
+            continue  # another run took the name at the same moment
+        except OSError as error:
+            raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
+    raise AssertionError("numbers do not end")
+
+
+def free_names(config: RunConfig) -> Iterator[RunDir]:
+    """Run directories with names that no folder has yet, in the order of their numbers."""
+    taken = [entry.name.removeprefix(f"{config.name}-") for entry in config.output.glob(f"{config.name}-*")]
+    first = max((int(text) for text in taken if text.isdigit()), default=0) + 1
+    yield from (RunDir(config.output / f"{config.name}-{number:03d}") for number in itertools.count(first))
+
+
+def config_of(path: Path) -> Path:
+    """Return the configuration file of a run directory. Raises UserError if `path` is no run directory."""
+    config = RunDir(path).config
+    if config.exists():
+        return config
+    raise UserError(f"{path} is not a run directory: it has no {config.name}; give one, or a YAML file to start from.")
+
+
+def check_fits(run_dir: RunDir, config: RunConfig) -> None:
+    """Raise UserError unless the folder is free for this run, or holds this run already with only CHANGEABLE keys changed."""
+    if run_dir.config.exists():
+        saved = load_config(run_dir.config)
+        changed = [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
+        if changed:
+            raise UserError(
+                f"{run_dir} holds a run of another configuration; resume it as it was (tdformer train {run_dir}) or choose another "
+                f"--run-dir. Different are: {'; '.join(changed)}"
+            )
+    elif _has_content(run_dir):
+        raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
+
+
+def make_folder(run_dir: RunDir) -> None:
+    """Make the folder, unless it is there. Raises UserError if it cannot be made."""
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run directory {run_dir} cannot be made ({error.strerror}); choose another --run-dir.") from None
+
+
+def claim(run_dir: RunDir, config: RunConfig) -> None:
+    """Make the folder the directory of this run: check that it fits, and write the configuration into it."""
+    make_folder(run_dir)
+    check_fits(run_dir, config)
+    replace_file(run_dir.config, lambda partial: partial.write_text(dump_config(config)))
+
+
+@contextmanager
+def held(run_dir: RunDir, config: RunConfig, on_lost: Callable[[str], object]) -> Iterator[None]:
+    """Claim the folder for this run, and keep other runs out of it inside the context. run_lock.held says when it calls `on_lost`."""
+    make_folder(run_dir)
+    check_fits(run_dir, config)
+    with run_lock.held(run_dir, on_lost):
+        claim(run_dir, config)
+        yield
+
+
+def discard_if_unused(run_dir: RunDir) -> None:
+    """Remove a run directory that holds a configuration at most, after a start that was refused."""
+    if run_dir.path.is_dir() and {entry.name for entry in run_dir.path.iterdir()} <= {run_dir.config.name}:
+        run_dir.config.unlink(missing_ok=True)
+        run_dir.path.rmdir()
+
+
+def _has_content(run_dir: RunDir) -> bool:
+    """Tell whether the folder holds more than a start brings along.
+
+    A start brings the lock of a run that begins at the same moment, a configuration whose writing was cut off, and the files of
+    launch.slurm.
+    """
+    return run_dir.path.is_dir() and not all(
+        entry.name.startswith(run_dir.lock.name) or entry.match(f".*-{run_dir.config.name}") or entry.name == run_dir.slurm.name
+        for entry in run_dir.path.iterdir()
+    )

@@ -1,0 +1,132 @@
+"""Tells what an error of MLflow's client means: whether waiting helps, and what the user should know.
+
+Exception types and status codes decide. Texts are looked into only for what MLflow and database drivers tell in no other way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+
+from tdformer.tracking.client import TIMEOUT_S, is_server
+
+UNAUTHENTICATED, FORBIDDEN, REQUEST_TIMEOUT, TOO_MANY_REQUESTS = 401, 403, 408, 429
+ENDPOINT_NOT_FOUND = "ENDPOINT_NOT_FOUND"
+NO_SUCH_HOST, NOT_LISTENING = "there is no such host", "nothing listens there"
+UNREACHABLE, TOO_SLOW = "it cannot be reached", "it did not answer in time"
+UNKNOWN_USER = "it does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class RefusedError(Exception):
+    """MLflow refuses, and waiting will not help. The message is for the user."""
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+NO_JSON = "not in a valid JSON format"
+"""MLflow raises this with the code of any internal error, whatever server gave the answer."""
+DATABASE_IS_AWAY = ("Connection refused", "could not connect", "timeout expired")
+"""psycopg2 raises one class, without a code or a cause, for a database that is away and for a wrong password."""
+MEANINGS = (
+    (NO_JSON, "something else than MLflow listens there"),
+    # MLflow raises this with the code of any wrong parameter.
+    ("maintenance mode", "it is a folder, which MLflow keeps nothing in any more; give sqlite:///FILE or the URI of a server"),
+    # These are psycopg2's.
+    ("Connection refused", NOT_LISTENING),
+    ("Name or service not known", NO_SUCH_HOST),
+    ("timeout expired", TOO_SLOW),
+)
+
+
+def _text(error: Exception) -> str:
+    """Returns the text in which to look. What a server says of itself is not looked into: it may be about the server's own database."""
+    from mlflow.exceptions import RestException
+
+    return "" if isinstance(error, RestException) else str(error)
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+def is_permanent(error: Exception, uri: str) -> bool:
+    """True if waiting will not help: MLflow refuses. False if a server or a database is away, overloaded or broken."""
+    if isinstance(error, RefusedError):
+        return True
+    if is_server(uri):
+        status = _status(error)
+        return NO_JSON in _text(error) or (status is not None and is_refusal(status))
+    return not any(map(_is_away, _chain(error))) and not any(text in _text(error) for text in DATABASE_IS_AWAY)
+
+
+def is_refusal(status: int) -> bool:
+    """True for an HTTP status that stays the same if the request is repeated."""
+    return 400 <= status < 500 and status not in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS)
+
+
+def explain(error: Exception) -> str:
+    """Returns what happened, on one line of at most about 300 characters. It names the remedy where there is one."""
+    if meaning := _meaning_of_status(error) or _meaning_of_type(error):
+        return meaning
+    for part, meaning in MEANINGS:
+        if part in _text(error):
+            return meaning
+    text = " ".join(str(error).split()) or type(error).__name__
+    # A long text of requests ends with the reason.
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
+
+
+def _meaning_of_status(error: Exception) -> str | None:
+    status = _status(error)
+    if status == UNAUTHENTICATED:
+        return UNKNOWN_USER
+    if status == FORBIDDEN:
+        return "it does not permit this to you"
+    # A run or an experiment that is not there has status 404 too, and an error code of its own.
+    if getattr(error, "error_code", None) == ENDPOINT_NOT_FOUND:
+        return "it does not speak MLflow's API, or an older version of it"
+    return None
+
+
+def _meaning_of_type(error: Exception) -> str | None:
+    from requests.exceptions import ConnectTimeout
+    from urllib3.exceptions import ReadTimeoutError
+
+    for kind, meaning in (
+        (socket.gaierror, NO_SUCH_HOST),
+        (ConnectionRefusedError, NOT_LISTENING),
+        (ConnectTimeout, UNREACHABLE),
+        (ReadTimeoutError, f"it did not answer within {os.environ.get('MLFLOW_HTTP_REQUEST_TIMEOUT', TIMEOUT_S)} s"),
+        (TimeoutError, TOO_SLOW),
+    ):
+        if any(isinstance(each, kind) for each in _chain(error)):
+            return meaning
+    return None
+
+
+def _status(error: Exception) -> int | None:
+    """Returns the HTTP status that MLflow's client was answered. It is None if there was no answer, or none with a known status."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import HTTPError
+
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    return error.response.status_code if isinstance(error, HTTPError) and error.response is not None else None
+
+
+def _is_away(error: BaseException) -> bool:
+    """True if a database cannot be reached at the moment, or is locked by another process."""
+    from sqlalchemy.exc import DBAPIError
+
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in LOCKED  # The lowest byte is the code; others say more about it.
+    return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that led to it. MLflow wraps what requests, urllib3 and SQLAlchemy raise."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

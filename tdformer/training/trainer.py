@@ -1,0 +1,282 @@
+"""Trainer: a run in progress, and what the training loop can do with it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from data_pipelines.loading.batch import Batch
+from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
+from data_pipelines.loading.mixup import SeededMixup
+from tdformer.checkpoint import store
+from tdformer.checkpoint.format import Checkpoint
+from tdformer.checkpoint.loss_scale import LossScale
+from tdformer.checkpoint.train_state import Snapshot, TrainState
+from tdformer.checkpoint.writer import CheckpointWriter
+from tdformer.config import RunConfig
+from tdformer.config.yaml_io import dump_config
+from tdformer.distributed.context import DistContext
+from tdformer.evaluation import Evaluation, Stopped, evaluate
+from tdformer.rundir.run_dir import RunDir
+from tdformer.training.datasets import notes_on, open_data
+from tdformer.training.faults import non_finite
+from tdformer.training.faults.bad_samples import BadSamples
+from tdformer.training.faults.preemption import StopFlag
+from tdformer.training.gradient_accumulator import is_finite
+from tdformer.training.optimizer import learning_rate_at
+from tdformer.training.report import Report
+from tdformer.training.startup import latest_valid, load_engine, start_or_resume
+from tdformer.training.telemetry.loss_spikes import LossSpikes
+from tdformer.training.telemetry.telemetry import make_telemetry
+from tdformer.training.telemetry.throughput import Throughput
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Says how training ended."""
+
+    train_state: TrainState
+    stopped: bool
+    """True if a signal ended it before its last epoch; its state is saved."""
+    images_per_s: float
+    """Mean over the steps of this process; 0 if it took none."""
+    parameters: int
+    checkpoint: Checkpoint
+    """The newest one."""
+
+
+class Trainer:
+    """A run in progress: its data, its engine, and how far it has come.
+
+    Every method that steps, evaluates, decides or saves is collective: all ranks call it together.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, context: DistContext, stop_flag: StopFlag) -> None:
+        self.config, self.run_dir, self.context, self.stop_flag = config, run_dir, context, stop_flag
+        self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config))
+        training = config.training
+        sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
+        self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)
+        self.total_steps = training.epochs * self.sampler.steps_per_epoch
+        self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, context)
+        self.notes = notes_on(config, self.train_set, self.val_set) + notes
+        self.saved: TrainState | None = self.train_state if self.train_state.step else None
+        """The state that was handed to the writer last."""
+        self.best_is_unsaved = False
+        self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context)
+        self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
+        self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
+        self.batches = train_batches(config.data, self.train_set, self.sampler, self.train_state.step, self.total_steps)
+        self.loss_spikes = LossSpikes()
+        self.throughput = Throughput()
+        self.telemetry = make_telemetry(config, run_dir, context)
+
+    def close(self) -> None:
+        self.batches.close()
+        self.writer.close()
+        self.telemetry.close()
+
+    def announce(self, report: Report) -> None:
+        """Say what is trained on which data, and where the run goes on."""
+        training, sampler, dropped = self.config.training, self.sampler, self.sampler.dropped_samples
+        report.say(
+            f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
+            f"{training.micro_batch} x {self.context.world_size} ranks x {sampler.accumulation} accumulation; "
+            f"{sampler.steps_per_epoch} steps per epoch"
+            + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
+        )
+        for note in self.notes:
+            report.say(note)
+        if self.train_state.step:
+            epoch, consumed = sampler.cursor(self.train_state.step)
+            place = f"epoch {epoch + 1}, {consumed} of its images seen"
+            report.say(f"resumed at step {self.train_state.step} of {self.total_steps} ({place})")
+
+    # --- how far the run is ----------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> float:
+        """Epochs passed, with a fraction."""
+        return self.train_state.step / self.sampler.steps_per_epoch
+
+    def is_done(self) -> bool:
+        return self.train_state.evaluated_epochs == self.config.training.epochs
+
+    def evaluation_is_due(self) -> bool:
+        """Tell whether an epoch is trained that is not evaluated yet."""
+        return self.train_state.step == (self.train_state.evaluated_epochs + 1) * self.sampler.steps_per_epoch
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next optimizer step."""
+        optimizer, per_epoch = self.config.optimizer, self.sampler.steps_per_epoch
+        return learning_rate_at(
+            self.train_state.step,
+            peak=self.config.learning_rate(),
+            floor=optimizer.min_lr,
+            warmup_steps=optimizer.warmup_epochs * per_epoch,
+            total_steps=self.total_steps,
+        )
+
+    # --- what the loop does ----------------------------------------------------------------------------------
+
+    def step(self, report: Report) -> None:
+        """Take one optimizer step, on this rank's micro-batches of the next global batch."""
+        rate, scale = self.learning_rate(), self.train_state.loss_scale.factor if self.train_state.loss_scale else 1.0
+        images = self.config.training.global_batch
+        with self.telemetry.step(self.train_state.step + 1, self.engine.model_with_loss), self.throughput.training(images):
+            with self.throughput.waiting():
+                batches = self.context.on_all_ranks(lambda: list(itertools.islice(self.batches, self.sampler.accumulation)))
+            losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
+            self.telemetry.enter("communication")
+            loss, norm = self.engine.reduce(scale)
+            self.telemetry.enter("optimizer")
+            if is_finite(loss, norm):
+                self.engine.optimizer_step(rate, norm)
+        self.bad_samples.note(batches)
+        if is_finite(loss, norm):
+            grown = self.train_state.loss_scale and self.train_state.loss_scale.after_step()
+            self.train_state = replace(
+                self.train_state, step=self.train_state.step + 1, updates=self.train_state.updates + 1, loss_scale=grown
+            )
+            self._report_step(report, loss, norm, rate)
+        elif self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
+            self._lower_loss_scale(report, self.train_state.loss_scale)
+        else:
+            self._pass_over(report, batches, losses)
+
+    def _micro_step(self, number: int, batch: Batch, loss_scale: float) -> torch.Tensor:
+        """Run one micro-batch forward and backward.
+
+        Its random draws (drop path) are a function of (seed, step, its number in the global batch), and not of its rank.
+        """
+        self.telemetry.enter("forward")
+        key = [self.config.seed, self.train_state.step, number * self.context.world_size + self.context.rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        batch = batch.to(self.context.device)
+        images_BCHW, labels = batch.images_BCHW, batch.labels_B
+        if self.mix:
+            images_BCHW, labels = self.mix(images_BCHW, labels, *key)
+        return self.engine.micro_step(images_BCHW, labels, loss_scale)
+
+    def _report_step(self, report: Report, loss: float, norm: float, rate: float) -> None:
+        step, metrics = self.train_state.step, None
+        if self.loss_spikes.is_spike(loss):
+            report.say(f"warning: loss spike at step {step}: {loss:.4f}")
+        if step % self.config.training.log_every == 0:
+            self._count_bad_samples(report)
+            metrics = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm, **self.throughput.take()}
+            metrics |= self.telemetry.take(metrics["train/images_per_s"])
+            if self.train_state.loss_scale:
+                metrics["train/loss_scale"] = self.train_state.loss_scale.factor
+            if self.config.data.on_bad_sample == "skip":
+                metrics["train/bad_samples"] = float(self.bad_samples.total)
+            if self.config.training.on_non_finite != "raise":
+                metrics["train/non_finite"] = float(self.train_state.non_finite)
+        report.step(step, self.epoch, metrics)
+
+    def _lower_loss_scale(self, report: Report, scale: LossScale) -> None:
+        """Pass over a global batch whose gradients overflow fp16 at this loss scale, and lower the scale."""
+        self.engine.skip_step()
+        lower = scale.after_overflow()
+        self.train_state = replace(self.train_state, step=self.train_state.step + 1, loss_scale=lower)
+        report.say(
+            f"fp16: a gradient overflowed at step {self.train_state.step}, which is passed over; the loss scale is now {lower.factor:g}"
+        )
+        report.step(self.train_state.step, self.epoch, None)
+
+    def _pass_over(self, report: Report, batches: list[Batch], losses: list[torch.Tensor]) -> None:
+        """Pass over a global batch whose loss or gradient is not finite. Raises NonFiniteError, on all ranks, if that is not allowed."""
+        training, step = self.config.training, self.train_state.step + 1
+        listed = non_finite.record_samples(self.run_dir, step, batches, losses, self.context)
+        found, count = f"the loss or a gradient is not finite at step {step}", self.train_state.non_finite + 1
+        if training.on_non_finite == "raise" or count > training.max_non_finite:
+            raise non_finite.refusal(found, count, training.max_non_finite, listed)
+        self.engine.skip_step()
+        report.say(f"warning: {found}; skipped ({count} so far), its samples are listed in {listed}")
+        if training.on_non_finite == "rewind":
+            self._rewind(report)
+        self.train_state = replace(self.train_state, step=step, non_finite=count)
+        report.step(step, self.epoch, None)
+
+    def _rewind(self, report: Report) -> None:
+        """Take back the weights of the last checkpoint. The place in the data stays where it is."""
+        if failure := self.writer.finish():
+            report.say(f"warning: {failure}")
+        if not self.context.broadcast(store.has_any(self.run_dir)):
+            report.say("warning: there is no checkpoint to rewind to yet; going on with the weights as they are")
+            return
+        checkpoint, train_state, _ = latest_valid(self.run_dir, self.context)
+        del self.engine
+        self.engine, _ = load_engine(self.config, checkpoint, train_state, self.context)
+        self.train_state = replace(self.train_state, updates=train_state.updates)
+        report.say(f"rewound to the weights of {checkpoint.name}")
+
+    def _count_bad_samples(self, report: Report) -> None:
+        for sentence in self.bad_samples.add_up():
+            report.say(f"skipped: {sentence}")
+        self.train_state = replace(self.train_state, bad_samples=self.bad_samples.total)
+
+    def evaluate(self, report: Report) -> None:
+        """Evaluate the epoch just finished. If the run is told to stop meanwhile, the evaluation is left to the resume."""
+        try:
+            result = self._accuracy()
+            averaged = self._accuracy_of_average() if self.engine.has_average else None
+        except Stopped:
+            return
+        top1 = (averaged or result).top1
+        self.best_is_unsaved = top1 > self.train_state.best_top1
+        self.train_state = replace(
+            self.train_state,
+            evaluated_epochs=self.train_state.evaluated_epochs + 1,
+            best_top1=max(top1, self.train_state.best_top1),
+            metrics={"top1": result.top1, "top5": result.top5, "loss": result.loss} | ({"top1_ema": averaged.top1} if averaged else {}),
+        )
+        report.evaluation(self.train_state.step, self.train_state.evaluated_epochs, result, averaged)
+
+    def _accuracy(self) -> Evaluation:
+        model, size = self.engine.model_with_loss, self.config.training.eval_batch
+        batches = evaluation_batches(self.config.data, self.val_set, batch=size, rank=self.context.rank, world_size=self.context.world_size)
+        model.eval()
+        try:
+            return evaluate(self.engine.logits, batches, self.context, should_stop=lambda: bool(self.stop_flag))
+        finally:
+            model.train()
+
+    def _accuracy_of_average(self) -> Evaluation:
+        with self.engine.averaged():
+            return self._accuracy()
+
+    def decide_on_all_ranks(self) -> tuple[bool, bool]:
+        """Return whether the run must stop now, and whether it must save now. All ranks get the same answer."""
+        must_stop, time_is_up = self.context.any(bool(self.stop_flag), self.writer.time_is_up())
+        is_evaluated = self.train_state.evaluated_epochs > (self.saved.evaluated_epochs if self.saved else 0)
+        return must_stop, must_stop or time_is_up or is_evaluated or self.writer.is_due(self.train_state.step)
+
+    def save(self, report: Report, *, at_end: bool) -> None:
+        """Save the state, unless this very state is saved already.
+
+        at_end: no later save can make up for a failure, so a failure is an error (CheckpointError on all ranks).
+        """
+        with self.throughput.saving():
+            failure = self.writer.finish()
+            if failure:
+                report.say(f"warning: {failure}")
+            if failure or self.saved != self.train_state:
+                self._count_bad_samples(report)
+                self.writer.save(self._snapshot(), is_best=self.best_is_unsaved)
+                self.saved, self.best_is_unsaved = self.train_state, False
+            if at_end:
+                self.writer.finish(raising=True)
+
+    def _snapshot(self) -> Snapshot:
+        engine = self.engine
+        average = engine.average_state() if engine.has_average else None
+        return Snapshot(self.train_state, engine.model_state(), engine.optimizer_state(), average)
+
+    def outcome(self, stopped: bool) -> Outcome:
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.model_with_loss.parameters())
+        checkpoint = Checkpoint.of_step(self.run_dir.checkpoints, self.train_state.step)
+        return Outcome(self.train_state, stopped, self.throughput.overall(), parameters, checkpoint)
