@@ -37,5 +37,6 @@ def test_no_docstring_continues_the_name_above_it() -> None:
 
 
 def test_a_continuation_is_found() -> None:
-    source = 'LIMIT = 3\n"""Of a run."""\nPLACE = 4\n"""In the training set."""\n\n\ndef age(run):\n    """With a lock, return its age in seconds."""\n'
+    constants = 'LIMIT = 3\n"""Of a run."""\nPLACE = 4\n"""In the training set."""\n'
+    source = constants + 'def age(run):\n    """With a lock, return its age in seconds."""\n'
     assert continuations(source) == ["line 2: Of a run.", "line 4: In the training set."]
