@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipelines.storage.files import sha256
-from tdformer.checkpoint.store import EMA, MANIFEST, MODEL, OPTIMIZER, STATE
+from tdformer.checkpoint.format import Checkpoint
 from tests.distributed.starter import tdformer
 from tests.runs import bits, cut_back, resume, train, write_config
 
@@ -19,8 +19,12 @@ pytestmark = pytest.mark.slow
 LAST, CUT = 6, 2
 
 
+def saved(run: Path, step: int) -> Checkpoint:
+    return Checkpoint.of_step(run / "checkpoints", step)
+
+
 def position(run: Path, step: int = LAST) -> dict[str, Any]:
-    return json.loads((run / "checkpoints" / f"step-{step:08d}" / STATE).read_text())
+    return json.loads(saved(run, step).state.read_text())
 
 
 def measured(run: Path, name: str) -> list[float]:
@@ -32,7 +36,7 @@ def test_layer_decay_and_averages_are_the_same_bits_on_any_ranks_at_any_stage_an
     run_config["optimizer"]["layer_decay"] = 0.7
     run_config["training"]["ema_decay"] = 0.8
     reference = train(run_config, tmp_path / "one", "training.zero_stage=0")
-    assert bits(reference, LAST).keys() == {MODEL, OPTIMIZER, EMA}
+    assert bits(reference, LAST).keys() == {"model.safetensors", "optimizer.safetensors", "ema.safetensors"}
     for ranks, stage in ((2, 1), (2, 3)):
         other = train(run_config, tmp_path / f"stage{stage}", f"training.zero_stage={stage}", ranks=ranks)
         assert all(bits(other, step) == bits(reference, step) for step in range(1, LAST + 1)), stage
@@ -43,8 +47,8 @@ def test_layer_decay_and_averages_are_the_same_bits_on_any_ranks_at_any_stage_an
     assert bits(resumed, LAST) == bits(reference, LAST)
 
     # What was averaged is what each step left behind.
-    last, before = (reference / "checkpoints" / f"step-{step:08d}" for step in (LAST, LAST - 1))
-    model, average, average_before = load_file(last / MODEL), load_file(last / EMA), load_file(before / EMA)
+    last, before = (saved(reference, step) for step in (LAST, LAST - 1))
+    model, average, average_before = load_file(last.model), load_file(last.ema), load_file(before.ema)
     for name, tensor in average.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, 0.8 * average_before[name] + 0.2 * model[name])
@@ -61,7 +65,7 @@ def test_averaged_weights_are_chosen_by_exported_and_evaluated(run_config: dict,
     assert averaged["loss"] == pytest.approx(measured(run, "val/loss_ema")[-1], rel=1e-6)
     assert plain["loss"] != averaged["loss"]
     assert tdformer("checkpoint", "export", run, tmp_path / "weights", "--ema").returncode == 0
-    assert load_file(tmp_path / "weights" / MODEL).keys() == load_file(run / "checkpoints" / f"step-{LAST:08d}" / EMA).keys()
+    assert load_file(tmp_path / "weights" / "model.safetensors").keys() == load_file(saved(run, LAST).ema).keys()
 
     without = train(run_config, tmp_path / "without", "training.ema_decay=null")
     result = tdformer("evaluate", without, "--ema")
@@ -85,12 +89,12 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_trouble(run_config: dict
     """After a resume at a scale that is far too large, as if it had grown."""
     run_config["training"] |= {"precision": "fp16", "epochs": 1}
     run = cut_back(train(run_config, tmp_path / "one"), tmp_path / "two", CUT)
-    checkpoint = run / "checkpoints" / f"step-{CUT:08d}"
-    state, manifest = (json.loads((checkpoint / name).read_text()) for name in (STATE, MANIFEST))
+    checkpoint = saved(run, CUT)
+    state, manifest = (json.loads(path.read_text()) for path in (checkpoint.state, checkpoint.manifest))
     state["loss_scale"]["factor"] = 2.0**40
-    (checkpoint / STATE).write_text(json.dumps(state))
-    manifest["files"][STATE] = {"bytes": (checkpoint / STATE).stat().st_size, "sha256": sha256(checkpoint / STATE)}
-    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    checkpoint.state.write_text(json.dumps(state))
+    manifest["files"]["state.json"] = {"bytes": checkpoint.state.stat().st_size, "sha256": sha256(checkpoint.state)}
+    checkpoint.manifest.write_text(json.dumps(manifest))
     result = resume(run)
     assert "a gradient overflowed at step 3, which is passed over; the loss scale is now 5.49756e+11" in result.stdout
     after = position(run, 3)
@@ -116,7 +120,7 @@ def test_a_chain_of_image_sizes_starts_from_the_run_before(run_config: dict, tmp
     """As 224 -> 288 -> 384: from a run directory, then from one of its checkpoints."""
     first = train(run_config, tmp_path / "first", "training.epochs=1")
     second = train(run_config, tmp_path / "second", "data.image_size=48", f"init={first}", "optimizer.base_lr=1e-30", "optimizer.min_lr=0")
-    before, after = (load_file(run / "checkpoints" / "step-00000003" / MODEL) for run in (first, second))
+    before, after = (load_file(saved(run, 3).model) for run in (first, second))
     weights = [name for name in before if "running" not in name and "num_batches" not in name]
     for name in weights:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-20)

@@ -38,7 +38,7 @@ def test_damage_anywhere_is_found(reference: ReferenceRun, tmp_path: Path, name:
     for _ in range(40):
         damage(path, draw)
         found, at, warnings = store.latest_valid(RunDir(run))
-        if name == "manifest.json" and found == path.parent:
+        if name == "manifest.json" and found.path == path.parent:
             assert (at, warnings) == (train_state, [])
         else:
             assert found.name == "step-00000004"

@@ -48,6 +48,7 @@ def measured_peak(config: RunConfig, policy: RecomputePolicy) -> int:
     return max(itertools.accumulate(size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_estimated_activations_are_those_measured(policy: RecomputePolicy) -> None:
     config = run_of()
@@ -89,6 +90,7 @@ def test_an_estimate_changes_nothing_for_others() -> None:
     assert torch.ones(1).device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_state_is_sharded_by_stage() -> None:
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
     memory = {stage: plan(run_of(zero_stage=stage), gpus=4).memory_bytes for stage in range(4)}
@@ -97,6 +99,7 @@ def test_state_is_sharded_by_stage() -> None:
     assert all(memory[stage]["global_batch_sums"] > 8 * parameters for stage in range(4))
 
 
+@pytest.mark.slow
 def test_communication_is_once_per_step_below_stage_3() -> None:
     one, few = (plan(run_of(zero_stage=1), gpus).communication_bytes for gpus in (1, 4))
     assert set(one.values()) == {0}

@@ -74,6 +74,7 @@ def test_every_variant_trains_every_weight_and_recomputes_to_the_same_bits(
     assert different(two_steps(config, policy, x), kept) == []
 
 
+@pytest.mark.slow
 @given(
     backbone=st.sampled_from(sorted(BACKBONES)),
     policy=st.sampled_from(POLICIES),
@@ -145,6 +146,7 @@ def test_every_policy_keeps_less_and_sums_of_spikes_as_bytes() -> None:
         assert (kept["block"].get(torch.uint8, 0) > 2000) is (backbone == "qkformer-imagenet")
 
 
+@pytest.mark.slow
 def test_the_largest_network_keeps_a_tenth_and_grows_slowly_with_time() -> None:
     """The promise of the README, on the real network at a quarter of its resolution: bytes go with the pixels."""
     config, x = ModelConfig(), images(1, 112, 112)

@@ -142,6 +142,7 @@ def mnist() -> dict[str, Source]:
     return open_splits("mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "per_class"), [("train", 400), ("val", 100)])
 def test_mnist_splits_hold_equally_many_of_each_digit(mnist: dict[str, Source], split: str, per_class: int) -> None:
     source = mnist[split]
@@ -151,6 +152,7 @@ def test_mnist_splits_hold_equally_many_of_each_digit(mnist: dict[str, Source], 
     assert source.classes == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_mnist_splits_share_no_digit(mnist: dict[str, Source]) -> None:
     keys = [source[index].key for source in mnist.values() for index in range(len(source))]
     assert len(set(keys)) == len(keys) == 5000

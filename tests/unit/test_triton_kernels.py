@@ -67,6 +67,7 @@ def source(kernel: Any, absent: tuple[str, ...], steps: int, value: str) -> ASTS
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["bf16", "fp32"])
 @pytest.mark.parametrize("steps", [2, 16])
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -76,6 +77,7 @@ def test_kernels_compile_for_gpus(architecture: int, steps: int, value: str) -> 
         assert compiled.asm["cubin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["bf16", "fp16"])
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_attention_compiles_for_gpus(architecture: int, value: str) -> None:
