@@ -93,12 +93,12 @@ class SlowBatchNorm(nn.BatchNorm1d):
 class Sleep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-        time.sleep(0.03)
+        time.sleep(0.1)
         return x.clone()
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def,override]
-        time.sleep(0.06)
+        time.sleep(0.2)
         return gradient
 
 
