@@ -75,6 +75,7 @@ def test_estimated_activations_are_those_of_a_gpu(policy: RecomputePolicy, preci
     assert estimate_activations(config, policy).peak == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_16_bits_take_less(policy: RecomputePolicy) -> None:
     """Also where layers run again in the backward pass, most of what is alive at the peak takes half the bytes."""

@@ -158,6 +158,7 @@ def test_mnist_splits_share_no_digit(mnist: dict[str, Source]) -> None:
     assert len(set(keys)) == len(keys) == 5000
 
 
+@pytest.mark.slow
 def test_mnist_digits_are_grey_images_of_28_pixels(mnist: dict[str, Source]) -> None:
     image = Image.open(io.BytesIO(mnist["val"][0].data))
     assert (image.format, image.size, image.mode) == ("PNG", (28, 28), "L")
