@@ -36,8 +36,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `logits_of` (images -> [segments, B, classes]) over this rank's batches and sum up over the ranks.
 
-    Integer counts are summed, so that accuracies do not depend on the number of ranks. Every rank must bring equally
-    many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
+    Counts are whole numbers in float64, so accuracies are exact on any number of ranks. The loss is a float64 sum. Every rank must
+    bring equally many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
     """
     totals = None
     for batch in _agreed(batches, context):

@@ -1,4 +1,4 @@
-"""Submits a configuration as a job: run directory, copy of the code, script, sbatch. A refused job leaves no files behind."""
+"""Submits a configuration as a job: run directory, copy of the code, script, sbatch. A refused job removes the folders that it made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tdformer.rundir import creation, run_lock
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
 
-CODE, JOB_FILE, SCRIPT = "code", "job.json", "train.sbatch"
+JOB_FILE, SCRIPT = "job.json", "train.sbatch"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL", None)
 """The states of a job that will not write any more. None: Slurm does not know the job."""
 
@@ -94,7 +94,7 @@ def submit(
             return Submitted(job, None, text)
         for run, config in zip(runs, configs, strict=True):
             creation.claim(run, config)
-            snapshot(run.path / CODE)
+            snapshot(run.code)
         (sweep or runs[0]).slurm.mkdir(exist_ok=True)
         replace_file(job.script, lambda partial: partial.write_text(text))
         number = scheduler.sbatch(job.script)

@@ -34,7 +34,7 @@ def save(
 ) -> Checkpoint:
     """Write a checkpoint, point `latest` (and `best`) to it, and remove old ones. Only rank 0 calls this.
 
-    Raises CheckpointError if the disk does not take it. Earlier checkpoints stay as they are then.
+    Raises CheckpointError if it cannot be written. Earlier checkpoints then stay as they are.
     """
     root = run_dir.checkpoints
     final = Checkpoint.of_step(root, snapshot.train_state.step)
@@ -120,7 +120,7 @@ def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
 
 
 def has_any(run_dir: RunDir) -> bool:
-    """Tell whether a run directory holds anything that a resume could mean: a pointer or a checkpoint, valid or not."""
+    """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not."""
     return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
 
 
@@ -161,6 +161,6 @@ def _restore_replaced(root: Path) -> None:
 
 
 def _restore_best(run_dir: RunDir, checkpoint: Checkpoint) -> None:
-    """Point `best` to a checkpoint if a crash came after it got its name and before `best` did."""
+    """Point `best` to the best checkpoint if a crash came after that checkpoint got its name, and before the pointer was written."""
     if was_best(checkpoint) and _named_by(run_dir.best) != checkpoint.name:
         _point(run_dir.best, checkpoint)

@@ -32,7 +32,7 @@ class CheckpointWriter:
         every = self.config.every_steps
         return every is not None and step % every == 0
 
-    def time_is_up(self) -> bool:
+    def interval_is_over(self) -> bool:
         """Tell whether every_minutes have passed since the last save. Clocks differ, so only rank 0 ever says True."""
         minutes = self.config.every_minutes
         return minutes is not None and self.context.is_rank0 and time.monotonic() - self._last > 60 * minutes

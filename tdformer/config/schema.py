@@ -29,7 +29,7 @@ class CheckpointConfig(Section):
     background: bool = True
     """true: a thread writes checkpoints while training goes on. false: training waits for them."""
     on_failure: Literal["go_on", "stop"] = "go_on"
-    """Reaction to a disk that does not take a checkpoint. At the end of a run, and when it is told to stop, that is an error."""
+    """Reaction to a checkpoint that cannot be written. At the end of a run, and when it is told to stop, that is an error."""
 
 
 class TrackingConfig(Section):

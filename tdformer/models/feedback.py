@@ -19,7 +19,7 @@ CONTROL_TARGETS = {"cm1": "key", "cm2": "value", "cm3": "input"}
 class ControlModule(nn.Module):
     """Holds the top-down half of a map in the attention.
 
-    For CM1 the map is K = SN(BN(W_bu S_bu + W_td S_td)) [paper section 4.1], for CM2 it is V.
+    For CM1 the map is K = SN(BN(W_bu S_bu + W_td S_td)) [paper section 4.1], where SN are spiking neurons. For CM2 it is V.
 
     The paper concatenates S_bu and S_td and widens K's weight from CxC to Cx2C. The sum of two maps is the
     same function. With the bottom-up half under its own name, a backbone's checkpoint loads as it is.
@@ -45,7 +45,7 @@ class ProcessingModule(nn.Module):
 
     The mixer takes C channels to one map and is normalised to length 1 [paper]. Its direction starts as Gaussian
     noise, so that the map has mean 0 as in the paper's proposition B.4, and the clamp at b = 0 lets about half of
-    the tokens pass [our choice]. Which variant is which is our reading of a figure that survives in fragments:
+    the tokens pass [our choice]. The figure of the variants is not fully legible, so this assignment is inferred:
     v1 1x1 mixer and LIF, v2 3x3 and LIF, v3 3x3 and parametric LIF, v4 1x1 and parametric LIF [inferred].
     """
 

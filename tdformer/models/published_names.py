@@ -21,7 +21,7 @@ Rule = tuple[str, str]
 """A regular expression, and what replaces its match. Rules are applied one after the other."""
 
 LAYER_RULES: list[Rule] = [(r"\.synapse\.", "_conv."), (r"\.norm\.", "_bn.")]
-"""The public code has no module for synapse, BatchNorm and neurons: their names differ in an ending."""
+"""The public code keeps synapse, BatchNorm and neurons in separate attributes, whose names differ in their endings."""
 
 
 def published_name(name: str, backbone: BackboneConfig) -> str:
@@ -46,7 +46,7 @@ def _rules(backbone: BackboneConfig) -> list[Rule]:
             return _qkformer_rules([["proj", "proj1"], ["proj3", "proj4"], ["proj3", "proj4"]], "mlp", "ssa")
         case "qkformer", "dvs":
             return _qkformer_rules([["proj", "proj1", "proj2", "proj3"], ["proj", "proj4"]], "mlp", "ssa")
-        case "spikformer", "cifar":
+        case "spikformer", "cifar":  # this variant has linear maps in its blocks
             return [*SINGLE_STAGE_RULES, (r"^(block\.\d+\.\w+\.\w+)_conv\.", r"\1_linear.")]
     return SINGLE_STAGE_RULES
 
@@ -76,4 +76,4 @@ SINGLE_STAGE_RULES: list[Rule] = [
     (r"^stages\.0\.patch_embed\.position_", "patch_embed.rpe_"),
     (r"^stages\.0\.blocks\.", "block."),
 ]
-"""The rules of Spikformer and SDT. "linear" in place of "conv" is for the variant that has linear maps."""
+"""The rules of Spikformer and SDT."""

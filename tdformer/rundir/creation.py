@@ -35,7 +35,7 @@ CHANGEABLE = (
     "profiling",
     "output",
 )
-"""Keys and sections that may differ on a resume, because they do not change what a run computes."""
+"""Keys and sections that may differ on a resume. They change no result, except how the run reacts to bad samples and bad numbers."""
 
 
 def create_next(config: RunConfig) -> RunDir:

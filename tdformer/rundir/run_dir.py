@@ -10,7 +10,8 @@ from pathlib import Path
 class RunDir:
     """Names the files of one run directory. It makes, reads and checks nothing.
 
-    Every part of the program that reads or writes a run gets this type, and no other part knows a file's name.
+    Every part of the program that reads or writes a run gets this type. Names inside `checkpoints` and `slurm` are those of
+    tdformer.checkpoint and launch.slurm.
     """
 
     path: Path
@@ -89,3 +90,8 @@ class RunDir:
     def slurm(self) -> Path:
         """A folder with the script, the log and the starts of this run's Slurm jobs."""
         return self.path / "slurm"
+
+    @property
+    def code(self) -> Path:
+        """A copy of the code at submission, which this run's Slurm jobs run."""
+        return self.path / "code"

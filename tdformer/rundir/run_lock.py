@@ -30,7 +30,7 @@ def check_free(run_dir: RunDir) -> None:
     """Raise UserError if a process of this machine holds the directory and will not end soon. Waits for nothing, changes nothing."""
     holder = lock_file.read(run_dir.lock)
     if holder and holder.is_here and holder.is_running and not holder.is_ending:
-        raise UserError(_refusal(run_dir.lock, holder))
+        raise UserError(_refusal(run_dir, holder))
 
 
 def is_held(run_dir: RunDir) -> bool:
@@ -53,7 +53,7 @@ def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock
     """
     lock = HeldLock(run_dir.lock, this_process())
     try:
-        _acquire(lock.path, lock.own)
+        _acquire(run_dir, lock.own)
     except OSError as error:
         raise UserError(f"run directory {run_dir} cannot be locked ({error.strerror}); see that it can be written to.") from None
     ended = threading.Event()
@@ -102,14 +102,15 @@ def _keep(lock: HeldLock, ended: threading.Event, on_lost: Callable[[str], objec
                 return
 
 
-def _acquire(path: Path, own: Holder) -> None:
+def _acquire(run_dir: RunDir, own: Holder) -> None:
+    path = run_dir.lock
     began, first_beat, is_announced = time.monotonic(), lock_file.last_beat(path), False
     while not lock_file.take(path, own):
         holder, waited = lock_file.read(path), time.monotonic() - began
         if _goes_on(path, holder, first_beat, waited):
-            raise UserError(_refusal(path, holder))
+            raise UserError(_refusal(run_dir, holder))
         if not is_announced:
-            _announce(path, holder)
+            _announce(run_dir, holder)
             is_announced = True
         time.sleep(POLL_SECONDS)
 
@@ -121,15 +122,15 @@ def _goes_on(path: Path, holder: Holder | None, first_beat: float | None, waited
     return lock_file.last_beat(path) not in (None, first_beat) or waited > 2 * STALE_SECONDS
 
 
-def _announce(path: Path, holder: Holder | None) -> None:
-    who = f"{holder} holds {path.parent}" if holder else f"{path} is held"
+def _announce(run_dir: RunDir, holder: Holder | None) -> None:
+    who = f"{holder} holds {run_dir}" if holder else f"{run_dir.lock} is held"
     what = "is ending" if holder and holder.is_here else "gives a sign of life"
     print(f"{who}; waiting to see whether it {what}", file=sys.stderr, flush=True)
 
 
-def _refusal(path: Path, holder: Holder | None) -> str:
+def _refusal(run_dir: RunDir, holder: Holder | None) -> str:
     who = f"another live run ({holder})" if holder else "another run"
     return (
-        f"run directory {path.parent} is held by {who}; end that one first, or choose another --run-dir. If it is dead on a machine "
-        f"that cannot be seen from here, wait {STALE_SECONDS:g} s or remove {path}."
+        f"run directory {run_dir} is held by {who}; end that one first, or choose another --run-dir. If it is dead on a machine "
+        f"that cannot be seen from here, wait {STALE_SECONDS:g} s or remove {run_dir.lock}."
     )

@@ -12,7 +12,7 @@ from tdformer.runs.flat_config import Flat
 
 PAPER = "arXiv 2505.15840"
 TABLE_1 = f"{PAPER}, table 1"
-SOURCES = {85.20: f"{TABLE_1}; 85.25 elsewhere in it"}
+SOURCES = {85.20: f"{TABLE_1}; 85.25 elsewhere in the paper"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Published:
     dataset: str
     classes: int
     time_steps: int
-    path: str
-    """A regular expression for the name of the folder of the data set, of which letters and digits alone are compared."""
+    location_pattern: str
+    """A regular expression for data.train, of which only the letters and digits are compared."""
     rows: tuple[Reference, ...]
 
 
@@ -77,7 +77,7 @@ PUBLISHED = _published()
 def matching_references(configs: Sequence[Flat]) -> list[Reference]:
     """Return the results with the network, the time steps, the data set and the image size of at least one of these runs.
 
-    A data set is recognised by the name of its folder (data.train) and the number of classes, because nothing else tells.
+    A data set is recognised by data.train and by the number of classes, because nothing else tells.
     """
     found: dict[Reference, None] = {}
     for published in PUBLISHED:
@@ -92,4 +92,4 @@ def _fits(config: Flat, published: Published) -> bool:
     backbone = published.backbone.model_dump(mode="json", include={"family", "variant", "embed_dims", "num_heads", "depths", "in_channels"})
     if any(config.get(f"model.backbone.{key}") != value for key, value in backbone.items()):
         return False
-    return re.search(published.path, re.sub("[^a-z0-9]", "", str(config.get("data.train")).lower())) is not None
+    return re.search(published.location_pattern, re.sub("[^a-z0-9]", "", str(config.get("data.train")).lower())) is not None

@@ -30,6 +30,6 @@ def train(config: RunConfig, run_dir: RunDir, context: DistContext) -> Outcome:
                 if must_save:
                     trainer.save(report, at_end=must_stop or trainer.is_done())
                 if must_stop:
-                    report.stopped(stop_flag.reason or "a signal to another rank")
+                    report.stopped(stop_flag.reason or "what stopped another rank")
                     return trainer.outcome(stopped=True)
             return trainer.outcome(stopped=False)

@@ -17,7 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Moments that AdamW and LAMB keep for each parameter, besides a count of their steps."""
 
 
-STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(patch_embed|blocks\.(?P<block>\d+))\.")
+LAYER_OF_STAGE = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(patch_embed|blocks\.(?P<block>\d+))\.")
 
 
 def layer_of(name: str, backbone: BackboneConfig) -> int:
@@ -28,7 +28,7 @@ def layer_of(name: str, backbone: BackboneConfig) -> int:
     decay comes from BEiT and MAE, whose networks have no stages].
     """
     last_stage = len(backbone.depths) - 1
-    part = STAGE_PART.match(name)
+    part = LAYER_OF_STAGE.match(name)
     if part is None or ".control." in name:
         return last_stage + 1 + backbone.depths[-1]
     stage, block = int(part["stage"]), part["block"]
@@ -50,10 +50,10 @@ def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str,
     return [
         {
             "params": parameters,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "weight_decay": config.weight_decay if is_decayed else 0.0,
             "lr_scale": (config.layer_decay or 1.0) ** (head - layer),
         }
-        for (layer, is_matrix), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
+        for (layer, is_decayed), parameters in sorted(groups.items(), key=lambda item: (item[0][0], not item[0][1]))
     ]
 
 

@@ -28,14 +28,14 @@ def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, cont
         engine, notes = _start(config, context)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
         return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes
-    checkpoint, train_state, passed_over = latest_valid(run_dir, context)
+    checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
     engine, kernel_notes = load_engine(config, checkpoint, train_state, context)
     return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes
 
 
-def latest_valid(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:
+def latest_valid_on_all_ranks(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:
     """Find the checkpoint to go on from on rank 0, as store.latest_valid does, and tell all ranks."""
     return context.broadcast(context.on_all_ranks(lambda: store.latest_valid(run_dir) if context.is_rank0 else None))
 

@@ -28,7 +28,7 @@ from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.gradient_accumulator import is_finite
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.report import Report
-from tdformer.training.startup import latest_valid, load_engine, start_or_resume
+from tdformer.training.startup import latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
 from tdformer.training.telemetry.telemetry import make_telemetry
 from tdformer.training.telemetry.throughput import Throughput
@@ -40,7 +40,7 @@ class Outcome:
 
     train_state: TrainState
     stopped: bool
-    """True if a signal ended it before its last epoch; its state is saved."""
+    """True if a signal or a deadline ended it before its last epoch. Its state is saved."""
     images_per_s: float
     """Mean over the steps of this process; 0 if it took none."""
     parameters: int
@@ -163,7 +163,7 @@ class Trainer:
 
     def _report_step(self, report: Report, loss: float, norm: float, rate: float) -> None:
         step, metrics = self.train_state.step, None
-        if self.loss_spikes.is_spike(loss):
+        if self.loss_spikes.add(loss):
             report.say(f"warning: loss spike at step {step}: {loss:.4f}")
         if step % self.config.training.log_every == 0:
             self._count_bad_samples(report)
@@ -208,7 +208,7 @@ class Trainer:
         if not self.context.broadcast(store.has_any(self.run_dir)):
             report.say("warning: there is no checkpoint to rewind to yet; going on with the weights as they are")
             return
-        checkpoint, train_state, _ = latest_valid(self.run_dir, self.context)
+        checkpoint, train_state, _ = latest_valid_on_all_ranks(self.run_dir, self.context)
         del self.engine
         self.engine, _ = load_engine(self.config, checkpoint, train_state, self.context)
         self.train_state = replace(self.train_state, updates=train_state.updates)
@@ -251,9 +251,9 @@ class Trainer:
 
     def decide_on_all_ranks(self) -> tuple[bool, bool]:
         """Return whether the run must stop now, and whether it must save now. All ranks get the same answer."""
-        must_stop, time_is_up = self.context.any(bool(self.stop_flag), self.writer.time_is_up())
+        must_stop, interval_is_over = self.context.any(bool(self.stop_flag), self.writer.interval_is_over())
         is_evaluated = self.train_state.evaluated_epochs > (self.saved.evaluated_epochs if self.saved else 0)
-        return must_stop, must_stop or time_is_up or is_evaluated or self.writer.is_due(self.train_state.step)
+        return must_stop, must_stop or interval_is_over or is_evaluated or self.writer.is_due(self.train_state.step)
 
     def save(self, report: Report, *, at_end: bool) -> None:
         """Save the state, unless this very state is saved already.

@@ -127,6 +127,6 @@ def test_clipping_bounds_the_norm_and_leaves_smaller_ones_alone(context: DistCon
 def test_a_loss_out_of_line_is_a_spike_and_a_noisy_one_is_not() -> None:
     spikes, generator = LossSpikes(), torch.Generator().manual_seed(0)
     noisy = [2 + 0.1 * float(torch.randn((), generator=generator)) for _ in range(3 * SPIKE_WINDOW)]
-    assert not any(spikes.is_spike(loss) for loss in noisy)
-    assert spikes.is_spike(4.0)
-    assert not spikes.is_spike(1.0)
+    assert not any(spikes.add(loss) for loss in noisy)
+    assert spikes.add(4.0)
+    assert not spikes.add(1.0)

@@ -49,7 +49,7 @@ class FiringRates:
         return count
 
 
-STAGE_PART = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(?P<part>patch_embed|blocks)\.")
+PART_OF_STAGE = re.compile(r"backbone\.stages\.(?P<stage>\d+)\.(?P<part>patch_embed|blocks)\.")
 
 
 def _stage(name: str) -> str:
@@ -58,6 +58,6 @@ def _stage(name: str) -> str:
     backbone.stages.0.patch_embed.shortcut.neurons -> patch_embed1, backbone.stages.0.blocks.0.attn.q.neurons -> stage1,
     processing.lif -> processing.
     """
-    if found := STAGE_PART.match(name):
+    if found := PART_OF_STAGE.match(name):
         return f"{'patch_embed' if found['part'] == 'patch_embed' else 'stage'}{int(found['stage']) + 1}"
     return name.removeprefix("backbone.").partition(".")[0]

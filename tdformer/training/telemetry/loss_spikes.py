@@ -6,7 +6,8 @@ import statistics
 from collections import deque
 
 SPIKE_WINDOW, SPIKE_DEVIATIONS = 100, 10.0
-"""A loss is a spike if it lies 10 median absolute deviations above the median of the 100 losses before it [our choice]."""
+"""A loss is a spike if it lies 10 median absolute deviations above the median of the 100 losses before it [our choice]. Equal losses
+have no deviation, and no spikes."""
 
 
 class LossSpikes:
@@ -15,7 +16,7 @@ class LossSpikes:
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
-    def is_spike(self, loss: float) -> bool:
+    def add(self, loss: float) -> bool:
         """Take the loss of the next step, and tell whether it is a spike. The first SPIKE_WINDOW losses never are."""
         before = list(self._losses)
         self._losses.append(loss)

@@ -6,14 +6,14 @@ import time
 
 
 class TimeLeft:
-    """Estimates from the pace of this process after its first step, which is slow. Evaluations and saves count."""
+    """Estimates from the pace since the first step of this process. That step is slow and left out. Evaluations and saves count."""
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
         self._first: tuple[int, float] | None = None
 
     def after(self, step: int) -> str:
-        """Return text such as "2 h 13 min left". It is empty after the first step."""
+        """Return text such as "2 h 13 min left". It is empty at the first call."""
         now = time.monotonic()
         if self._first is None:
             self._first = step, now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 
 import torch
@@ -15,6 +16,7 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     ("B200", {"bf16": 2250, "fp32": 75}),
     ("H200", {"bf16": 989, "fp32": 67}),
     ("H100 PCIe", {"bf16": 756, "fp32": 51}),
+    ("H100 NVL", {"bf16": 835, "fp32": 60}),
     ("H100", {"bf16": 989, "fp32": 67}),
     ("A100", {"bf16": 312, "fp32": 19.5}),
     ("L40S", {"bf16": 362, "fp32": 91.6}),
@@ -23,7 +25,7 @@ PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 3090", {"bf16": 71, "fp32": 35.6}),
     ("A10", {"bf16": 125, "fp32": 31.2}),
 )
-"""Dense peaks from NVIDIA's data sheets, by a part of the device's name. The first that fits counts. bf16 stands for fp16 too."""
+"""Dense peaks from NVIDIA's data sheets, by whole words of the device's name. The first that fits counts. bf16 stands for fp16 too."""
 
 
 def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
@@ -31,7 +33,8 @@ def peak_tflops(config: RunConfig, device: torch.device) -> float | None:
     if config.profiling.peak_tflops is not None or device.type != "cuda":
         return config.profiling.peak_tflops
     name = torch.cuda.get_device_name(device)
-    return next((peaks["fp32" if config.training.precision == "fp32" else "bf16"] for part, peaks in PEAK_TFLOPS if part in name), None)
+    precision = "fp32" if config.training.precision == "fp32" else "bf16"
+    return next((peaks[precision] for words, peaks in PEAK_TFLOPS if re.search(rf"\b{words}\b", name)), None)
 
 
 class Utilisation:
