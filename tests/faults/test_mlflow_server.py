@@ -93,8 +93,8 @@ def test_a_server_killed_in_the_middle_and_started_again(running: Server, run_co
     wait_for(run, last_step(run) + 10)
     running.start()
     assert process.wait(timeout=240) == 0, process.output("stderr")
-    assert process.output("stderr").count("takes nothing now") == 1
-    assert "answers again" in process.output("stderr")
+    # Each outage is said once, however often it was tried. A server that is slow to start again on a busy machine makes another one.
+    assert 1 <= process.output("stderr").count("takes nothing now") == process.output("stderr").count("answers again") <= 3
     assert at(running, run) == in_file(run)
     assert status(running, run) == "FINISHED"
 
