@@ -23,7 +23,7 @@ from tdformer.training.model_with_loss import ModelWithLoss
 
 
 def config_at(stage: int) -> RunConfig:
-    """Of 5 million parameters, so that their state counts beside the activations."""
+    """Return the configuration of a network with 5 million parameters, so that their state counts beside the activations."""
     backbone = BackboneConfig(embed_dims=256, num_heads=4, depths=(1, 1, 4))
     return RunConfig.model_validate(
         {

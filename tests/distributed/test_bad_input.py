@@ -155,7 +155,7 @@ def test_half_a_data_set(run_config: dict, tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> None:
-    """Of another configuration, of another model: nothing of them is overwritten. (Damaged ones: tests/faults/test_damage.py.)"""
+    """Checkpoints of another configuration or model are refused, and not overwritten. (tests/faults/test_damage.py has damaged ones.)"""
     run_config["training"]["epochs"] = 1
     run = tmp_path / "run"
     assert train(run_config, tmp_path).returncode == 0

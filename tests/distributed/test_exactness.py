@@ -1,4 +1,4 @@
-"""The same run, to the same bits, on any number of ranks, at any ZeRO stage, under any recompute policy, and through changes of them."""
+"""A run has the same bits on any number of ranks, at any ZeRO stage, under any recompute policy, and through changes of them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class EveryFifth:
 
 
 def curve(folder: Path, processes: int) -> list[dict[str, float]]:
-    """Of two epochs of configs/demo.yaml on a fifth of its digits: 20 steps, and two evaluations."""
+    """Train two epochs of configs/demo.yaml on a fifth of its digits, and return what 20 steps and two evaluations measured."""
     data = {split: stored(EveryFifth(MnistSource(split)), folder / split, samples_per_shard=1000) for split in ("train", "val")}
     settings = [f"data.train={data['train']}", f"data.val={data['val']}", "data.train_samples=null", "training.epochs=2"]
     settings += ["training.log_every=1", f"tracking.uri=sqlite:///{folder}/mlflow.db", "tracking.system_metrics=false"]

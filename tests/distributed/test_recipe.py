@@ -117,7 +117,7 @@ def test_synced_batch_norm_is_refused_on_a_cpu(run_config: dict, tmp_path: Path)
 
 
 def test_a_chain_of_image_sizes_starts_from_the_run_before(run_config: dict, tmp_path: Path) -> None:
-    """As 224 -> 288 -> 384: from a run directory, then from one of its checkpoints."""
+    """Runs at 32, 48 and 64 pixels follow each other, started from a run directory, then from one of its checkpoints."""
     first = train(run_config, tmp_path / "first", "training.epochs=1")
     second = train(run_config, tmp_path / "second", "data.image_size=48", f"init={first}", "optimizer.base_lr=1e-30", "optimizer.min_lr=0")
     before, after = (load_file(saved(run, 3).model) for run in (first, second))

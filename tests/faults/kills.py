@@ -30,7 +30,7 @@ class Kill:
     victim: Victim
     moment: Moment
     rank: int
-    """Of the victim "one rank"."""
+    """This rank is killed if the victim is "one rank"."""
     seconds: float
     """at any time: after the start. while saving: after its first file is seen."""
     number: int
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def changes_a_file(event: str, arguments: tuple, run: str) -> bool:
-    """In the run directory. The lock is left out: one that was cut off while it was made is waited for, which takes a minute."""
+    """Return whether an event changes a file of the run directory, its lock left out: a lock that was cut off costs a minute of waiting."""
     if event == "open":
         path, _, flags = arguments
         changes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))

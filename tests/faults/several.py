@@ -15,7 +15,7 @@ class Ended:
     run: Path
     codes: list[int]
     output: str
-    """Of rank 0; the others are silent."""
+    """What rank 0 printed. The others are silent."""
     errors: str
 
     def assert_refused(self, *parts: str) -> None:

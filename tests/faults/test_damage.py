@@ -31,7 +31,7 @@ def flip_a_bit(path: Path, draw: random.Random) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 @pytest.mark.parametrize("name", FILES)
 def test_damage_anywhere_is_found(reference: ReferenceRun, tmp_path: Path, name: str, damage) -> None:  # type: ignore[no-untyped-def]
-    """At forty random places of each file. What is not found in a manifest must mean the same as before."""
+    """Each file is damaged at forty random places. A manifest whose damage is not found must mean the same as before."""
     run = reference.copy_cut_after(5, tmp_path / "copy")
     path, draw = run / "checkpoints" / "step-00000005" / name, random.Random(f"{name} {damage.__name__}")
     whole, train_state = path.read_bytes(), check(Checkpoint.at(path.parent))

@@ -55,7 +55,7 @@ def test_stop(reference: ReferenceRun, tmp_path: Path) -> None:
 
 
 def test_at_the_end_it_is_an_error(reference: ReferenceRun, tmp_path: Path) -> None:
-    """Or a finished run would end without what it was for. The last checkpoint without its evaluation is there."""
+    """A finished run must not end without its result. The last checkpoint before its evaluation is there."""
     ended = train(MAIN, 2, reference.config(tmp_path), tmp_path, {"FULL_AT": "8", "FULL_BYTES": "1000"})
     ended.assert_refused("step-00000008 cannot be written")
     assert store.latest_valid(RunDir(ended.run))[0].name == "step-00000007"

@@ -41,7 +41,7 @@ def server(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def running(server: Server) -> Iterator[Server]:
-    """As each test wants to find it."""
+    """Give each test the server running, whatever the test before did to it."""
     yield server
     if server.process is None:
         server.start()
@@ -79,7 +79,7 @@ def wait_for(run: Path, step: int) -> None:
 
 
 def long_run(run_config: dict, server: Server, tmp_path: Path, epochs: int) -> tuple[Started, Path]:
-    """Of three steps per epoch, started."""
+    """Start a run with three steps in each epoch."""
     run_config["tracking"]["uri"] = server.uri
     run_config["training"]["epochs"] = epochs
     run = tmp_path / "run"

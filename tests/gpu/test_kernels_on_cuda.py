@@ -53,7 +53,7 @@ def test_attention_computes_the_formulas(dtype: torch.dtype) -> None:
 
 
 def test_attention_under_autocast_gives_the_bits_of_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sums are whole numbers, which half precision holds."""
+    """The kernel's sums are whole numbers, which half precision holds."""
     torch.manual_seed(0)
     model = lively(TDFormer(small(BackboneConfig(embed_dims=64, num_heads=1, depths=(1, 1, 2))))).to(CUDA)
     model.use_fused_kernels()
