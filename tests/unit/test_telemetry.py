@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdformer.config import RecomputePolicy
+from tdformer.config import RecomputePolicy, RunConfig
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.telemetry import time_left
 from tdformer.training.telemetry.firing_rates import FiringRates
 from tdformer.training.telemetry.stopwatch import PARTS, Stopwatch
 from tdformer.training.telemetry.time_left import TimeLeft, duration
 from tdformer.training.telemetry.traces import Traces
+from tdformer.training.telemetry.utilisation import peak_tflops
 from tests.conftest import tdformer, write_config
 from tests.unit.networks import images, lively, small
 
@@ -114,3 +115,14 @@ def test_a_run_tells_where_its_time_goes(run_config: dict, tmp_path: Path) -> No
     trace = json.loads((run / "traces" / "steps-2-3.json").read_text())
     assert any("convolution" in event.get("name", "") for event in trace["traceEvents"])
     assert {path.name for path in (run / "traces").iterdir()} == {"steps-2-3.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 NVL", 835), ("NVIDIA L40S", 362), ("NVIDIA L40", None), ("NVIDIA RTX A1000", None)],
+)
+def test_a_gpu_is_recognised_by_whole_words_of_its_name(name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong peak would give a wrong MFU without a word. An unknown device gets none."""
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    config = RunConfig.model_validate({"name": "x", "data": {"train": "a", "val": "b"}})
+    assert peak_tflops(config, torch.device("cuda")) == tflops
