@@ -11,6 +11,9 @@ from torch import nn
 from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from tdformer.distributed.context import DistContext
 
+LOSS_UNIT = 2.0**-24
+"""Losses of samples are rounded to multiples of this number, 6e-8 [our choice]. Sums of whole numbers below 2**53 are exact in float64."""
+
 
 class Stopped(Exception):
     """Says that the evaluation ended without a result because the run was told to stop."""
@@ -36,8 +39,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `logits_of` (images -> [segments, B, classes]) over this rank's batches and sum up over the ranks.
 
-    Counts are whole numbers in float64, so accuracies are exact on any number of ranks. The loss is a float64 sum. Every rank must
-    bring equally many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
+    Counts and losses are whole numbers, the losses in LOSS_UNIT, and are added in float64. So the result is the same on any number of
+    ranks, to the bit. Every rank must bring equally many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
     """
     totals = None
     for batch in _agreed(batches, context):
@@ -63,7 +66,8 @@ def _count(logits_NBK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     """Return float64 [samples, summed loss, correct in top 5, correct in top 1 of segment 1, …, of segment N]. Padding does not count."""
     real = labels_B != PADDING_LABEL
     logits_NBK, labels_B = logits_NBK[:, real], labels_B[real]
-    loss = nn.functional.cross_entropy(logits_NBK[-1], labels_B, reduction="sum")
+    loss_B = nn.functional.cross_entropy(logits_NBK[-1], labels_B, reduction="none")
+    loss = (loss_B / LOSS_UNIT).round().sum() * LOSS_UNIT
     top5_BK = logits_NBK[-1].topk(min(5, logits_NBK.shape[-1])).indices
     top5 = (top5_BK == labels_B[:, None]).sum()
     top1_N = (logits_NBK.argmax(-1) == labels_B).sum(1)

@@ -166,12 +166,7 @@ def bits(run: Path, step: int = STEPS) -> dict[str, bytes]:
 def curve(run: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, without what a clock measured."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: _rounded(name, row[name]) for name in MEASURED if name in row} for row in rows]
-
-
-def _rounded(name: str, value: float) -> float:
-    """Evaluation adds losses in float64: their order, and so the last bit of the sum, depends on the number of ranks."""
-    return float(f"{value:.12g}") if name == "val/loss" else value
+    return [{name: row[name] for name in MEASURED if name in row} for row in rows]
 
 
 def tracked(run: Path) -> tuple[list[str], list[tuple[str, int, float]]]:
@@ -179,7 +174,7 @@ def tracked(run: Path) -> tuple[list[str], list[tuple[str, int, float]]]:
     with closing(sqlite3.connect(run.parent / "mlflow.db")) as database:
         statuses = [status for (status,) in database.execute("SELECT status FROM runs")]
         points = database.execute("SELECT key, step, value FROM metrics ORDER BY key, step").fetchall()
-    return statuses, [(name, step, _rounded(name, value)) for name, step, value in points if name in MEASURED]
+    return statuses, [point for point in points if point[0] in MEASURED]
 
 
 def difference(run: Path, reference: Path, last_step: int = STEPS) -> str:
