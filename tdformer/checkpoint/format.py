@@ -169,7 +169,10 @@ def read_train_state(checkpoint: Checkpoint) -> TrainState:
     try:
         state = json.loads(checkpoint.state.read_text())
         if (version := state.get("version")) != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint {checkpoint} has format version {version}; this program reads {FORMAT_VERSION}.")
+            raise CheckpointError(
+                f"checkpoint {checkpoint} has format version {version}, and this program reads {FORMAT_VERSION}; go on with the version "
+                f"of the program that wrote it, or start a new run."
+            )
         return TypeAdapter(TrainState).validate_python(state)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason, name = str(error).splitlines()[0], checkpoint.state.name

@@ -8,7 +8,8 @@ import torch
 
 from tdformer.checkpoint.loss_scale import LossScale
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Version 3 has the parameter names of tdformer.models.layers."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = "tdformer weights 1"
+FORMAT = "tdformer weights 2"
 LISTED = 20
 """An error lists at most this number of names of each kind."""
 
@@ -178,7 +178,9 @@ def _read_folder(folder: Path) -> Weights:
             f"{folder} is no weights folder ({CONFIG} cannot be read: {error}); make one by `tdformer checkpoint import` or `export`."
         ) from None
     if written_as != FORMAT:
-        raise WeightsError(f"{folder / CONFIG} has the format {written_as!r}, this program reads {FORMAT!r}.")
+        raise WeightsError(
+            f"{folder / CONFIG} has the format {written_as!r}, this program reads {FORMAT!r}; export it again with this version."
+        )
     config = checked(ModelConfig, tree, f"{folder / CONFIG} holds no network that can be made")
     state = read_safetensors(folder / WEIGHTS)
     if sha256(folder / WEIGHTS) != digest:

@@ -12,7 +12,7 @@ def how_to_go_on(run_dir: RunDir, world_size: int) -> str:
     """Name the last checkpoint and the command that goes on from it, in one sentence."""
     if not run_dir.latest.exists():
         return f"No checkpoint was reached; {next_step(run_dir, world_size, 'start again')}"
-    return f"The last whole checkpoint is {run_dir.latest.read_text().strip()}; {next_step(run_dir, world_size)}"
+    return f"The last whole checkpoint is {run_dir.latest.read_text(errors='replace').strip()}; {next_step(run_dir, world_size)}"
 
 
 def next_step(run_dir: RunDir, world_size: int, verb: str = "go on") -> str:

@@ -28,7 +28,10 @@ POLL_SECONDS = 0.5
 
 def check_free(run_dir: RunDir) -> None:
     """Raise UserError if a process of this machine holds the directory and will not end soon. Waits for nothing, changes nothing."""
-    holder = lock_file.read(run_dir.lock)
+    try:
+        holder = lock_file.read(run_dir.lock)
+    except OSError as error:
+        raise UserError(_cannot_be_locked(run_dir, error)) from None
     if holder and holder.is_here and holder.is_running and not holder.is_ending:
         raise UserError(_refusal(run_dir, holder))
 
@@ -55,7 +58,7 @@ def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock
     try:
         _acquire(run_dir, lock.own)
     except OSError as error:
-        raise UserError(f"run directory {run_dir} cannot be locked ({error.strerror}); see that it can be written to.") from None
+        raise UserError(_cannot_be_locked(run_dir, error)) from None
     ended = threading.Event()
     threading.Thread(target=_keep, args=(lock, ended, on_lost), name="run lock", daemon=True).start()
     try:
@@ -126,6 +129,10 @@ def _announce(run_dir: RunDir, holder: Holder | None) -> None:
     who = f"{holder} holds {run_dir}" if holder else f"{run_dir.lock} is held"
     what = "is ending" if holder and holder.is_here else "gives a sign of life"
     print(f"{who}; waiting to see whether it {what}", file=sys.stderr, flush=True)
+
+
+def _cannot_be_locked(run_dir: RunDir, error: OSError) -> str:
+    return f"run directory {run_dir} cannot be locked ({error.strerror}); see that it can be written to."
 
 
 def _refusal(run_dir: RunDir, holder: Holder | None) -> str:

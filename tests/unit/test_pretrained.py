@@ -246,15 +246,15 @@ def test_our_own_network_is_not_imported_again(tmp_path: Path) -> None:
         ('{"format": "other", "model": {}}', "has the format 'other', this program reads"),
         ("[" * 100_000, "is no weights folder"),
         (
-            '{"format": "tdformer weights 1", "model": {"time_steps": 3}}',
+            '{"format": "tdformer weights 2", "model": {"time_steps": 3}}',
             "can be made:\n.*time_steps must be a multiple",
         ),
-        ('{"format": "tdformer weights 1", "model": 3}', "holds no network that can be made"),
+        ('{"format": "tdformer weights 2", "model": 3}', "holds no network that can be made"),
     ],
 )
 def test_a_folder_that_is_none_is_told(tmp_path: Path, config: str | None, sentence: str) -> None:
     write_weights(tmp_path / "weights", {"x": torch.zeros(1)}, small(), {})
-    assert json.loads((tmp_path / "weights" / "config.json").read_text())["format"] == "tdformer weights 1"
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["format"] == "tdformer weights 2"
     if config is None:
         (tmp_path / "weights" / "config.json").unlink()
     else:

@@ -9,7 +9,8 @@ import pytest
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import load_config
-from tdformer.rundir import creation
+from tdformer.rundir import creation, run_lock
+from tdformer.rundir.advice import how_to_go_on
 from tdformer.rundir.metrics_file import MetricsFile
 from tdformer.rundir.run_dir import RunDir
 from tdformer.training.learning_curve import draw_learning_curve
@@ -77,3 +78,19 @@ def test_the_learning_curve_is_drawn_from_any_rows(tmp_path: Path) -> None:
     for number, some in enumerate(([], rows[:1], rows)):
         draw_learning_curve(some, tmp_path / f"{number}.png", "title")
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_place_that_cannot_be_a_run_directory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "run" / "lock.json").mkdir(parents=True)
+    for name in ("file", "run"):
+        with pytest.raises(UserError, match=f"run directory .*{name} cannot be locked"):
+            run_lock.check_free(RunDir(tmp_path / name))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_pointer_does_not_hide_how_to_go_on(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.checkpoints.mkdir()
+    run_dir.latest.write_bytes(b"\xff\xfe\x00\x9d")
+    assert f"tdformer train {tmp_path}" in how_to_go_on(run_dir, 1)
