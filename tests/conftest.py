@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run side by side, and bits depend on the number of threads
 
@@ -64,6 +65,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked and is_lacking():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+# --- tests side by side --------------------------------------------------------------------------------------
+
+TOGETHER = ("tests/slurm/", "tests/faults/test_mlflow_server.py", "tests/faults/test_numbers.py")
+"""Tests whose names begin alike share a cluster, a server or finished runs. Each of these groups runs in one test process."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give groups to one process each, and all other tests one by one. Marks of pytest-xdist 3.8 do not do this under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for group in TOGETHER if nodeid.startswith(group)), nodeid)
+
+    return Groups(config, log)
 
 
 # --- what is made once ---------------------------------------------------------------------------------------

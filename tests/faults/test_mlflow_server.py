@@ -25,7 +25,7 @@ from tests.conftest import run_id_of, write_config
 from tests.distributed.starter import Started, tdformer
 from tests.faults.mlflow_server import Server, answering, lossy_road, reply
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]  # one server for all, which some of them kill
+pytestmark = [pytest.mark.slow]
 
 Points = list[tuple[str, int, float]]
 

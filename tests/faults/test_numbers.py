@@ -14,7 +14,7 @@ from tests.distributed.starter import tdformer
 from tests.faults.several import train
 from tests.runs import STEPS, ReferenceRun, bits
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("numbers")]  # they share the idle runs
+pytestmark = [pytest.mark.slow]
 
 MAIN = "tests.faults.numbers_worker"
 WORLDS = [(0, 2), (1, 3), (2, 3), (3, 2)]

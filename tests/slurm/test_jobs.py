@@ -15,7 +15,7 @@ from tests.runs import difference
 from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.jobs import LAST_STEP, Jobs, saved_step, wait_for_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # one cluster for all
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.slurm.jobs import Jobs
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 REFUSALS = {
     "partition": (["--partition", "nowhere"], "invalid partition specified: nowhere"),
