@@ -37,7 +37,7 @@ def import_mlflow() -> Any:
 
 
 def open_client(uri: str) -> Any:
-    """Returns an MlflowClient. A sqlite file is opened, or made; a server is not asked yet. Raises OSError and sqlite3.Error."""
+    """Return an MlflowClient. A sqlite file is opened, or made; a server is not asked yet. Raises OSError and sqlite3.Error."""
     mlflow = import_mlflow()
     if uri.startswith(SQLITE):
         _check_sqlite(Path(uri.removeprefix(SQLITE)))
@@ -48,7 +48,7 @@ def open_client(uri: str) -> Any:
 
 
 def artifacts_beside_sqlite(uri: str) -> str | None:
-    """Returns the URI of the folder for an experiment's files, beside the database. It is None for a server, which has its own."""
+    """Return the URI of the folder for an experiment's files, beside the database. It is None for a server, which has its own."""
     return (Path(uri.removeprefix(SQLITE)).parent / "mlflow_artifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
 
 

@@ -42,7 +42,7 @@ MEANINGS = (
 
 
 def _text(error: Exception) -> str:
-    """Returns the text in which to look. What a server says of itself is not looked into: it may be about the server's own database."""
+    """Return the text in which to look. What a server says of itself is not looked into: it may be about the server's own database."""
     from mlflow.exceptions import RestException
 
     return "" if isinstance(error, RestException) else str(error)
@@ -67,7 +67,7 @@ def is_refusal(status: int) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """Returns what happened, on one line of at most about 300 characters. It names the remedy where there is one."""
+    """Return what happened, on one line of at most about 300 characters. It names the remedy where there is one."""
     if meaning := _meaning_of_status(error) or _meaning_of_type(error):
         return meaning
     for part, meaning in MEANINGS:
@@ -107,7 +107,7 @@ def _meaning_of_type(error: Exception) -> str | None:
 
 
 def _status(error: Exception) -> int | None:
-    """Returns the HTTP status that MLflow's client was answered. It is None if there was no answer, or none with a known status."""
+    """Return the HTTP status that MLflow's client was answered. It is None if there was no answer, or none with a known status."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import HTTPError
 

@@ -23,7 +23,7 @@ MOST_BYTES = 10_000
 
 
 def probe(uri: str, experiment: str) -> str | None:
-    """Returns a sentence if the server cannot be reached from here. From the nodes it may be reached all the same.
+    """Return a sentence if the server cannot be reached from here. From the nodes it may be reached all the same.
 
     Returns None if all is well, or if the URI is not that of a server. Raises UserError if the server refuses, or is not MLflow.
     """
@@ -45,7 +45,7 @@ def probe(uri: str, experiment: str) -> str | None:
 
 
 def _meaning(uri: str, error: urllib.error.HTTPError) -> str | None:
-    """Returns what the server's error means for the job, or None if it does not matter. Raises UserError if the server refuses."""
+    """Return what the server's error means for the job, or None if it does not matter. Raises UserError if the server refuses."""
     if _error_code(error) == "RESOURCE_DOES_NOT_EXIST":
         return None  # The job will make the experiment.
     if error.code in (UNAUTHENTICATED, FORBIDDEN):
@@ -60,7 +60,7 @@ def _meaning(uri: str, error: urllib.error.HTTPError) -> str | None:
 
 
 def _error_code(error: urllib.error.HTTPError) -> str | None:
-    """Returns the name that MLflow's API gives to an error. It is None if the answer is not from MLflow's API."""
+    """Return the name that MLflow's API gives to an error. It is None if the answer is not from MLflow's API."""
     try:
         answer = json.loads(error.read(MOST_BYTES))
     except (ValueError, OSError, http.client.HTTPException):
@@ -69,7 +69,7 @@ def _error_code(error: urllib.error.HTTPError) -> str | None:
 
 
 def _authorization() -> dict[str, str]:
-    """Returns the HTTP headers by which MLflow's client would authenticate itself."""
+    """Return the HTTP headers by which MLflow's client would authenticate itself."""
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):

@@ -34,7 +34,7 @@ def make_model_with_loss(config: RunConfig, recompute: RecomputePolicy | None = 
 
 
 def forward(model_with_loss: ModelWithLoss, config: RunConfig) -> torch.Tensor:
-    """Returns the loss of one micro-batch, a scalar. Images are float32 [B, 3, H, W]; frames of events are [T, B, 2, H, W]."""
+    """Return the loss of one micro-batch, a scalar. Images are float32 [B, 3, H, W]; frames of events are [T, B, 2, H, W]."""
     size, batch, channels = config.data.image_size, config.training.micro_batch, config.model.backbone.in_channels
     frames = (config.model.time_steps,) if channels == 2 else ()
     return model_with_loss(torch.zeros(*frames, batch, channels, size, size), torch.zeros(batch, dtype=torch.int64))

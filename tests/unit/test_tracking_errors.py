@@ -38,7 +38,7 @@ def raised_by(action: Callable[[], Any]) -> Exception:
 
 
 def asked(uri: str) -> Exception:
-    """Returns the error of MLflow's client when it asks for an experiment."""
+    """Return the error of MLflow's client when it asks for an experiment."""
     return raised_by(lambda: open_client(uri).get_experiment_by_name("tdformer"))
 
 
@@ -135,7 +135,7 @@ def locked(path: Path, act: Callable[[], Any]) -> Exception:
 
 
 def wrapped(error: Exception) -> Exception:
-    """Returns an error in a session of the database, as MLflow passes it on."""
+    """Return an error in a session of the database, as MLflow passes it on."""
 
     def wrap() -> None:
         raise MlflowException(message=str(error), error_code=TEMPORARILY_UNAVAILABLE) from error
@@ -161,7 +161,7 @@ def test_a_sqlite_file_that_is_none(tmp_path: Path) -> None:
 
 
 def of_driver(text: str, *, disconnects: bool = False) -> Exception:
-    """Returns what SQLAlchemy makes of an error of a driver that is not installed here."""
+    """Return what SQLAlchemy makes of an error of a driver that is not installed here."""
     error = sqlalchemy.exc.OperationalError("SELECT 1", None, Exception(text), connection_invalidated=disconnects)
     return wrapped(error)
 

@@ -9,7 +9,7 @@ from tdformer.training.meta_step import backward, forward, make_model_with_loss,
 
 
 def flops_per_image(config: RunConfig, recompute: RecomputePolicy | None = None) -> float:
-    """Returns the FLOPs of forward and backward pass for one image, at the run's recompute policy or another one.
+    """Return the FLOPs of forward and backward pass for one image, at the run's recompute policy or another one.
 
     A multiplication and the addition after it are two FLOPs. The precision does not change their number.
     """
