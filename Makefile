@@ -41,6 +41,7 @@ test-fast: .venv/.installed-dev
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest $(FAST)
+	.venv-oldest/bin/pytest -m "slow and not gpu" tests/unit/test_triton_kernels.py
 
 test-faults: .venv/.installed-dev
 	$(BIN)/python -m tests.faults.trials --trials $(TRIALS) --seed $(SEED)

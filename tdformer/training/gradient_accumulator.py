@@ -19,6 +19,9 @@ from torch import nn
 
 from tdformer.distributed.context import DistContext
 
+NORM_PIECE = 2**22
+"""Gradients that are rounded at once for their norm, so that it takes little memory."""
+
 
 class GradientAccumulator:
     """Accumulates gradients, BatchNorm statistics and losses of the micro-batches of one optimizer step, over all ranks.
@@ -72,8 +75,13 @@ class GradientAccumulator:
         return float(self.sums[-1])
 
     def gradient_norm(self) -> float:
-        """Return the L2 norm over all parameters. It is not finite if any gradient is not."""
-        return float(torch.linalg.vector_norm(self._of_gradients))
+        """Return the L2 norm over all parameters. It is not finite if any gradient is not.
+
+        It is that of the gradients rounded to float32. In float64 their last bits may depend on the order of the sums.
+        """
+        pieces = self._of_gradients.split(NORM_PIECE)
+        norms = [torch.linalg.vector_norm(piece.float(), dtype=torch.float64) for piece in pieces]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def clip(self, largest_norm: float, norm: float) -> None:
         if norm > largest_norm:

@@ -60,6 +60,7 @@ def test_memory_command_prints_json() -> None:
     assert {"model", "policy", "time_steps", "segments", "saved_mb_per_image", "flops_ratio"} <= rows[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -75,6 +75,7 @@ def test_batches_keep_the_contract(source: MemorySource, shards: DataSet) -> Non
         assert batch.labels_B.tolist() == [label_of[key] for key in batch.keys]
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(shards: DataSet) -> None:
     steps = 2 * STEPS_PER_EPOCH + 1  # the last step is in the third epoch
     assert_same(train(shards, sampler(), 0, steps, workers=2), train(shards, sampler(), 0, steps, workers=0))
@@ -135,6 +136,7 @@ def test_evaluation_counts_each_sample_once_over_all_ranks(source: MemorySource,
     assert padding == [""] * (-SAMPLES % world_size)
 
 
+@pytest.mark.slow
 def test_evaluation_images_do_not_depend_on_world_size_or_workers(shards: DataSet) -> None:
     alone = by_key(evaluate(shards))
     together = by_key(batch for rank in range(3) for batch in evaluate(shards, rank, world_size=3, batch=5, workers=1 if rank == 0 else 0))

@@ -38,6 +38,7 @@ VALUES = ("x_ptr", "y_ptr", "spikes_ptr", "of_spikes_ptr", "of_x_ptr")
 """Pointers to the dtype of the network's values. The other pointers are to float32."""
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_compute_the_formulas() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.interpreted_kernels"],
