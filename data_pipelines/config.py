@@ -67,7 +67,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the data sets are, and how a sample becomes a normalised image."""
+    """Describes where the data sets are, and how a sample becomes a normalised image."""
 
     train: Location
     """The training set: a folder written by ``tdformer data prepare`` or ``tdformer data index``; or the URL (http(s), s3, gs, …) of
@@ -98,6 +98,6 @@ class DataConfig(Section):
     """What training does about an unreadable image. skip: the next image in storage order takes its place, and each case is logged and
     counted. Evaluation always raises, since it counts every sample."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 100
-    """With `on_bad_sample: skip`: the run ends after more than so many skipped visits."""
+    """Largest number of visits that a run may skip with `on_bad_sample: skip`. It ends at the next one."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank. 0: the training process itself loads."""

@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _shared: Any = None
-"""In a worker process: the argument that all jobs share. It is sent once per process, not once per job."""
+"""The argument that all jobs of a worker process share. It is sent once per process, not once per job."""
 
 
 def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job], processes: int) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""These functions show where the threads of this process are."""
+"""Shows where the threads of this process are."""
 
 from __future__ import annotations
 

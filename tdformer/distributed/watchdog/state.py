@@ -26,7 +26,7 @@ from enum import Enum, auto
 
 
 class Event(Enum):
-    """These are the things that happen to a watchdog."""
+    """Names what can happen to a watchdog."""
 
     START = auto()
     MAIN_LEAVES = auto()
