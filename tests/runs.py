@@ -112,10 +112,16 @@ class ReferenceRun:
         return config
 
     def copy_cut_after(self, step: int, folder: Path) -> Path:
-        """Copy the run into `folder`/run as a crash some steps after the checkpoint of `step` would have left it, with its database."""
+        """Copy the run into `folder`/run as a crash some steps after the checkpoint of `step` would have left it, with its database.
+
+        The copy tracks in that database: the reference run's own is read only.
+        """
         folder.mkdir(exist_ok=True)
         shutil.copy(self.run.parent / "mlflow.db", folder / "mlflow.db")
-        return cut_back(self.run, folder / "run", step)
+        copy = cut_back(self.run, folder / "run", step)
+        config = copy / "config.yaml"
+        config.write_text(config.read_text().replace(f"{self.run.parent}/mlflow.db", f"{folder}/mlflow.db"))
+        return copy
 
 
 def cut_back(run: Path, copy: Path, step: int) -> Path:

@@ -18,6 +18,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, and sync it to the disk. A last line that a crash cut off is ended first. Raises OSError."""
+    with path.open("a+b") as file:
+        is_cut_off = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * is_cut_off + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sha256(path: Path) -> str:
     """Hash a file with SHA-256, and return the digest in hexadecimal."""
     with path.open("rb") as file:

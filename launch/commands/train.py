@@ -51,16 +51,18 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], p
     from tdformer.rundir.run_dir import RunDir
 
     config.training.accumulation(processes)
-    made, run_dir = path is None, RunDir(path) if path else creation.create_next(config)
+    run_dir = RunDir(path) if path else creation.create_next(config)
+    is_new = not run_dir.config.exists()
     creation.check_fits(run_dir, config)
     run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
-    if code == EXIT_ERROR and made:
+    if code == EXIT_ERROR and is_new:
         creation.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import sync
 
-        sync.close(run_dir)
+        if not run_lock.is_held(run_dir):  # else another process has taken the run over
+            sync.close(run_dir)
         typer.echo(how_to_go_on(run_dir, processes), err=True)
     return code

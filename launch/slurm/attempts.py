@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 
+from data_pipelines.storage.files import append_line
 from tdformer.rundir.run_dir import RunDir
 
 FILE = "attempts.jsonl"
@@ -60,10 +60,7 @@ def read(run_dir: RunDir) -> list[Attempt]:
 def append(run_dir: RunDir, attempt: Attempt) -> None:
     """Append a start to the file, and flush it to the disk."""
     run_dir.slurm.mkdir(parents=True, exist_ok=True)
-    with (run_dir.slurm / FILE).open("a") as file:
-        file.write(json.dumps(asdict(attempt)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(run_dir.slurm / FILE, json.dumps(asdict(attempt)))
 
 
 def reason_to_give_up(run_dir: RunDir, restart: int, job: str, environment: Mapping[str, str]) -> str | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import replace_file
-from launch.slurm import attempts, scheduler
+from launch.slurm import job_record, scheduler
 from launch.slurm.cluster_config import ClusterConfig
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
@@ -25,7 +23,7 @@ from tdformer.rundir import creation, run_lock
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
 
-JOB_FILE, SCRIPT = "job.json", "train.sbatch"
+SCRIPT = "train.sbatch"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL", "NODE_FAIL", None)
 """The states of a job that will not write any more. None: Slurm does not know the job."""
 
@@ -99,7 +97,7 @@ def submit(
         replace_file(job.script, lambda partial: partial.write_text(text))
         number = scheduler.sbatch(job.script)
     for index, run in enumerate(runs):
-        _record(run, f"{number}_{index}" if job.is_array else number, job)
+        job_record.write(run, f"{number}_{index}" if job.is_array else number, job.script)
     return Submitted(job, number, text)
 
 
@@ -125,7 +123,7 @@ def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
 
 def _check_free(run_dir: RunDir, config: RunConfig) -> None:
     creation.check_fits(run_dir, config)
-    for number in {attempt.job for attempt in attempts.read(run_dir)[-1:]} | set(_recorded_jobs(run_dir)):
+    for number in job_record.jobs_of(run_dir):
         if shutil.which("squeue") and (state := scheduler.state(number)) not in ENDED:
             raise UserError(f"job {number} ({state}) has {run_dir}; it goes on by itself. To end it first: scancel {number}")
     run_lock.check_free(run_dir)
@@ -135,19 +133,6 @@ def _job(folder: RunDir, runs: Sequence[RunDir], size: Size) -> Job:
     script = (folder.slurm / SCRIPT).absolute()
     here, absolute = Path.cwd(), [run.path.absolute() for run in runs]
     return Job(folder.name, absolute, script, here, sys.executable, size.nodes, size.processes_per_node, size.gpus_per_node, size.at_once)
-
-
-def _record(run: RunDir, number: str, job: Job) -> None:
-    run.slurm.mkdir(exist_ok=True)
-    described = {"job": number, "submitted": time.time(), "script": str(job.script), "user": os.environ.get("USER")}
-    replace_file(run.slurm / JOB_FILE, lambda partial: partial.write_text(json.dumps(described) + "\n"))
-
-
-def _recorded_jobs(run: RunDir) -> list[str]:
-    try:
-        return [str(json.loads((run.slurm / JOB_FILE).read_text())["job"])]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 class _NewFolders:

@@ -110,7 +110,8 @@ def all_in(root: Path) -> list[Checkpoint]:
 
 def write_files(checkpoint: Checkpoint, snapshot: Snapshot, config_yaml: str, is_best: bool) -> None:
     """Write all files of a checkpoint into its folder, a new one, and sync them to the disk. Raises OSError and SafetensorError."""
-    checkpoint.path.mkdir(parents=True)
+    checkpoint.root.mkdir(exist_ok=True)  # without its parents: a run directory that was removed is not made again
+    checkpoint.path.mkdir()
     tensor_files = {checkpoint.model: snapshot.model, checkpoint.optimizer: snapshot.optimizer}
     if snapshot.average:
         tensor_files[checkpoint.ema] = snapshot.average

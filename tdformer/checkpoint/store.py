@@ -7,6 +7,7 @@ Only rank 0 writes.
 from __future__ import annotations
 
 import itertools
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from tdformer.checkpoint.format import NAME, Checkpoint, CheckpointError, all_in, check, sync_to_disk, was_best, write_files
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,28 @@ class RetentionPolicy:
 
 
 def save(
-    run_dir: RunDir, snapshot: Snapshot, config_yaml: str, *, is_best: bool = False, retention: RetentionPolicy = RetentionPolicy()
+    run_dir: RunDir,
+    snapshot: Snapshot,
+    config_yaml: str,
+    *,
+    is_best: bool = False,
+    retention: RetentionPolicy = RetentionPolicy(),
+    may_write: MayWrite = always,
 ) -> Checkpoint:
     """Write a checkpoint, point `latest` (and `best`) to it, and remove old ones. Only rank 0 calls this.
 
-    Raises CheckpointError if it cannot be written. Earlier checkpoints then stay as they are.
+    may_write: HeldLock.may_write. Raises CheckpointError if the checkpoint cannot be written, or if another process has taken the run
+    over. Earlier checkpoints then stay as they are.
     """
     root = run_dir.checkpoints
     final = Checkpoint.of_step(root, snapshot.train_state.step)
-    partial = Checkpoint(root, f".partial-{final.name}")
-    shutil.rmtree(partial.path, ignore_errors=True)
+    partial = Checkpoint(root, f".partial-{final.name}-{secrets.token_hex(4)}")  # a process that lost the run may still write its own
     try:
+        _require(may_write, final)
         write_files(partial, snapshot, config_yaml, is_best)
+        _require(may_write, final)
         _put(partial, final)
+        _point(run_dir.last_saved, final)
         _point(run_dir.latest, final)
         if is_best:
             _point(run_dir.best, final)
@@ -51,6 +62,11 @@ def save(
         raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
     _remove_old(run_dir, retention)
     return final
+
+
+def _require(may_write: MayWrite, checkpoint: Checkpoint) -> None:
+    if not may_write():
+        raise CheckpointError(f"checkpoint {checkpoint} is not written: its run directory is not this process's own any more.")
 
 
 def _put(partial: Checkpoint, final: Checkpoint) -> None:
@@ -122,6 +138,20 @@ def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
 def has_any(run_dir: RunDir) -> bool:
     """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not."""
     return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
+
+
+def can_resume(run_dir: RunDir) -> bool:
+    """Tell whether a run goes on from a checkpoint, or begins. Raises CheckpointError if it saved checkpoints and all are gone."""
+    if run_dir.checkpoints.exists() and not run_dir.checkpoints.is_dir():
+        raise CheckpointError(f"{run_dir.checkpoints} is no folder; move it away, because checkpoints are written there.")
+    if has_any(run_dir):
+        return True
+    if last := _named_by(run_dir.last_saved):
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint any more, and its last one was {last}; put {run_dir.checkpoints} back, or start a new run: "
+            f"tdformer train {run_dir.config}"
+        )
+    return False
 
 
 def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:

@@ -12,6 +12,7 @@ from tdformer.checkpoint.train_state import Snapshot
 from tdformer.config import CheckpointConfig
 from tdformer.distributed.context import DistContext
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite
 
 
 class CheckpointWriter:
@@ -20,8 +21,9 @@ class CheckpointWriter:
     Methods that are collective say so. The others may be called on any rank.
     """
 
-    def __init__(self, run_dir: RunDir, config: CheckpointConfig, config_yaml: str, context: DistContext) -> None:
-        self.run_dir, self.config, self.config_yaml, self.context = run_dir, config, config_yaml, context
+    def __init__(self, run_dir: RunDir, config: CheckpointConfig, config_yaml: str, context: DistContext, may_write: MayWrite) -> None:
+        """may_write: HeldLock.may_write, which rank 0 asks before it writes."""
+        self.run_dir, self.config, self.config_yaml, self.context, self.may_write = run_dir, config, config_yaml, context, may_write
         self.retention = RetentionPolicy(config.keep_last, config.keep_every)
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
@@ -66,7 +68,7 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot, is_best: bool) -> None:
         try:
-            store.save(self.run_dir, snapshot, self.config_yaml, is_best=is_best, retention=self.retention)
+            store.save(self.run_dir, snapshot, self.config_yaml, is_best=is_best, retention=self.retention, may_write=self.may_write)
         except CheckpointError as error:
             self._failure = error
         except Exception as error:  # in a thread it would be lost

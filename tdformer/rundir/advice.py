@@ -10,6 +10,8 @@ from tdformer.rundir.run_dir import RunDir
 
 def how_to_go_on(run_dir: RunDir, world_size: int) -> str:
     """Name the last checkpoint and the command that goes on from it, in one sentence."""
+    if not run_dir.config.exists():
+        return f"If {run_dir} was renamed, go on with: tdformer train NEW_NAME"
     if not run_dir.latest.exists():
         return f"No checkpoint was reached; {next_step(run_dir, world_size, 'start again')}"
     return f"The last whole checkpoint is {run_dir.latest.read_text(errors='replace').strip()}; {next_step(run_dir, world_size)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipelines.errors import UserError
@@ -14,6 +14,7 @@ from tdformer.config.dotted_keys import differences, is_within
 from tdformer.config.yaml_io import dump_config, load_config
 from tdformer.rundir import run_lock
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import HeldLock
 
 CHANGEABLE = (
     "checkpoint",
@@ -67,17 +68,39 @@ def config_of(path: Path) -> Path:
 
 
 def check_fits(run_dir: RunDir, config: RunConfig) -> None:
-    """Raise UserError unless the folder is free for this run, or holds this run already with only CHANGEABLE keys changed."""
-    if run_dir.config.exists():
-        saved = load_config(run_dir.config)
-        changed = [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
-        if changed:
-            raise UserError(
-                f"{run_dir} holds a run of another configuration; resume it as it was (tdformer train {run_dir}) or choose another "
-                f"--run-dir. Different are: {'; '.join(changed)}"
-            )
-    elif _has_content(run_dir):
-        raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
+    """Raise UserError unless the folder is free for this run, or holds this run already with only CHANGEABLE keys changed.
+
+    The configuration is compared with the run's own, and with that of its newest checkpoint: the run's own may have been edited.
+    """
+    if not run_dir.config.exists():
+        if _has_content(run_dir):
+            raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
+        return
+    if changed := _fixed_differences(load_config(run_dir.config), config):
+        raise UserError(
+            f"{run_dir} holds a run of another configuration; resume it as it was (tdformer train {run_dir}) or choose another "
+            f"--run-dir. Different are: {'; '.join(changed)}"
+        )
+    saved = _newest_saved_config(run_dir)
+    if saved and (changed := _fixed_differences(load_config(saved), config)):
+        raise UserError(
+            f"{run_dir.config} was changed after the run had begun; restore it (cp {saved} {run_dir.config}), or start a new run with "
+            f"it: tdformer train {run_dir.config}. Different are: {'; '.join(changed)}"
+        )
+
+
+def _fixed_differences(saved: RunConfig, config: RunConfig) -> list[str]:
+    """Return one line for each key that differs and may not."""
+    return [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
+
+
+def _newest_saved_config(run_dir: RunDir) -> Path | None:
+    """Return the configuration in the newest checkpoint that has a readable one."""
+    for path in sorted(run_dir.checkpoints.glob(f"step-*/{run_dir.config.name}"), reverse=True):
+        with suppress(UserError):  # a damaged checkpoint is told when it would be loaded
+            load_config(path)
+            return path
+    return None
 
 
 def make_folder(run_dir: RunDir) -> None:
@@ -96,20 +119,21 @@ def claim(run_dir: RunDir, config: RunConfig) -> None:
 
 
 @contextmanager
-def held(run_dir: RunDir, config: RunConfig, on_lost: Callable[[str], object]) -> Iterator[None]:
+def held(run_dir: RunDir, config: RunConfig, on_lost: Callable[[str], object]) -> Iterator[HeldLock]:
     """Claim the folder for this run, and keep other runs out of it inside the context. run_lock.held says when it calls `on_lost`."""
     make_folder(run_dir)
     check_fits(run_dir, config)
-    with run_lock.held(run_dir, on_lost):
+    with run_lock.held(run_dir, on_lost) as lock:
         claim(run_dir, config)
-        yield
+        yield lock
 
 
 def discard_if_unused(run_dir: RunDir) -> None:
     """Remove a run directory that holds a configuration at most, after a start that was refused."""
     if run_dir.path.is_dir() and {entry.name for entry in run_dir.path.iterdir()} <= {run_dir.config.name}:
         run_dir.config.unlink(missing_ok=True)
-        run_dir.path.rmdir()
+        with suppress(OSError):  # an empty folder may be where a disk is mounted
+            run_dir.path.rmdir()
 
 
 def _has_content(run_dir: RunDir) -> bool:

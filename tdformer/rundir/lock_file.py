@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from tdformer.rundir.copies import original_of
 from tdformer.rundir.lock_holder import Holder
 
 STALE_SECONDS = 60.0
@@ -61,10 +62,21 @@ def read(path: Path) -> Holder | None:
 
 
 def is_stale(path: Path, holder: Holder | None) -> bool:
-    """Return True if the holder has ended, or has been silent for STALE_SECONDS where this process cannot see it."""
+    """Return True if the holder has ended, or has been silent for STALE_SECONDS where this process cannot see it.
+
+    A lock that was copied here, together with the folder of its holder, is stale too.
+    """
+    if holder and is_copy(path, holder):
+        return True
     if holder and holder.is_here:
         return not holder.is_running
     return _silence(path) > STALE_SECONDS
+
+
+def is_copy(path: Path, holder: Holder) -> bool:
+    """Return True if the lock came here as a copy of a lock that is still where it was made."""
+    original = original_of(path, holder.folder)
+    return original is not None and read(original) == holder
 
 
 def replace(path: Path, seen: Holder | None, own: Holder | None) -> bool:

@@ -25,7 +25,7 @@ class Holder:
     `machine` names the process table in which `pid` counts: one boot of one machine, or one container on it. Host names do not: two
     machines may share one. `started` tells the process from a later one with the same pid. `launcher` is the pid of
     `tdformer train --processes`, which stops its ranks if it dies; it is 0, and its start "", under any other launcher. `since` is
-    the local time at which this record was made. `token` is random.
+    the local time at which this record was made. `token` is random. `folder` is the absolute path of the folder that is locked.
     """
 
     host: str
@@ -36,6 +36,7 @@ class Holder:
     launcher_started: str
     since: str
     token: str
+    folder: str
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
@@ -56,12 +57,13 @@ class Holder:
         return bool(self.launcher_started) and start_of(self.launcher) not in (self.launcher_started, HIDDEN)
 
 
-def this_process() -> Holder:
-    """Describe this process, with a new token."""
+def this_process(folder: Path) -> Holder:
+    """Describe this process as the holder of a folder, with a new token."""
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S %z")
     launcher = os.getppid() if OWN_LAUNCHER in os.environ else 0
     launcher_started = start_of(launcher) if launcher else ""
-    return Holder(socket.gethostname(), this_machine(), pid, start_of(pid), launcher, launcher_started, since, secrets.token_hex(8))
+    process = (socket.gethostname(), this_machine(), pid, start_of(pid), launcher, launcher_started)
+    return Holder(*process, since, secrets.token_hex(8), str(folder.resolve()))
 
 
 def this_machine() -> str:

@@ -9,6 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.storage.files import replace_file
+
+Row = dict[str, Any]
+
 
 class MetricsFile:
     """Holds one JSON object per line: `step`, `epoch`, `time` (seconds since 1970), and metrics by name.
@@ -32,30 +36,44 @@ class MetricsFile:
                 file.write(self._waiting)
         except OSError:
             with suppress(OSError):
-                os.truncate(self.path, size)  # reading ends at the first incomplete line
+                os.truncate(self.path, size)  # a row that is cut off could not be read
             raise
         self._waiting = ""
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows up to the first one that cannot be read."""
+    def rows(self) -> list[Row]:
+        """Return the rows that can be read, in the order of the file. Raises OSError."""
+        return [row for _, row in self._lines() if row is not None]
+
+    def cut_after(self, step: int, evaluated_epochs: int) -> list[int]:
+        """Remove the rows that a resume computes again: steps after `step`, and evaluations after the first `evaluated_epochs`.
+
+        Lines that cannot be read stay as they are. Returns their numbers, from 1. A last line without its end is no such line: a
+        crash cut it off, and it is removed. Raises OSError, and the file then stays as it was.
+        """
         if not self.path.exists():
             return []
-        rows = []
-        for line in self.path.read_text(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break  # a crash cut it off; a resume computes the steps after it again
-            if not (isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))):
-                break
-            rows.append(row)
-        return rows
+        kept = [
+            (line, row)
+            for line, row in self._lines()
+            if row is None or (row["step"] <= step and ("val/top1" not in row or row["epoch"] <= evaluated_epochs))
+        ]
+        replace_file(self.path, lambda partial: partial.write_bytes(b"".join(line for line, _ in kept)))
+        return [number for number, (_, row) in enumerate(kept, start=1) if row is None]
 
-    def cut_after(self, step: int, evaluated_epochs: int) -> None:
-        """Remove the rows that a resume computes again: steps after `step`, and evaluations after the first `evaluated_epochs`."""
+    def _lines(self) -> list[tuple[bytes, Row | None]]:
+        """Return each line with its row, or with None if it cannot be read. A last line without its end counts only if it is whole."""
         if not self.path.exists():
-            return
-        kept = [row for row in self.rows() if row["step"] <= step and ("val/top1" not in row or row["epoch"] <= evaluated_epochs)]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(self.path)
+            return []
+        *lines, rest = self.path.read_bytes().split(b"\n")
+        if _row(rest) is not None:
+            lines.append(rest)
+        return [(line + b"\n", _row(line)) for line in lines]
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))
+    return row if is_row else None

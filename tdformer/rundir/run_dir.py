@@ -57,6 +57,11 @@ class RunDir:
         return self.checkpoints / "best"
 
     @property
+    def last_saved(self) -> Path:
+        """A file that holds the name of the checkpoint that was saved last. It is not in `checkpoints`, and shows when that is lost."""
+        return self.path / "last_saved"
+
+    @property
     def sessions(self) -> Path:
         """A folder with one file for each time that the run was started."""
         return self.path / "sessions"

@@ -20,10 +20,18 @@ from tdformer.rundir.lock_file import STALE_SECONDS
 from tdformer.rundir.lock_holder import Holder, this_process
 from tdformer.rundir.run_dir import RunDir
 
+MayWrite = Callable[[], bool]
+"""HeldLock.may_write, for code that writes into a run directory and need not know its lock."""
+
 BEAT_SECONDS = 10.0
 SECONDS_FOR_ENDING = 60.0
 """A start waits so long for a run whose launcher was killed: that run finishes its step and saves."""
 POLL_SECONDS = 0.5
+
+
+def always() -> bool:
+    """Stand for HeldLock.may_write where nothing else can write."""
+    return True
 
 
 def check_free(run_dir: RunDir) -> None:
@@ -32,7 +40,7 @@ def check_free(run_dir: RunDir) -> None:
         holder = lock_file.read(run_dir.lock)
     except OSError as error:
         raise UserError(_cannot_be_locked(run_dir, error)) from None
-    if holder and holder.is_here and holder.is_running and not holder.is_ending:
+    if holder and holder.is_here and not lock_file.is_stale(run_dir.lock, holder) and not holder.is_ending:
         raise UserError(_refusal(run_dir, holder))
 
 
@@ -40,8 +48,8 @@ def is_held(run_dir: RunDir) -> bool:
     """Return True if a process trains this run. Writes nothing, and so goes by the clock of this machine, not of the file system."""
     try:
         holder = lock_file.read(run_dir.lock)
-        if holder and holder.is_here:
-            return holder.is_running
+        if holder and (holder.is_here or lock_file.is_copy(run_dir.lock, holder)):
+            return not lock_file.is_stale(run_dir.lock, holder)
         beat = lock_file.last_beat(run_dir.lock)
         return beat is not None and time.time() - beat < STALE_SECONDS
     except OSError:
@@ -50,17 +58,17 @@ def is_held(run_dir: RunDir) -> bool:
 
 @contextmanager
 def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock]:
-    """Hold the run directory. A thread calls `on_lost` with a reason if another process takes the lock nevertheless.
+    """Hold the run directory. `on_lost` is called with a reason, once, if another process takes it nevertheless, or if it is gone.
 
     Raises UserError if another live run holds it.
     """
-    lock = HeldLock(run_dir.lock, this_process())
+    lock = HeldLock(run_dir, this_process(run_dir.path), on_lost)
     try:
         _acquire(run_dir, lock.own)
     except OSError as error:
         raise UserError(_cannot_be_locked(run_dir, error)) from None
     ended = threading.Event()
-    threading.Thread(target=_keep, args=(lock, ended, on_lost), name="run lock", daemon=True).start()
+    threading.Thread(target=_keep, args=(lock, ended), name="run lock", daemon=True).start()
     try:
         yield lock
     finally:
@@ -73,36 +81,54 @@ def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock
 class HeldLock:
     """The lock of a run directory, while this process holds it."""
 
-    path: Path
+    run_dir: RunDir
     own: Holder
+    on_lost: Callable[[str], object]
+    is_lost: bool = False
+    """True once `may_write` found that another process has the lock, or that the run directory is gone."""
     _is_released: bool = False
     _mutex: threading.Lock = field(default_factory=threading.Lock)
-    """It keeps `still_mine` from making the lock again while another thread releases it."""
+    """It keeps `may_write` from making the lock again while another thread releases it."""
 
-    def still_mine(self) -> bool:
-        """Return False if another process has taken the lock, or if it was released. Make it again if somebody removed it by hand.
+    def may_write(self) -> bool:
+        """Tell whether the run directory is still this process's own. Whoever writes into it asks this first.
 
-        This reads one small file. Raises OSError if the file system does not answer.
+        A process that was halted for long may have lost it meanwhile. This reads one small file. A lock that somebody removed by hand is
+        made again. Raises OSError if the file system does not answer.
         """
         with self._mutex:
-            return not self._is_released and (lock_file.read(self.path) == self.own or lock_file.create(self.path, self.own))
+            if self.is_lost or self._is_released:
+                return False
+            if not (reason := self._reason_of_loss()):
+                return True
+            self.is_lost = True
+        self.on_lost(reason)
+        return False
 
     def release(self) -> None:
         """Remove the lock, unless another process has taken it."""
         with self._mutex:
             self._is_released = True
-            lock_file.release(self.path, self.own)
+            lock_file.release(self.run_dir.lock, self.own)
+
+    def _reason_of_loss(self) -> str:
+        path = self.run_dir.lock
+        if lock_file.read(path) == self.own:
+            return ""
+        if not self.run_dir.config.exists():
+            return f"{self.run_dir} is gone: it was removed or renamed while it was trained"
+        if lock_file.create(path, self.own):
+            return ""
+        holder = lock_file.read(path) or "another run"
+        return f"{path} was taken over by {holder}; only one run may write to a run directory"
 
 
-def _keep(lock: HeldLock, ended: threading.Event, on_lost: Callable[[str], object]) -> None:
+def _keep(lock: HeldLock, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         with suppress(OSError):  # The file system may answer the next time.
-            if lock.still_mine():
-                lock_file.beat(lock.path)
-            elif not ended.is_set():
-                holder = lock_file.read(lock.path) or "another run"
-                on_lost(f"{lock.path} was taken over by {holder}; only one run may write to a run directory")
+            if not lock.may_write():
                 return
+            lock_file.beat(lock.run_dir.lock)
 
 
 def _acquire(run_dir: RunDir, own: Holder) -> None:

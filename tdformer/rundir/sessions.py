@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from data_pipelines.storage.files import replace_file
@@ -83,8 +85,9 @@ class SessionFile:
         write(self.path, self.session)
 
 
-def write(path: Path, session: Session) -> None:
-    replace_file(path, lambda partial: partial.write_text(json.dumps(asdict(session)) + "\n"))
+def write(path: Path, session: Session, others: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write the file of a session. `others`: keys that a newer version of the program wrote, and that must stay. Raises OSError."""
+    replace_file(path, lambda partial: partial.write_text(json.dumps({**others, **asdict(session)}) + "\n"))
 
 
 def files(run_dir: RunDir) -> list[Path]:
@@ -129,6 +132,6 @@ def close_last(run_dir: RunDir, *, comes_back: bool = True) -> bool:
         status = "failed" if session.status == "running" else session.status
         closed = replace(session, status=status, comes_back=session.comes_back and comes_back)
         if closed != session:
-            write(path, closed)
+            write(path, closed, others=json.loads(path.read_bytes()))
             return True
     return False

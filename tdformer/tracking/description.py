@@ -17,6 +17,8 @@ from tdformer.tracking.run_ids import read_run_id
 
 KEY_TAG = "tdformer.key"
 """The tag by which the MLflow run of a run directory is found again."""
+FOLDER_TAG = "tdformer.run_dir"
+"""The tag with the absolute path of the run directory."""
 CHANGED = "changed."
 """Prefix of the tags for parameters that a resume changed. MLflow lets parameters be written only once."""
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000

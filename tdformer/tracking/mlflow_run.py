@@ -1,6 +1,7 @@
 """Finds the MLflow run of a run directory, or makes it.
 
-That is the run whose id the directory holds; else one that was made for it while noting the id failed; else a new one.
+That is the run whose id the directory holds; else one that was made for it while noting the id failed; else a new one. A copy of a run
+directory holds the id of the original's run, and gets a new one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from tdformer.config import RunConfig
 from tdformer.rundir import sessions
+from tdformer.rundir.copies import original_of
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import description
@@ -24,9 +26,10 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
     """Return the id of the MLflow run, and note it in the run directory. Raises RefusedError if that run was deleted."""
     name, first = config.tracking.experiment, _first_session(run_dir)
-    run_id = _noted(client, run_dir, uri) or _unnoted(client, name, first)
+    run_id = _noted(client, run_dir, uri) or _unnoted(client, run_dir, name, first)
     if run_id is None:
-        experiment, tags = _experiment(client, name, artifacts_beside_sqlite(uri)), {description.KEY_TAG: description.key(first)}
+        experiment = _experiment(client, name, artifacts_beside_sqlite(uri))
+        tags = {description.KEY_TAG: description.key(first), description.FOLDER_TAG: str(run_dir.path.resolve())}
         run = client.create_run(experiment, start_time=int(first.began * 1000), run_name=run_dir.name, tags=tags)
         run_id = str(run.info.run_id)
     if read_run_ids(run_dir).get(uri) != run_id:
@@ -58,7 +61,10 @@ def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
     ids = read_run_ids(run_dir)
     for run_id in [ids[uri]] if uri in ids else ids.values():
         try:
-            if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            run = client.get_run(run_id)
+            if _belongs_to_original(run, run_dir):
+                continue
+            if run.info.lifecycle_stage == "deleted":
                 raise RefusedError(f"its run {run_id} is deleted; restore it with: mlflow runs restore --run-id {run_id}")
             return run_id
         except MlflowException as error:
@@ -67,12 +73,19 @@ def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
     return None
 
 
-def _unnoted(client: Any, name: str, first: Session) -> str | None:
+def _belongs_to_original(run: Any, run_dir: RunDir) -> bool:
+    """Tell whether an MLflow run is that of another run directory, of which `run_dir` is a copy. The copy gets a run of its own."""
+    folder = run.data.tags.get(description.FOLDER_TAG)
+    original = original_of(run_dir.mlflow_runs, folder) if folder else None
+    return original is not None and run.info.run_id in read_run_ids(RunDir(original.parent)).values()
+
+
+def _unnoted(client: Any, run_dir: RunDir, name: str, first: Session) -> str | None:
     """Return a run that was made for this directory but not noted, because the answer was lost or the process was killed."""
     if (experiment := client.get_experiment_by_name(name)) is None:
         return None
     runs = client.search_runs([experiment.experiment_id], f"tags.`{description.KEY_TAG}` = '{description.key(first)}'")
-    return next((run.info.run_id for run in runs), None)
+    return next((run.info.run_id for run in runs if not _belongs_to_original(run, run_dir)), None)
 
 
 def _experiment(client: Any, name: str, artifacts: str | None) -> str:

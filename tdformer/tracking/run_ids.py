@@ -24,6 +24,9 @@ def read_run_id(run_dir: RunDir, uri: str | None) -> str | None:
 
 
 def note_run_id(run_dir: RunDir, uri: str, run_id: str) -> None:
-    """Note the MLflow run id at `uri`. Raises OSError."""
-    ids = {**read_run_ids(run_dir), uri: run_id}
-    replace_file(run_dir.mlflow_runs, lambda partial: partial.write_text(json.dumps(ids, indent=1) + "\n"))
+    """Note the MLflow run id at `uri`. A damaged file is kept beside the new one, with the suffix .damaged. Raises OSError."""
+    path = run_dir.mlflow_runs
+    ids = read_run_ids(run_dir)
+    if not ids and path.exists() and path.read_bytes():
+        path.replace(path.with_suffix(".damaged"))
+    replace_file(path, lambda partial: partial.write_text(json.dumps({**ids, uri: run_id}, indent=1) + "\n"))

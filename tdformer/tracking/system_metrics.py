@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.storage.files import append_line
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 
 SECONDS_BETWEEN = 10.0
 PREFIX = "system/"
@@ -19,10 +21,11 @@ PREFIX = "system/"
 class SystemMetrics:
     """Appends a row every ten seconds, in a thread. MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL changes that time. `step` counts rows."""
 
-    def __init__(self, run_dir: RunDir) -> None:
+    def __init__(self, run_dir: RunDir, may_write: MayWrite = always) -> None:
         from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
         self._path, self._step = run_dir.system_metrics, _next_step(run_dir.system_metrics)
+        self._may_write = may_write
         self._seconds = MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SECONDS_BETWEEN
         self._monitors = list(_monitors())
         self._ending = threading.Event()
@@ -40,8 +43,9 @@ class SystemMetrics:
                 monitor.collect_metrics()
                 row |= {PREFIX + name: value for name, value in monitor.aggregate_metrics().items()}
                 monitor.clear_metrics()
-            with suppress(OSError), self._path.open("a") as file:  # the writers of more important rows warn of a full disk
-                file.write(json.dumps(row) + "\n")
+            with suppress(OSError):  # the writers of more important rows warn of a full disk
+                if self._may_write():
+                    append_line(self._path, json.dumps(row))
             self._step += 1
 
 

@@ -11,6 +11,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import TrackingConfig
 from tdformer.distributed.launch_environment import REQUEUES
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.rundir.sessions import Session, SessionFile, Status
 from tdformer.tracking.client import import_mlflow, is_server
 from tdformer.tracking.mirror import Mirror
@@ -29,7 +30,7 @@ class Tracker:
     if MLflow refuses. A server that does not answer yet is no error: it gets what it lacks when it answers.
     """
 
-    def __init__(self, config: TrackingConfig, run_dir: RunDir, session: Session) -> None:
+    def __init__(self, config: TrackingConfig, run_dir: RunDir, session: Session, may_write: MayWrite = always) -> None:
         import_mlflow()
         self._config, self._run_dir = config, run_dir
         self._status: Status = "finished"
@@ -41,7 +42,7 @@ class Tracker:
         if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server(config.uri)]):
             self._session.discard()
             raise UserError(f"MLflow at {config.uri} cannot be used ({refusal}); mend tracking.uri, tracking.experiment or the server.")
-        self._system = SystemMetrics(run_dir) if config.system_metrics else None
+        self._system = SystemMetrics(run_dir, may_write) if config.system_metrics else None
 
     def reached(self, step: int) -> None:
         """Say that there are new points in the run's files."""

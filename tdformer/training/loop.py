@@ -7,19 +7,21 @@ from contextlib import closing
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.training.faults.preemption import stopping
 from tdformer.training.report import reporting
 from tdformer.training.trainer import Outcome, Trainer
 
 
-def train(config: RunConfig, run_dir: RunDir, context: DistContext) -> Outcome:
+def train(config: RunConfig, run_dir: RunDir, context: DistContext, may_write: MayWrite = always) -> Outcome:
     """Train a run from its beginning, or from its latest checkpoint, to its end or to a stop signal.
 
-    Raises UserError, on all ranks alike, for what a user can mend.
+    may_write: HeldLock.may_write, which rank 0 asks before it writes into the run directory. Raises UserError, on all ranks alike, for
+    what a user can mend.
     """
     with stopping(config.preemption) as stop_flag:
-        trainer = Trainer(config, run_dir, context, stop_flag)
-        with closing(trainer), reporting(config, run_dir, trainer.train_state, trainer.total_steps, context) as report:
+        trainer = Trainer(config, run_dir, context, stop_flag, may_write)
+        with closing(trainer), reporting(config, run_dir, trainer.train_state, trainer.total_steps, context, may_write) as report:
             trainer.announce(report)
             while not trainer.is_done():
                 if trainer.evaluation_is_due():

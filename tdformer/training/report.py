@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tdformer.distributed.watchdog.progress import TRAINING
 from tdformer.evaluation import Evaluation
 from tdformer.rundir.metrics_file import MetricsFile
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.tracking.tracker import Tracker
 from tdformer.training.learning_curve import draw_learning_curve
 from tdformer.training.new_session import new_session
@@ -43,8 +44,16 @@ class Report:
 class Rank0Report(Report):
     """Shows progress on the terminal, writes metrics.jsonl, and wakes the tracker."""
 
-    def __init__(self, run_dir: RunDir, progress: Progress, tracker: Tracker, train_state: TrainState, total_steps: int) -> None:
-        self.run_dir, self.tracker, self.progress = run_dir, tracker, progress
+    def __init__(
+        self,
+        run_dir: RunDir,
+        progress: Progress,
+        tracker: Tracker,
+        train_state: TrainState,
+        total_steps: int,
+        may_write: MayWrite,
+    ) -> None:
+        self.run_dir, self.tracker, self.progress, self.may_write = run_dir, tracker, progress, may_write
         self.metrics_file = MetricsFile(run_dir.metrics)
         self.title = run_dir.name
         self.total_steps = total_steps
@@ -67,8 +76,8 @@ class Rank0Report(Report):
         segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
         ema = {"val/top1_ema": averaged.top1, "val/loss_ema": averaged.loss} if averaged else {}
         self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
-        with self._warning_of_disk_errors(self.run_dir.learning_curve):
-            draw_learning_curve(self.metrics_file.rows(), self.run_dir.learning_curve, self.title)
+        curve = self.run_dir.learning_curve
+        self._write(curve, lambda: draw_learning_curve(self.metrics_file.rows(), curve, self.title))
         of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
         self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
 
@@ -80,15 +89,17 @@ class Rank0Report(Report):
         self.say(f"stopped by {reason}")
 
     def _record(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
-        with self._warning_of_disk_errors(self.run_dir.metrics):
+        def append() -> None:
             self.metrics_file.append(step, epoch, metrics)
             self.tracker.reached(step)
 
-    @contextmanager
-    def _warning_of_disk_errors(self, path: Path) -> Iterator[None]:
-        """Turn a disk error inside into one warning per run, and let training go on."""
+        self._write(self.run_dir.metrics, append)
+
+    def _write(self, path: Path, write: Callable[[], object]) -> None:
+        """Call `write`, which writes `path`, if this process may. A disk error becomes one warning per run, and training goes on."""
         try:
-            yield
+            if self.may_write():
+                write()
         except OSError as error:
             if not self._warned:
                 self.say(f"warning: {path} cannot be written ({error.strerror or error}); training goes on.")
@@ -96,12 +107,25 @@ class Rank0Report(Report):
 
 
 @contextmanager
-def reporting(config: RunConfig, run_dir: RunDir, train_state: TrainState, total_steps: int, context: DistContext) -> Iterator[Report]:
+def reporting(
+    config: RunConfig,
+    run_dir: RunDir,
+    train_state: TrainState,
+    total_steps: int,
+    context: DistContext,
+    may_write: MayWrite = always,
+) -> Iterator[Report]:
     """Give this rank's Report of a run that goes on from `train_state`.
 
-    At the end of the context the progress bar is closed, and the MLflow run gets its status.
+    may_write: HeldLock.may_write, which rank 0 asks before it writes. At the end of the context the progress bar is closed, and the
+    MLflow run gets its status.
     """
-    tracker = context.on_all_ranks(lambda: _open_tracker(config, run_dir, train_state, context) if context.is_rank0 else None)
+
+    def open_tracker() -> Tracker:
+        return Tracker(config.tracking, run_dir, new_session(context, train_state.step), may_write)
+
+    unreadable = context.on_all_ranks(lambda: _cut_metrics(run_dir, train_state) if context.is_rank0 else [])
+    tracker = context.on_all_ranks(lambda: open_tracker() if context.is_rank0 else None)
     context.watchdog.progress.enter_phase(TRAINING)
     if tracker is None:
         yield Report()
@@ -112,7 +136,10 @@ def reporting(config: RunConfig, run_dir: RunDir, train_state: TrainState, total
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)
-        yield Rank0Report(run_dir, progress, tracker, train_state, total_steps)
+        report = Rank0Report(run_dir, progress, tracker, train_state, total_steps, may_write)
+        if unreadable:
+            report.say(f"warning: {run_dir.metrics}: {_lines(unreadable)} cannot be read; what is there is kept, and shown nowhere.")
+        yield report
 
 
 @contextmanager
@@ -125,11 +152,15 @@ def _tracking(tracker: Tracker, context: DistContext) -> Iterator[None]:
             slow.enter_context(context.watchdog.progress.slow_phase("saving"))
 
 
-def _open_tracker(config: RunConfig, run_dir: RunDir, train_state: TrainState, context: DistContext) -> Tracker:
-    """Cut the metrics file back to `train_state`, and open the run's tracker, which goes on from there."""
+def _cut_metrics(run_dir: RunDir, train_state: TrainState) -> list[int]:
+    """Cut the metrics file back to `train_state`. Return the numbers of the lines that cannot be read, which stay."""
     path = run_dir.metrics
     try:
-        MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
+        return MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
     except OSError as error:
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
-    return Tracker(config.tracking, run_dir, new_session(context, train_state.step))
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    return f"line {shown}" if len(numbers) == 1 else f"{len(numbers)} lines ({shown})"

@@ -13,6 +13,7 @@ from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.rundir import creation
 from tdformer.rundir.advice import how_to_go_on, next_step
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import HeldLock, always
 from tdformer.tracking import sync
 from tdformer.tracking.client import is_server
 from tdformer.tracking.run_ids import read_run_id
@@ -26,31 +27,34 @@ def run_training(load: Callable[[], RunConfig], path: Path | None) -> tuple[bool
     load: reads the configuration. path: the run directory; None makes a new one. Returns whether the run was stopped before its end,
     and on rank 0 a summary for people.
     """
-    with init_distributed() as context, ExitStack() as lock:
+    with init_distributed() as context, ExitStack() as stack:
         config = context.broadcast(context.on_all_ranks(load))
         context.on_all_ranks(lambda: config.training.accumulation(context.world_size))
-        run_dir = context.broadcast(context.on_all_ranks(lambda: _hold(config, path, context, lock) if context.is_rank0 else None))
+        run_dir = context.broadcast(context.on_all_ranks(lambda: _choose(config, path) if context.is_rank0 else None))
+        is_new = not run_dir.config.exists()
+        hold = creation.held(run_dir, config, context.watchdog.abort)
+        lock = context.on_all_ranks(lambda: stack.enter_context(hold) if context.is_rank0 else None)
         _configure_watchdog(config, run_dir, context, lock)
         try:
-            outcome = train(config, run_dir, context)
+            outcome = train(config, run_dir, context, lock.may_write if lock else always)
         except UserError:
-            lock.close()
-            if context.is_rank0 and path is None:
+            stack.close()
+            if context.is_rank0 and is_new:
                 creation.discard_if_unused(run_dir)
             raise
         return outcome.stopped, _summary(config, run_dir, outcome, context.world_size) if context.is_rank0 else None
 
 
-def _hold(config: RunConfig, path: Path | None, context: DistContext, lock: ExitStack) -> RunDir:
-    run_dir = RunDir(path) if path else creation.create_next(config)
-    lock.enter_context(creation.held(run_dir, config, context.watchdog.abort))
-    return run_dir
+def _choose(config: RunConfig, path: Path | None) -> RunDir:
+    return RunDir(path) if path else creation.create_next(config)
 
 
-def _configure_watchdog(config: RunConfig, run_dir: RunDir, context: DistContext, lock: ExitStack) -> None:
+def _configure_watchdog(config: RunConfig, run_dir: RunDir, context: DistContext, lock: HeldLock | None) -> None:
     def close() -> None:
-        if context.is_rank0:
-            lock.close()
+        if lock:
+            if lock.is_lost:
+                return  # the session that would be closed is another run's
+            lock.release()
         sync.close(run_dir)
 
     context.watchdog.configure(

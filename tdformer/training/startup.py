@@ -24,7 +24,7 @@ from tdformer.training.model_with_loss import ModelWithLoss
 
 def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
     """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike."""
-    if not context.broadcast(store.has_any(run_dir)):
+    if not context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None)):
         engine, notes = _start(config, context)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
         return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes

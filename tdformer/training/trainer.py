@@ -21,6 +21,7 @@ from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.evaluation import Evaluation, Stopped, evaluate
 from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.training.datasets import notes_on, open_data
 from tdformer.training.faults import non_finite
 from tdformer.training.faults.bad_samples import BadSamples
@@ -54,7 +55,8 @@ class Trainer:
     Every method that steps, evaluates, decides or saves is collective: all ranks call it together.
     """
 
-    def __init__(self, config: RunConfig, run_dir: RunDir, context: DistContext, stop_flag: StopFlag) -> None:
+    def __init__(self, config: RunConfig, run_dir: RunDir, context: DistContext, stop_flag: StopFlag, may_write: MayWrite = always) -> None:
+        """may_write: HeldLock.may_write, which rank 0 asks before it writes."""
         self.config, self.run_dir, self.context, self.stop_flag = config, run_dir, context, stop_flag
         self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config))
         training = config.training
@@ -66,7 +68,7 @@ class Trainer:
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
         """The state that was handed to the writer last."""
         self.best_is_unsaved = False
-        self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context)
+        self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context, may_write)
         self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
         self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
         self.batches = train_batches(config.data, self.train_set, self.sampler, self.train_state.step, self.total_steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import threading
@@ -35,7 +36,7 @@ def unexpected(reason: str) -> None:
 
 def forge(run: Path, seconds_ago: float = 0.0, **changes: object) -> Holder:
     """Write the lock of another process, whose last heartbeat was `seconds_ago`."""
-    holder = replace(this_process(), **changes)  # type: ignore[arg-type]
+    holder = replace(this_process(run), **changes)  # type: ignore[arg-type]
     (run / "lock.json").write_text(json.dumps(asdict(holder)))
     then = time.time() - seconds_ago
     os.utime(run / "lock.json", (then, then))
@@ -149,7 +150,7 @@ def test_a_lock_that_cannot_be_read_is_taken_for_one_of_another_machine(tmp_path
 
 def test_a_lock_that_is_being_made_is_not_taken_for_the_unreadable_one_that_was_there(tmp_path: Path) -> None:
     (tmp_path / "lock.json").touch()
-    assert not lock_file.replace(tmp_path / "lock.json", None, this_process())
+    assert not lock_file.replace(tmp_path / "lock.json", None, this_process(tmp_path))
     assert (tmp_path / "lock.json").exists()
 
 
@@ -167,6 +168,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
 def test_who_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.05)
     told: list[str] = []
+    RunDir(tmp_path).config.touch()
     with run_lock.held(RunDir(tmp_path), told.append):
         (tmp_path / "lock.json").unlink()
         while not (tmp_path / "lock.json").exists():
@@ -180,22 +182,63 @@ def test_who_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lock_file.read(tmp_path / "lock.json") == other, "it is not ours to give back"
 
 
-def test_the_holder_can_ask_at_any_time_whether_the_lock_is_still_its_own(tmp_path: Path) -> None:
-    with run_lock.held(RunDir(tmp_path), unexpected) as lock:
-        assert lock.still_mine()
-        lock.path.unlink()
-        assert lock.still_mine()
-        assert lock_file.read(lock.path) == lock.own
+def test_the_holder_can_ask_at_any_time_whether_it_may_write(tmp_path: Path) -> None:
+    told: list[str] = []
+    path = tmp_path / "lock.json"
+    RunDir(tmp_path).config.touch()
+    with run_lock.held(RunDir(tmp_path), told.append) as lock:
+        assert lock.may_write()
+        path.unlink()
+        assert lock.may_write(), "a lock that was removed by hand is made again"
+        assert lock_file.read(path) == lock.own
         forge(tmp_path, **ELSEWHERE, token="theirs")
-        assert not lock.still_mine()
-        lock.path.unlink()
-    assert not lock.still_mine()
-    assert list(tmp_path.iterdir()) == [], "a lock that was released is not made again"
+        assert not lock.may_write()
+        path.unlink()
+        assert not lock.may_write(), "what was lost stays lost"
+    assert not path.exists(), "a lock that was lost is not made again"
+    assert len(told) == 1
+
+
+def test_a_released_lock_permits_nothing_and_is_not_made_again(tmp_path: Path) -> None:
+    RunDir(tmp_path).config.touch()
+    with run_lock.held(RunDir(tmp_path), unexpected) as lock:
+        pass
+    assert not lock.may_write()
+    assert not (tmp_path / "lock.json").exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_run_directory_that_is_gone_is_told_and_not_made_again(tmp_path: Path, how: str) -> None:
+    run, told = tmp_path / "run", list[str]()
+    run.mkdir()
+    RunDir(run).config.touch()
+    with run_lock.held(RunDir(run), told.append) as lock:
+        shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "renamed")
+        assert not lock.may_write()
+    assert told == [f"{run} is gone: it was removed or renamed while it was trained"]
+    assert not run.exists()
+
+
+def test_a_copy_of_a_live_run_is_not_held_by_the_original(tmp_path: Path) -> None:
+    """The lock comes along with `cp -r`. A run that was moved while it was trained stays held, and so does one with two names."""
+    original, copy, link = tmp_path / "original", tmp_path / "copy", tmp_path / "link"
+    original.mkdir()
+    link.symlink_to(original)
+    with run_lock.held(RunDir(original), unexpected):
+        shutil.copytree(original, copy)
+        assert not run_lock.is_held(RunDir(copy))
+        run_lock.check_free(RunDir(copy))
+        assert_can_be_held(copy)
+        assert run_lock.is_held(RunDir(link))
+        assert "held by another live run" in refusal(link)
+        original.rename(tmp_path / "moved")
+        assert run_lock.is_held(RunDir(tmp_path / "moved"))
+        (tmp_path / "moved").rename(original)
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["", "after one died while taking it over"])
 def test_of_many_that_find_the_same_dead_holder_one_gets_the_lock(tmp_path: Path, dies: bool) -> None:
-    path, contenders = tmp_path / "lock.json", [this_process() for _ in range(8)]
+    path, contenders = tmp_path / "lock.json", [this_process(tmp_path) for _ in range(8)]
     meeting = threading.Barrier(len(contenders))
 
     def contend(own: Holder) -> bool:
@@ -215,7 +258,7 @@ def test_of_many_that_find_the_same_dead_holder_one_gets_the_lock(tmp_path: Path
 
 def test_what_was_seen_of_a_lock_before_it_changed_hands_counts_no_more(tmp_path: Path) -> None:
     path, dead = tmp_path / "lock.json", forge(tmp_path, started="1")
-    one, other = this_process(), this_process()
+    one, other = this_process(tmp_path), this_process(tmp_path)
     assert lock_file.replace(path, dead, one)
     assert not lock_file.replace(path, dead, other)
     lock_file.release(path, dead)
@@ -225,7 +268,7 @@ def test_what_was_seen_of_a_lock_before_it_changed_hands_counts_no_more(tmp_path
 def test_whoever_dies_while_taking_the_lock_over_is_passed_over_in_time(tmp_path: Path) -> None:
     path, dead = tmp_path / "lock.json", forge(tmp_path, started="1")
     right = abandon_right(path, dead)
-    own = this_process()
+    own = this_process(tmp_path)
     os.utime(right)
     assert not lock_file.replace(path, dead, own)
     os.utime(right, (0, 0))

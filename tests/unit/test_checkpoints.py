@@ -44,6 +44,43 @@ def test_what_is_saved_is_read_back(run_dir: RunDir) -> None:
     assert torch.equal(load_optimizer(checkpoint)["exp_avg.w"], torch.full((3,), 7.0))
 
 
+def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(run_dir: RunDir, tmp_path: Path) -> None:
+    run_dir.path.mkdir()
+    assert not store.can_resume(run_dir)
+    save(run_dir, 7)
+    assert store.can_resume(run_dir)
+    run_dir.checkpoints.rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match=rf"last one was step-00000007; put {run_dir.checkpoints} back, or start a new run"):
+        store.can_resume(run_dir)
+    (tmp_path / "away").rename(run_dir.checkpoints)
+    assert store.can_resume(run_dir)
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_told_at_the_start(run_dir: RunDir) -> None:
+    run_dir.path.mkdir()
+    run_dir.checkpoints.write_text("mine")
+    with pytest.raises(CheckpointError, match="checkpoints is no folder; move it away"):
+        store.can_resume(run_dir)
+
+
+def test_a_removed_run_directory_is_not_made_again(run_dir: RunDir) -> None:
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(run_dir, 1)
+    assert not run_dir.path.exists()
+
+
+def test_nothing_is_written_once_another_process_has_the_run(run_dir: RunDir) -> None:
+    """The answer may change while the files are written, which takes long. What is there then stays, and no name appears."""
+    run_dir.path.mkdir()
+    save(run_dir, 1)
+    before = {path: path.read_bytes() for path in run_dir.path.rglob("*") if path.is_file()}
+    for answers in ([False], [True, False]):
+        with pytest.raises(CheckpointError, match="not this process's own any more"):
+            store.save(run_dir, state(2), "name: x\n", is_best=True, may_write=iter(answers).__next__)
+        visible = {path: path.read_bytes() for path in run_dir.path.rglob("*") if path.is_file() and ".partial-" not in str(path)}
+        assert visible == before
+
+
 def test_the_last_ones_and_the_best_one_are_kept(run_dir: RunDir) -> None:
     for step in range(1, 6):
         save(run_dir, step, is_best=step == 2)

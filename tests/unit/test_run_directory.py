@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.files import append_line
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import load_config
+from tdformer.config.yaml_io import dump_config, load_config
 from tdformer.rundir import creation, run_lock
 from tdformer.rundir.advice import how_to_go_on
 from tdformer.rundir.metrics_file import MetricsFile
@@ -71,6 +72,58 @@ def test_metrics_after_the_resumed_step_are_forgotten_and_a_cut_off_line_is_left
     record.cut_after(2, evaluated_epochs=0)  # step 2 is saved, its evaluation will be done again
     untimed = [{name: value for name, value in row.items() if name != "time"} for row in record.rows()]
     assert untimed == [{"step": 1, "epoch": 0.5, "train/loss": 3.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0}]
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe", b'{"step": 2', b"{}", b"[1]", b"null", b"", b"{" * 5000])
+def test_a_damaged_line_costs_no_other_line(tmp_path: Path, damaged: bytes) -> None:
+    """A damaged line is kept as it is. So is every row beside it, to the byte."""
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(1, 8):
+        record.append(step, step / 4, {"train/loss": 1 / step})
+    lines = record.path.read_bytes().splitlines(keepends=True)
+    lines[1] = damaged + b"\n"
+    record.path.write_bytes(b"".join(lines))
+    assert record.cut_after(7, evaluated_epochs=1) == [2]
+    assert record.path.read_bytes() == b"".join(lines)
+    assert record.cut_after(5, evaluated_epochs=1) == [2]
+    assert record.path.read_bytes() == b"".join(lines[:5])
+    assert [row["step"] for row in record.rows()] == [1, 3, 4, 5]
+
+
+def test_a_whole_last_row_without_its_end_is_kept(tmp_path: Path) -> None:
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    record.append(1, 0.5, {"train/loss": 3.0})
+    record.path.write_bytes(record.path.read_bytes().rstrip())
+    assert record.cut_after(1, 0) == []
+    record.append(2, 1.0, {"train/loss": 2.0})
+    assert [row["step"] for row in record.rows()] == [1, 2]
+
+
+def test_a_line_is_not_glued_to_one_that_a_crash_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    append_line(path, "one")
+    path.write_bytes(path.read_bytes() + b"tw")
+    append_line(path, "three")
+    append_line(path, "four")
+    assert path.read_text() == "one\ntw\nthree\nfour\n"
+
+
+def test_a_configuration_that_was_edited_in_the_run_directory_is_refused(tmp_path: Path) -> None:
+    """It is compared with that of the newest checkpoint that has a readable one."""
+    run_dir, begun, edited = RunDir(tmp_path / "run"), config(tmp_path), config(tmp_path, seed=5)
+    creation.claim(run_dir, begun)
+    for step in (1, 2, 3):
+        checkpoint = run_dir.checkpoints / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "config.yaml").write_text(dump_config(begun) if step < 3 else "[damaged")
+    creation.check_fits(run_dir, begun)
+    run_dir.config.write_text(dump_config(edited))
+    way = rf"restore it \(cp {checkpoint.parent}/step-00000002/config.yaml {run_dir.config}\).*Different are: seed: 0 -> 5"
+    with pytest.raises(UserError, match=way):
+        creation.check_fits(run_dir, edited)
+    changed = config(tmp_path, checkpoint={"keep_last": 9})
+    run_dir.config.write_text(dump_config(changed))
+    creation.check_fits(run_dir, changed)
 
 
 def test_the_learning_curve_is_drawn_from_any_rows(tmp_path: Path) -> None:

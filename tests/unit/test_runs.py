@@ -135,9 +135,9 @@ def test_states(tmp_path: Path) -> None:
         assert reader.read(write_run(tmp_path / status, sessions=[{"status": "running"}, {"status": status}])).state == status
     killed = write_run(tmp_path / "killed", sessions=[{"status": "running"}])
     assert reader.read(killed).state == "lost"
-    RunDir(killed).lock.write_text(json.dumps(asdict(this_process())))
+    RunDir(killed).lock.write_text(json.dumps(asdict(this_process(killed))))
     assert reader.read(killed).state == "running"
-    dead = {**asdict(this_process()), "started": "0"}
+    dead = {**asdict(this_process(killed)), "started": "0"}
     RunDir(killed).lock.write_text(json.dumps(dead))
     assert reader.read(killed).state == "lost"
     elsewhere = {**dead, "machine": "another"}
@@ -220,7 +220,7 @@ def test_a_row_that_is_cut_off_is_left_out_and_noted_unless_the_run_is_alive(tmp
     assert found.metrics.series("val/top1")[-1].value == 3
     assert found.notes == ["metrics.jsonl ends within a row, which is left out"]
     (run / "sessions" / "0001.json").write_text(json.dumps({"began": 1, "seen": 2, "world_size": 1}))
-    RunDir(run).lock.write_text(json.dumps(asdict(this_process())))
+    RunDir(run).lock.write_text(json.dumps(asdict(this_process(run))))
     assert not reader.read(run).notes
 
 

@@ -112,6 +112,46 @@ def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: Ru
     assert points(config.tracking.uri, run_dir, "top1") == [(3, 50.0)]
 
 
+@pytest.mark.parametrize("is_noted", [True, False])
+def test_a_copied_run_directory_gets_a_run_of_its_own(config: RunConfig, run_dir: RunDir, tmp_path: Path, is_noted: bool) -> None:
+    """The copy brings along the note of the original's run, or the session by which that run is found."""
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run_dir.path, copy.path)
+    if not is_noted:
+        copy.mlflow_runs.unlink()
+    for step in (2, 3):
+        with tracker(config, copy) as second:
+            log(second, copy, step, loss=20.0)
+    with tracker(config, run_dir) as again:
+        log(again, run_dir, 2, loss=2.0)
+    assert points(config.tracking.uri, run_dir, "loss") == [(1, 1.0), (2, 2.0)]
+    assert points(config.tracking.uri, copy, "loss") == [(1, 1.0), (2, 20.0), (3, 20.0)]
+    assert read_run_id(run_dir, None) != read_run_id(copy, None)
+    assert len(MlflowClient(config.tracking.uri).search_runs(["0", "1"])) == 2
+
+
+def test_a_run_directory_that_was_moved_keeps_its_run(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    noted, moved = read_run_id(run_dir, None), RunDir(tmp_path / "moved")
+    run_dir.path.rename(moved.path)
+    link = RunDir(tmp_path / "link")
+    link.path.symlink_to(moved.path)
+    for path in (moved, link):
+        with tracker(config, path):
+            pass
+        assert read_run_id(path, None) == noted
+
+
+def test_a_damaged_note_of_runs_is_kept_beside_the_new_one(run_dir: RunDir) -> None:
+    run_dir.mlflow_runs.write_text('{"sqlite:///a": "1", "https://b": "2"')
+    note_run_id(run_dir, "sqlite:///a", "1")
+    assert read_run_id(run_dir, "sqlite:///a") == "1"
+    assert run_dir.mlflow_runs.with_suffix(".damaged").read_text() == '{"sqlite:///a": "1", "https://b": "2"'
+
+
 def test_artifacts_lie_beside_the_database(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     with tracker(config, run_dir):
         pass

@@ -1,0 +1,22 @@
+"""Tells a run directory that was copied from one that was moved, or that has two names.
+
+Files that name their holder, their MLflow run or their job also note the folder for which they were written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def original_of(path: Path, noted: str) -> Path | None:
+    """Return the file of the same name in the folder `noted`, if that is another file than `path`, and None otherwise.
+
+    If its content is the same, `path` was copied from there together with its folder. None means that the folder was moved, or that
+    `noted` is another name of it. Raises OSError if the file system does not answer.
+    """
+    original = Path(noted) / path.name
+    try:
+        return None if os.path.samefile(original, path) else original
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -1,0 +1,144 @@
+"""What people do to a run directory by hand, while nobody trains it and while somebody does: nothing is lost, and it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import write_config
+from tests.distributed.starter import Started, tdformer
+from tests.distributed.test_bad_input import assert_one_sentence, fingerprint
+from tests.faults.test_lock import ELSEWHERE, forge
+from tests.runs import ReferenceRun, bits, curve, cut_back, resume, tracked
+
+pytestmark = pytest.mark.slow
+
+
+# --- between two starts --------------------------------------------------------------------------------------
+
+
+def test_one_damaged_line_of_the_metrics_costs_no_other(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(7, tmp_path)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    damaged = b"\xff" + lines[1][1:]
+    (run / "metrics.jsonl").write_bytes(b"".join([lines[0], damaged, *lines[2:]]))
+    assert "metrics.jsonl: line 2 cannot be read; what is there is kept" in resume(run).stdout
+    now = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert now[1] == damaged
+    (run / "metrics.jsonl").write_bytes(b"".join([now[0], *now[2:]]))
+    assert curve(run) == [row for row in curve(reference.run) if row["step"] != 2]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(5, tmp_path)
+    (run / "checkpoints").rename(tmp_path / "away")
+    before = fingerprint(run)
+    result = tdformer("train", run)
+    assert_one_sentence(result, "has no checkpoint any more, and its last one was step-00000008", f"put {run}/checkpoints back")
+    assert fingerprint(run) == before
+    (tmp_path / "away").rename(run / "checkpoints")
+    resume(run)
+    assert bits(run) == bits(reference.run)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_configuration_edited_in_the_run_directory_is_refused(reference: ReferenceRun, tmp_path: Path, ranks: int) -> None:
+    run = reference.copy_cut_after(5, tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["training"]["global_batch"] = 24
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    result = tdformer("train", run, "--processes", ranks)
+    assert_one_sentence(result, "config.yaml was changed after the run had begun", "training.global_batch: 12 -> 24", "restore it (cp ")
+    shutil.copy(run / "checkpoints" / "step-00000005" / "config.yaml", run / "config.yaml")
+    resume(run, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    assert bits(run) == bits(reference.run)
+
+
+def test_a_start_that_is_refused_for_its_data_does_not_block_the_corrected_command(run_config: dict, tmp_path: Path) -> None:
+    run_config["model"]["num_classes"] = 2
+    refused = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")
+    assert_one_sentence(refused, "has labels of 3 classes")
+    corrected = ("model.num_classes=3", "preemption.max_minutes=0.001")
+    result = tdformer("train", write_config(run_config, tmp_path), *corrected, "--run-dir", tmp_path / "run")
+    assert result.returncode == 75, result.stderr
+
+
+# --- while it is trained -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(run_config: dict, tmp_path: Path) -> Iterator[Started]:
+    """Start a long run in tmp_path / "run", and wait for its third checkpoint."""
+    run_config["training"]["epochs"] = 10_000
+    command = Started("launch", ["train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run"], {}, tmp_path / "out")
+    try:
+        while not (tmp_path / "run" / "checkpoints" / "step-00000003").exists():
+            assert command.poll() is None, command.output("stderr")
+            time.sleep(0.02)
+        yield command
+    finally:
+        command.kill()
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """All that a second process may read: a checkpoint that has its name, the pointers, the metrics, its own session."""
+    paths = [path for path in run.rglob("*") if path.is_file() and ".partial-" not in str(path) and path.name != "0001.json"]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def test_a_process_that_lost_its_run_while_it_was_halted_writes_nothing_more(started: Started, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    os.kill(started.pid, signal.SIGSTOP)
+    forge(run, **ELSEWHERE, token="theirs")
+    session = run / "sessions" / "0002.json"  # of the process that took the run over
+    session.write_text(json.dumps({**json.loads((run / "sessions" / "0001.json").read_text()), "status": "running"}))
+    before = files_of(run)
+    os.kill(started.pid, signal.SIGCONT)
+    assert started.wait(timeout=60) == 69
+    assert "was taken over by process" in started.output("stderr")
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_a_run_directory_that_goes_away_under_a_run(started: Started, tmp_path: Path, how: str) -> None:
+    run, renamed = tmp_path / "run", tmp_path / "renamed"
+    run.rename(renamed)
+    if how == "removed":
+        shutil.rmtree(renamed)
+    assert started.wait(timeout=60) == 69
+    told = started.output("stderr")
+    assert f"{run} is gone: it was removed or renamed while it was trained" in told
+    assert "go on with: tdformer train NEW_NAME" in told
+    assert "state saved" not in started.output()
+    assert not run.exists()
+    if how == "renamed":
+        result = tdformer("train", renamed, "preemption.max_minutes=0.001")
+        assert result.returncode == 75, result.stderr
+        assert "resumed at step" in result.stdout
+
+
+def test_a_copy_is_trained_beside_its_original(reference: ReferenceRun, tmp_path: Path) -> None:
+    """The copy is not held by the original's process, which this test stands for, and writes into an MLflow run of its own."""
+    original = reference.copy_cut_after(5, tmp_path)
+    resume(original)
+    before = tracked(original)
+    forge(original)
+    copy = cut_back(original, tmp_path / "copy", 5)
+    assert "is held by another live run" in tdformer("train", original).stderr
+    resume(copy)
+    assert bits(copy) == bits(original)
+    statuses, points = tracked(original)
+    assert len(statuses) == len(before[0]) + 1
+    assert len(points) == len(before[1]) + len(curve_points(copy))
+
+
+def curve_points(run: Path) -> list[float]:
+    return [value for row in curve(run) for name, value in row.items() if name != "step"]
