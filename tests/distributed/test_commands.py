@@ -34,11 +34,11 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny-001"
     assert all(name in result.stdout for name in ("validation top-1", "images/s", "parameters", str(run), "learning curve", "MLflow"))
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert tdformer_from_scratch("train", config).returncode == 0
+    assert tdformer("train", config).returncode == 0
     assert (tmp_path / "runs" / "tiny-002" / "checkpoints" / "latest").exists(), "a second run is a new one"
 
     evaluate = ("evaluate", run, "--json", "--processes")
-    results = [json.loads(start(*evaluate, n).stdout) for n, start in ((1, tdformer), (2, tdformer_from_scratch), (3, tdformer))]
+    results = [json.loads(start(*evaluate, n).stdout) for n, start in ((1, tdformer_from_scratch), (2, tdformer), (3, tdformer))]
     assert {result["samples"] for result in results} == {11}
     assert len({result["top1"] for result in results}) == 1
     best = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
@@ -73,7 +73,7 @@ def test_under_torchrun(run_config: dict, tmp_path: Path) -> None:
 
 
 def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_config["training"]["epochs"] = 8
+    run_config["training"]["epochs"] = 4
     run_config["tracking"]["system_metrics"] = True
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")

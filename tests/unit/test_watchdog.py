@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -89,6 +90,28 @@ def transports() -> tuple[Server, Client]:
         assert time.monotonic() < deadline
         assert server.exchange(Status(), TIMEOUTS, 0.05) is None
     return server, client
+
+
+def test_heartbeats_are_not_answered_at_once(transports: tuple[Server, Client]) -> None:
+    """Both sides send once in each exchange, which lasts its time. Otherwise they would answer each other as fast as they can."""
+    rounds, seconds = 5, 0.1
+
+    def exchange(side: Server | Client) -> float:
+        start = time.monotonic()
+        for _ in range(rounds):
+            assert side.exchange(Status(), TIMEOUTS, seconds) is None
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(2) as threads:
+        assert min(threads.map(exchange, transports)) >= rounds * seconds
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_wait_ends_when_it_is_woken(transports: tuple[Server, Client], side: int) -> None:
+    transports[side].wake()
+    start = time.monotonic()
+    assert transports[side].exchange(Status(), TIMEOUTS, 60) is None
+    assert time.monotonic() - start < 30
 
 
 def test_a_stranger_on_the_port_changes_nothing(transports: tuple[Server, Client]) -> None:

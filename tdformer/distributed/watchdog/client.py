@@ -26,6 +26,7 @@ class Client:
     def __init__(self, rank: int, address: Address) -> None:
         self._rank, self._server = rank, address.member()
         self._wakeup = WakeupPipe()
+        self._received: Diagnosis | None = None
         self._connection = Connection(socket.create_connection((address.host, address.port), timeout=SECONDS_TO_CONNECT))
         self._connection.send(rank=rank, host=socket.gethostname(), pid=os.getpid(), token=address.token)
 
@@ -34,8 +35,13 @@ class Client:
 
     def exchange(self, status: Status, timeouts: Timeouts, seconds: float) -> Diagnosis | None:
         self._connection.send(status=asdict(status))
-        received = self._receive(seconds) or self._receive(0)  # the second call: see Server.exchange
-        return received or self._diagnose_server(timeouts.for_status(status))
+        deadline = time.monotonic() + seconds
+        while True:
+            is_woken = self._receive(max(deadline - time.monotonic(), 0))
+            is_woken |= self._receive(0)  # see Server.exchange
+            diagnosis = self._received or self._diagnose_server(timeouts.for_status(status))
+            if diagnosis or is_woken or time.monotonic() >= deadline:
+                return diagnosis
 
     def send_diagnosis(self, diagnosis: Diagnosis) -> None:
         if diagnosis.found_by == self._rank:
@@ -46,18 +52,17 @@ class Client:
         self._connection.send(**goodbye_message(error, is_shared))
         self._connection.end_sending()
 
-    def _receive(self, seconds: float) -> Diagnosis | None:
+    def _receive(self, seconds: float) -> bool:
+        """Receive what comes first, waiting so long for it. Return True if `wake` was called."""
         sources: list[Any] = [self._wakeup, self._connection] if self._connection.is_open else [self._wakeup]
         readable, _, _ = select.select(sources, [], [], seconds)
         if self._wakeup in readable:
             self._wakeup.clear()
-        if self._connection not in readable:
-            return None
-        for message in self._connection.receive():
-            if received := read_message(message, self._server):
-                return received
-        self._server.is_disconnected = not self._connection.is_open
-        return None
+        if self._connection in readable:
+            for message in self._connection.receive():
+                self._received = self._received or read_message(message, self._server)
+            self._server.is_disconnected = not self._connection.is_open
+        return self._wakeup in readable
 
     def _diagnose_server(self, timeout_s: float) -> Diagnosis | None:
         """Rank 0 sends heartbeats without a status, so that its silence is measured with this rank's own timeout."""

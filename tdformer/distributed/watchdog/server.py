@@ -43,12 +43,19 @@ class Server:
     def exchange(self, status: Status, timeouts: Timeouts, seconds: float) -> Diagnosis | None:
         self._self.status = status
         self._send(heartbeat=True)
-        self._receive(seconds)
-        # This process may have been stopped during the wait. What the others sent meanwhile must count before the time does.
-        self._receive(0)
+        deadline = time.monotonic() + seconds
+        while True:
+            is_woken = self._receive(max(deadline - time.monotonic(), 0))
+            # This process may have been stopped during the wait. What the others sent meanwhile must count before the time does.
+            is_woken |= self._receive(0)
+            diagnosis = self._received or self._diagnose(timeouts)
+            if diagnosis or is_woken or time.monotonic() >= deadline:
+                return diagnosis
+
+    def _diagnose(self, timeouts: Timeouts) -> Diagnosis | None:
         self._self.heard_at = time.monotonic()
         members = [self._self, *(member for member in self._members.values() if member)]
-        return self._received or diagnose(sorted(members, key=lambda member: member.rank), time.monotonic(), timeouts)
+        return diagnose(sorted(members, key=lambda member: member.rank), time.monotonic(), timeouts)
 
     def send_diagnosis(self, diagnosis: Diagnosis) -> None:
         self._send(**diagnosis_message(diagnosis))
@@ -70,14 +77,18 @@ class Server:
         for connection in self._members:
             connection.end_sending()
 
-    def _receive(self, seconds: float) -> None:
+    def _receive(self, seconds: float) -> bool:
+        """Receive what comes first, waiting so long for it. Return True if `wake` was called."""
+        is_woken = False
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._wakeup:
                 self._wakeup.clear()
+                is_woken = True
             elif isinstance(key.fileobj, Connection):
                 self._read(key.fileobj)
+        return is_woken
 
     def _accept(self) -> None:
         try:

@@ -37,7 +37,10 @@ class Transport(Protocol):
     """The watchdog's thread uses this interface. server.py implements it for rank 0, client.py for the others."""
 
     def exchange(self, status: Status, timeouts: Timeouts, seconds: float) -> Diagnosis | None:
-        """Send this rank's status, receive messages for up to `seconds`, and return a diagnosis if a rank failed."""
+        """Send this rank's status once, receive messages for `seconds`, and return a diagnosis as soon as a rank failed.
+
+        The answer to a message waits for the next call: otherwise two ranks would answer each other without end.
+        """
 
     def send_diagnosis(self, diagnosis: Diagnosis) -> None:
         """Send the diagnosis to the ranks that do not know it yet. Takes server.SECONDS_TO_DELIVER at most."""
