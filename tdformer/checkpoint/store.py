@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,17 @@ def save(
     root = run_dir.checkpoints
     final = Checkpoint.of_step(root, snapshot.train_state.step)
     partial = Checkpoint(root, f".partial-{final.name}-{secrets.token_hex(4)}")  # a process that lost the run may still write its own
+
+    def require_lock() -> None:
+        if not may_write():
+            raise CheckpointError(f"checkpoint {final} is not written: its run directory is not this process's own any more.")
+
     try:
-        _require(may_write, final)
+        require_lock()
         write_files(partial, snapshot, config_yaml, is_best)
-        _require(may_write, final)
-        _put(partial, final)
-        _point(run_dir.last_saved, final)
-        _point(run_dir.latest, final)
-        if is_best:
-            _point(run_dir.best, final)
+        _put(partial, final, require_lock)
+        for pointer in (run_dir.last_saved, run_dir.latest, *([run_dir.best] if is_best else [])):
+            _point(pointer, final, require_lock)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial.path, ignore_errors=True)
         raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
@@ -64,15 +67,11 @@ def save(
     return final
 
 
-def _require(may_write: MayWrite, checkpoint: Checkpoint) -> None:
-    if not may_write():
-        raise CheckpointError(f"checkpoint {checkpoint} is not written: its run directory is not this process's own any more.")
-
-
-def _put(partial: Checkpoint, final: Checkpoint) -> None:
+def _put(partial: Checkpoint, final: Checkpoint, require_lock: Callable[[], None]) -> None:
     """Give a complete checkpoint its name. An older one of the same step is moved aside until then, so that it is not lost."""
     replaced = final.root / f".replaced-{final.name}"
     shutil.rmtree(replaced, ignore_errors=True)
+    require_lock()
     if final.path.exists():
         final.path.rename(replaced)
     partial.path.rename(final.path)
@@ -80,10 +79,11 @@ def _put(partial: Checkpoint, final: Checkpoint) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _point(pointer: Path, checkpoint: Checkpoint) -> None:
+def _point(pointer: Path, checkpoint: Checkpoint, require_lock: Callable[[], None] = lambda: None) -> None:
     partial = _partial_of(pointer)
     partial.write_text(checkpoint.name + "\n")
     sync_to_disk(partial)
+    require_lock()
     partial.replace(pointer)
 
 

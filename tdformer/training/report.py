@@ -76,8 +76,7 @@ class Rank0Report(Report):
         segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
         ema = {"val/top1_ema": averaged.top1, "val/loss_ema": averaged.loss} if averaged else {}
         self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
-        curve = self.run_dir.learning_curve
-        self._write(curve, lambda: draw_learning_curve(self.metrics_file.rows(), curve, self.title))
+        self._write(self.run_dir.learning_curve, self._draw_learning_curve)
         of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
         self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
 
@@ -94,6 +93,13 @@ class Rank0Report(Report):
             self.tracker.reached(step)
 
         self._write(self.run_dir.metrics, append)
+
+    def _draw_learning_curve(self) -> None:
+        curve = self.run_dir.learning_curve
+        partial = curve.with_name(f".{curve.name}")
+        draw_learning_curve(self.metrics_file.rows(), partial, self.title)
+        if self.may_write():
+            partial.replace(curve)
 
     def _write(self, path: Path, write: Callable[[], object]) -> None:
         """Call `write`, which writes `path`, if this process may. A disk error becomes one warning per run, and training goes on."""

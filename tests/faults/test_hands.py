@@ -89,9 +89,9 @@ def started(run_config: dict, tmp_path: Path) -> Iterator[Started]:
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    """All that a second process may read: a checkpoint that has its name, the pointers, the metrics, its own session."""
-    paths = [path for path in run.rglob("*") if path.is_file() and ".partial-" not in str(path) and path.name != "0001.json"]
-    return {str(path): path.read_bytes() for path in paths}
+    """All that a second process may read: checkpoints that have their names, pointers, metrics, its own session; no hidden files."""
+    names = [path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != "0001.json"]
+    return {str(name): (run / name).read_bytes() for name in names if not any(part.startswith(".") for part in name.parts)}
 
 
 def test_a_process_that_lost_its_run_while_it_was_halted_writes_nothing_more(started: Started, tmp_path: Path) -> None:

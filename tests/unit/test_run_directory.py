@@ -145,5 +145,6 @@ def test_a_place_that_cannot_be_a_run_directory_is_refused_before_anything_is_ma
 def test_a_damaged_pointer_does_not_hide_how_to_go_on(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     run_dir.checkpoints.mkdir()
+    run_dir.config.touch()
     run_dir.latest.write_bytes(b"\xff\xfe\x00\x9d")
     assert f"tdformer train {tmp_path}" in how_to_go_on(run_dir, 1)
