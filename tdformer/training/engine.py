@@ -23,6 +23,7 @@ from tdformer.training.ema import MovingAverage
 from tdformer.training.gradient_accumulator import GradientAccumulator, full_shape
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
+from tdformer.training.sharded_tensors import Part, join
 
 REDUCE_BUCKET = 4_000_000
 """Elements of DeepSpeed's buffer for reducing gradients. Its default would take 2 GB of every GPU, and here it reduces only zeros."""
@@ -183,13 +184,12 @@ class Engine:
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """Return the moments in full, fp32 on the CPU, by `<moment>.<parameter name>`. Collective; complete on rank 0 only."""
-        full = {}
-        for name, parameter in self._trained_parameters():
-            for moment in MOMENTS:
-                tensor = self._moment(parameter, moment)
-                if self.context.is_rank0:
-                    full[f"{moment}.{name}"] = tensor.detach().to("cpu", copy=True).view(full_shape(parameter))
-        return full
+        named = [(f"{moment}.{name}", parameter, moment) for name, parameter in self._trained_parameters() for moment in MOMENTS]
+        if self.zero_stage:
+            return join([self._part_of_moment(*one) for one in named], self.context)
+        if not self.context.is_rank0:
+            return {}
+        return {name: self._optimizer.state[parameter][moment].to("cpu", copy=True) for name, parameter, moment in named}
 
     def load_optimizer_state(self, full: dict[str, torch.Tensor], updates: int) -> None:
         """Load what optimizer_state returned, from any ZeRO stage and number of ranks. updates: optimizer steps taken so far."""
@@ -230,10 +230,15 @@ class Engine:
         moments = [self._stepping.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
         return [*moments, self.accumulator.sums]
 
-    def _moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
-        if self.zero_stage == 0:
-            return self._optimizer.state[parameter][moment]
-        return self._utils.safe_get_full_optimizer_state(parameter, moment)
+    def _part_of_moment(self, name: str, parameter: torch.nn.Parameter, moment: str) -> Part:
+        """Return this rank's part of a moment at ZeRO 1 to 3. DeepSpeed's own function needs a collective for each tensor."""
+        shape = full_shape(parameter)
+        if self.zero_stage == 3:
+            own = self._utils.safe_get_local_optimizer_state(parameter, moment).flatten()
+            return Part(name, shape, min(self.context.rank * own.numel(), shape.numel()), own)
+        if (fragment := parameter._hp_mapping) is None:  # type: ignore[attr-defined]  # put there by ZeRO 1 and 2
+            return Part(name, shape, 0, torch.empty(0))
+        return Part(name, shape, fragment.lp_fragment_address.start, fragment.get_hp_fragment(moment))
 
     def _set_moment(self, parameter: torch.nn.Parameter, moment: str, full: torch.Tensor) -> None:
         full = full.to(self.context.device)
