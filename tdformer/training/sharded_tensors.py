@@ -35,7 +35,7 @@ def join(parts: Sequence[Part], context: DistContext) -> dict[str, torch.Tensor]
     All ranks give the same names and shapes, in the same order. Each element is kept by exactly one rank, so that the sum over the
     ranks is exact. There is one sum for each BUCKET elements, and not one for each tensor.
     """
-    full = {}
+    full: dict[str, torch.Tensor] = {}
     for bucket in _buckets(parts):
         joined = context.all_reduce_sum(_own_values(bucket, context.device))
         if context.is_rank0:
