@@ -45,15 +45,16 @@ def last_saved(run: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shuffle", "world_size", "format"), [("full", 1, "wds"), ("blocks", 3, "ffcv")])
-def test_killed_in_an_epoch_and_resumed_by_one_process_or_by_three_on_the_other_format(
-    run_config: dict, tmp_path: Path, shuffle: str, world_size: int, format: str
-) -> None:
-    """Two processes train on WebDataset shards. Who goes on takes the samples of the uninterrupted run."""
+@pytest.mark.ffcv
+def test_killed_in_an_epoch_and_resumed_by_three_processes_on_the_other_format(run_config: dict, tmp_path: Path) -> None:
+    """Two processes train on WebDataset shards. Who goes on takes the samples of the uninterrupted run.
+
+    tests/unit/test_formats.py has the other shuffle, other numbers of processes and other orders of formats, without training.
+    """
     wds, ffcv = tmp_path / "wds", tmp_path / "ffcv"
     for folder, storage in ((wds, Encoding("wds")), (ffcv, Encoding("ffcv", mode="raw"))):
         prepare_dataset(StripesSource(SAMPLES, seed=1), folder, PrepareOptions(storage, samples_per_shard=7))
-    run_config["data"] |= {"workers": 1, "shuffle": shuffle, "shuffle_window": 3}
+    run_config["data"] |= {"workers": 1, "shuffle": "blocks", "shuffle_window": 3}
     run_config["training"] |= {"epochs": EPOCHS, "global_batch": GLOBAL_BATCH, "micro_batch": MICRO_BATCH}
     config = write_config(run_config, tmp_path)
 
@@ -74,7 +75,7 @@ def test_killed_in_an_epoch_and_resumed_by_one_process_or_by_three_on_the_other_
     resumed_at = last_saved(killed)
     assert resumed_at % STEPS_PER_EPOCH
 
-    finish(start(world_size, config, killed, tmp_path / format, tmp_path / "resumed-keys"))
+    finish(start(3, config, killed, ffcv, tmp_path / "resumed-keys"))
     assert taken(tmp_path / "resumed-keys") == {place: keys for place, keys in whole.items() if place[0] >= resumed_at}
 
 
