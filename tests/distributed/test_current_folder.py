@@ -75,7 +75,7 @@ def test_processes_that_write_a_data_set(folder: Path, tdformer: Path, tmp_path:
 
 
 def test_as_a_module(folder: Path, run_config: dict, tmp_path: Path) -> None:
-    """Of `python -m launch` the current folder is where Python looks first. A launch.py there is the user's wish, and all else is not."""
+    """Python looks into the current folder first for `-m launch`. A launch.py there is the user's wish, and all else is not."""
     (folder / "launch.py").unlink()
     run_config["training"]["epochs"] = 1
     config = write_config(run_config, tmp_path)

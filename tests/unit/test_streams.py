@@ -87,7 +87,7 @@ def test_a_terminal_that_is_lost(end: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_a_run_does_not_wait_for_a_reader_who_sleeps(end: Path, kind: str) -> None:
-    """In a terminal Ctrl-S stops the output."""
+    """Ctrl-S stops the output of a terminal."""
     reader, writer = pty.openpty() if kind == "terminal" else os.pipe()
     if kind == "terminal":
         os.write(reader, b"\x13")
