@@ -1,5 +1,9 @@
 """Makes `python -m launch` the same as the command `tdformer`."""
 
-from launch.cli import main
+from launch import current_folder
+
+current_folder.leave_out()  # before anything else is imported
+
+from launch.cli import main  # noqa: E402
 
 main()

@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from data_pipelines.errors import UserError
+from launch import current_folder
 from launch.commands.bench import bench_app
 from launch.commands.checkpoint import checkpoint_app
 from launch.commands.data import data_app
@@ -24,6 +25,7 @@ from launch.commands.slurm import slurm_app
 from launch.commands.submit import submit
 from launch.commands.train import train
 from launch.exit_codes import EXIT_ERROR
+from launch.output import streams
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
@@ -41,6 +43,8 @@ def main() -> None:
 
     A UserError is printed as one sentence by rank 0 alone, because all ranks raise the same one.
     """
+    streams.protect()
+    current_folder.leave_out()
     try:
         app()
     except UserError as error:
@@ -54,7 +58,18 @@ def main() -> None:
             print(f"error: {lost}", file=sys.stderr)
         _exit(EXIT_PEER_LOST)
     except SystemExit as end:
-        _exit(end.code if isinstance(end.code, int) else 0)
+        if isinstance(end.__context__, OSError):  # typer takes any broken pipe for the output's, and would end without a word
+            raise end.__context__ from None
+        _exit(_code_of_output(end.code if isinstance(end.code, int) else 0))
+
+
+def _code_of_output(code: int) -> int:
+    """Return the exit code of a command whose own is `code`. A result that could not be printed, on a full disk, is an error."""
+    streams.flush()
+    if code or (lost := streams.lost_output()) is None:
+        return code
+    print(f"error: the output cannot be written ({lost.strerror}); give the command again where there is room for it.", file=sys.stderr)
+    return EXIT_ERROR
 
 
 def _exit(code: int) -> NoReturn:
@@ -66,7 +81,6 @@ def _exit(code: int) -> NoReturn:
     if "torch" in sys.modules:
         if code != EXIT_PEER_LOST:  # After a lost rank the watchdog's threads still run, and exit functions could wait for them forever.
             atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.flush()
         os._exit(code)
     sys.exit(code)

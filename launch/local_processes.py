@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tdformer.distributed.launch_environment import OWN_LAUNCHER, free_port
+from tdformer.distributed.launch_environment import OWN_LAUNCHER, free_port, without_launcher
+from tdformer.distributed.stop_signals import heeded
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 30.0
 """The time for the other processes to end by themselves after one has failed. Their watchdogs need less time."""
 POLL_SECONDS = 0.1
@@ -36,7 +37,7 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
             if child.poll() is None:
                 child.send_signal(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, pass_on) for number in heeded(STOP_SIGNALS)}
     try:
         return _wait(children)
     finally:
@@ -51,7 +52,7 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
     threads = max((os.cpu_count() or 1) // count, 1)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **os.environ,
+        **without_launcher(os.environ),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),

@@ -38,6 +38,8 @@ class Command:
         """The arguments of `tdformer`, also under torchrun and DeepSpeed's launcher. None for any other command."""
         if Path(self.words[0]).name == "tdformer":
             return self.words[1:]
+        if "tdformer" in self.words and {"--no-python", "--no_python"} & {*self.words}:
+            return self.words[self.words.index("tdformer") + 1 :]
         for flag, module in zip(self.words, self.words[1:], strict=False):
             if flag in ("-m", "--module") and module == "launch":
                 return self.words[self.words.index(flag) + 2 :]

@@ -13,7 +13,7 @@ import torch
 
 from data_pipelines.processes import exit_with_parent
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def worker_context() -> BaseContext:

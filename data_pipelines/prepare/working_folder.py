@@ -5,18 +5,18 @@ The folder holds the recipe and the records of the finished parts. It goes when 
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.ffcv_joiner import FFCV_FILE
 from data_pipelines.formats.manifest import MANIFEST, RECIPE, UNFINISHED
 from data_pipelines.prepare.journal import LEFT_OUT
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.locks import HeldError, locked
 
 DATASET_FILES = ("shard-*.tar", FFCV_FILE, "index-*.npy", LEFT_OUT)
 """Patterns of all files of a data set but its manifest."""
@@ -29,12 +29,9 @@ def working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
     Raises DataError if another process holds it, if it was begun with another recipe, or if `folder` holds files of a data set
     that was not written here.
     """
-    work = folder / UNFINISHED
-    with _opened_lock(folder, work) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another process is writing {folder}; wait for it, or choose another folder.") from None
+    work = _made(folder)
+    with ExitStack() as lock:
+        _take(lock, folder, work)
         if (folder / MANIFEST).exists():
             raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
         try:
@@ -45,15 +42,26 @@ def working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
         yield work
 
 
-def _opened_lock(folder: Path, work: Path) -> TextIO:
+def _made(folder: Path) -> Path:
+    work = folder / UNFINISHED
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (work.exists() or (folder / MANIFEST).exists()):
             _refuse_foreign_files(folder)
         work.mkdir(exist_ok=True)
-        return (work / "lock").open("w")
     except OSError as error:
         raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
+    return work
+
+
+def _take(lock: ExitStack, folder: Path, work: Path) -> None:
+    try:
+        lock.enter_context(locked(work / "lock", wait=False, across_machines=True))
+    except HeldError as held:
+        more = f" ({held})" if str(held) else ""
+        raise DataError(f"another process is writing {folder}{more}; wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise DataError(f"{folder} cannot be locked ({error.strerror}); see that it can be written to, or choose another folder.") from None
 
 
 def _refuse_foreign_files(folder: Path) -> None:

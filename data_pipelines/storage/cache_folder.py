@@ -6,13 +6,12 @@
     FOLDER/<data set>/<SHA-256>.<random>.part   a download under way; it has its final size from the start
 
 Any number of processes of one machine share a folder. The kernel releases the locks of a process that dies. So a `.part` file
-whose lock is free is a leftover. FOLDER must be on a disk of this machine, since such locks do not reach other machines.
+whose lock is free is a leftover. FOLDER must be on a disk of this machine, since such locks do not always reach other machines.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.storage.locks import HeldError, locked
 
 ROOM_POLL_SECONDS = 0.2
 CACHED_FILE = re.compile(r"[0-9a-f]{16}/[0-9a-f]{64}(\.[0-9a-f]{32}\.part)?")
@@ -91,8 +91,7 @@ class CacheFolder:
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`. Waits for it, and makes the file and its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path, wait=True):
         yield
 
 
@@ -109,10 +108,9 @@ def _cached_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _remove_leftover(partial: Path) -> bool:
     """Remove the file of a download whose process has died. Returns False if the download is under way."""
     lock = partial.with_name(f"{partial.name.partition('.')[0]}.lock")
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        partial.unlink()
-        return True
+    try:
+        with locked(lock, wait=False):
+            partial.unlink()
+    except HeldError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from launch.commands.options import Config, Json, Overrides
-from launch.output.tables import show
+from launch.output.tables import show, show_notes
 
 
 def describe(
@@ -20,4 +20,7 @@ def describe(
     from tdformer.config.yaml_io import load_config
     from tdformer.estimate.describe import describe as describe_run
 
-    show(describe_run(load_config(config, overrides or []), processes), as_json)
+    described = describe_run(load_config(config, overrides or []), processes)
+    notes = [] if as_json else described.pop("notes")
+    show(described, as_json)
+    show_notes(notes)

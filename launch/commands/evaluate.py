@@ -29,20 +29,23 @@ def evaluate(
     """Compute the accuracy of a checkpoint on the validation set. Every sample counts once, on any number of processes."""
     from tdformer.checkpoint import store
     from tdformer.config.yaml_io import load_config
-    from tdformer.distributed.launch_environment import started_by_launcher
+    from tdformer.distributed.launch_environment import must_start
 
-    if processes > 1 and not started_by_launcher(os.environ):
+    if must_start(processes, os.environ):
         from launch.local_processes import run_processes
 
         flags = [flag for flag, is_given in (("--ema", ema), ("--json", as_json)) if is_given]
         options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
+    from tdformer.checkpoint.format import check
     from tdformer.inference.evaluate import evaluate_checkpoint, evaluate_suite
 
     checkpoint = store.find(trained, which)
 
     def load() -> RunConfig:
+        if not checkpoint.config.exists():
+            check(checkpoint)  # says what is missing, and what to do
         return load_config(checkpoint.config, overrides or [])
 
     result = evaluate_suite(load, checkpoint, ema, suite) if suite else evaluate_checkpoint(load, checkpoint, ema)

@@ -10,6 +10,7 @@ import typer
 
 from launch.commands.options import Overrides, Processes, RunDirOption, Target
 from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
+from launch.output import streams
 
 if TYPE_CHECKING:
     from tdformer.config import RunConfig
@@ -23,13 +24,14 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
     69 another rank died or hangs, and the last valid checkpoint is kept; 75 a signal or a deadline stopped the run, and its state
     is saved; 128 + n (with --processes) a rank was killed by signal n.
     """
+    streams.go_on_without_reader()
     from tdformer.config.yaml_io import load_config
-    from tdformer.distributed.launch_environment import started_by_launcher
+    from tdformer.distributed.launch_environment import must_start
     from tdformer.rundir.creation import config_of
 
     if target.is_dir():
         target, run_dir = config_of(target), run_dir or target
-    if processes > 1 and not started_by_launcher(os.environ):
+    if must_start(processes, os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
     from tdformer.training.run import run_training

@@ -43,6 +43,12 @@ def show(values: dict[str, object], as_json: bool) -> None:
     Console(soft_wrap=True, highlight=False).print(table)
 
 
+def show_notes(notes: Sequence[str]) -> None:
+    """Print notes for the user to stderr, one line for each."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
 def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """Print the result on one data set, or on a suite: one row for each data set, then what they have in common."""
     if not as_json and "data_sets" in result:
@@ -52,6 +58,8 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
 
 def for_people(value: object) -> str:
     """Return a value as text: integers with thousands separators, floats with four significant digits."""
+    if value is None:
+        return "none"
     if isinstance(value, list):
         return ", ".join(map(for_people, value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)

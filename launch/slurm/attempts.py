@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 
 from data_pipelines.storage.files import append_line
+from tdformer.rundir.advice import named_by
 from tdformer.rundir.run_dir import RunDir
 
 FILE = "attempts.jsonl"
@@ -35,11 +36,8 @@ def this_attempt(run_dir: RunDir, environment: Mapping[str, str]) -> Attempt:
 
 
 def latest(run_dir: RunDir) -> str | None:
-    """Return the name of the latest checkpoint of the run, or None without one."""
-    try:
-        return run_dir.latest.read_text().strip() or None
-    except (OSError, ValueError):
-        return None
+    """Return the name of the latest checkpoint of the run, or None without one. A damaged `latest` gets a name of its own."""
+    return named_by(run_dir.latest) or ("a damaged latest" if run_dir.latest.exists() else None)
 
 
 def read(run_dir: RunDir) -> list[Attempt]:

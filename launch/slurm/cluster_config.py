@@ -19,9 +19,28 @@ def _one_line(text: str) -> str:
 
 
 def _duration(text: str) -> str:
-    if not re.fullmatch(r"(\d+-)?\d+(:\d\d?){0,2}", text):
-        raise ValueError(f"must be a time as Slurm writes it: minutes, HH:MM:SS or DAYS-HH:MM:SS, got {text!r}")
+    if not (seconds := seconds_of(text)):
+        why = "must be longer than no time" if seconds == 0 else "must be a time as Slurm writes it: minutes, HH:MM:SS or DAYS-HH:MM:SS"
+        raise ValueError(f"{why}, got {text!r}")
     return text
+
+
+def seconds_of(duration: str) -> int | None:
+    """Return a duration that Slurm writes as MINUTES[:SECONDS], HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]]; None for others.
+
+    A number may exceed its unit (90 minutes) only if it is the first one.
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d\d?){0,2}", duration, re.ASCII):
+        return None
+    days, dash, rest = duration.rpartition("-")
+    numbers = [int(part) for part in rest.split(":")]
+    if len(numbers) < 3:
+        numbers = [*numbers, *[0] * (3 - len(numbers))] if dash else [0, *numbers, *[0] * (2 - len(numbers))]
+    hours, minutes, seconds = numbers
+    is_first = not dash and rest.count(":") < 2
+    if seconds > 59 or (minutes > 59 and not is_first) or (hours > 23 and dash):
+        return None
+    return 86_400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def _text(value: object) -> object:

@@ -86,11 +86,12 @@ def _settings(job: Job, cluster: ClusterConfig) -> list[str]:
     runs, run = [shlex.quote(str(path)) for path in job.runs], shlex.quote(str(job.runs[0]))
     lines = [f"RUNS=({' '.join(runs)})", "RUN=${RUNS[$SLURM_ARRAY_TASK_ID]}"] if job.is_array else [f"RUN={run}"]
     lines += ["CONFIG=$RUN", f"PYTHON={shlex.quote(job.python)}"]
-    lines += ["# The code as it was when the job was submitted.", "export PYTHONPATH=$RUN/code PYTHONSAFEPATH=1"]
     lines += [f"export TDFORMER_MAX_RESTARTS={cluster.max_restarts} TDFORMER_MAX_FRUITLESS={cluster.max_fruitless}"]
     lines += [f"export OMP_NUM_THREADS={cluster.cpus_per_process}"] if cluster.cpus_per_process else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     lines += [f"module load {shlex.quote(name)}" for name in cluster.modules] + list(cluster.setup)
+    lines += ["# The code as it was when the job was submitted, before any that modules or the lines above have put on the path."]
+    lines += ["export PYTHONPATH=$RUN/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1"]
     cpus = ['--cpus-per-task="$SLURM_CPUS_PER_TASK"'] if cluster.cpus_per_process else []
     lines += [f"SRUN=({' '.join(['srun', *cpus, *_in_container(job, cluster.container, 'pyxis')])})"]
     python = cluster.container.python if cluster.container else '"$PYTHON"'
@@ -106,7 +107,7 @@ def _rank(job: Job, cluster: ClusterConfig, python: str) -> list[str]:
         *(python, "-m", "torch.distributed.run", f"--nnodes={job.nodes}", f"--nproc-per-node={job.processes_per_node}"),
         *("--rdzv-backend=c10d", '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'),
         '--rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"',
-        *("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "--shutdown-timeout=1800", "-m", "launch"),
+        *("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2", "--shutdown-timeout=1800", "-m", "launch"),
     ]
 
 
@@ -121,4 +122,4 @@ def _in_container(job: Job, container: ContainerConfig | None, runtime: str) -> 
 
 
 def _common_part() -> str:
-    return TEMPLATE.read_text().partition(COMMON_PART)[2]
+    return TEMPLATE.read_text(encoding="utf-8").partition(COMMON_PART)[2]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.formats.manifest_reader import read_manifest
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.locations import is_remote
+from launch.output.tables import show_notes
 from launch.slurm import job_record, scheduler
-from launch.slurm.cluster_config import ClusterConfig
+from launch.slurm.cluster_config import ClusterConfig, seconds_of
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
+from launch.slurm.sweep import check_different, combinations
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import ConfigError, load_config, parse_override
+from tdformer.config.short_runs import notes_on_length
+from tdformer.config.yaml_io import load_config
 from tdformer.rundir import creation, run_lock
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
@@ -67,22 +71,28 @@ def submit(
     if target.is_dir():
         target, path = creation.config_of(target), path or target
     run_dir = RunDir(path) if path else None
-    changes = list(_combinations(sweeps))
+    changes = list(combinations(sweeps, overrides))
     if run_dir is not None and len(changes) > 1:
         raise UserError(f"{run_dir} is one run, and --sweep asks for {len(changes)}; leave out --run-dir, or --sweep.")
-    for change in changes:
-        _check(load_config(target, [*overrides, *change]), size, cluster)
-    first = load_config(target, [*overrides, *changes[0]])
+    if size.at_once is not None and not sweeps:
+        raise UserError("--at-once is for the jobs of a --sweep; leave it out, or give a --sweep.")
+    wanted = [load_config(target, [*overrides, *change]) for change in changes]
+    check_different(wanted, changes)
+    for config in wanted:
+        _check(config, size, cluster)
+    first = wanted[0]
     if not dry_run:
         scheduler.check_installed()
     if run_dir is not None:
         _check_free(run_dir, first)
     if away := probe(first.tracking.uri, first.tracking.experiment):
         print(f"warning: {away}", file=sys.stderr)
+    show_notes(list(dict.fromkeys(note for config in wanted for note in notes_on_length(config, _samples(config)))))
     with _removed_on_error(dry_run) as made:
         sweep = made.next_free(first.model_copy(update={"name": f"{first.name}-sweep"})) if len(changes) > 1 else None
         into = [f"output={sweep}"] if sweep else []
-        configs = [load_config(target, [*overrides, *change, *into]) for change in changes]
+        kept = [override for override in overrides if not (into and override.startswith("output="))]
+        configs = [load_config(target, [*kept, *change, *into]) for change in changes]
         runs = [run_dir or made.next_free(config) for config in configs]
         if run_dir is not None and not run_dir.path.exists():
             made.folders.append(run_dir)
@@ -94,22 +104,11 @@ def submit(
             creation.claim(run, config)
             snapshot(run.code)
         (sweep or runs[0]).slurm.mkdir(exist_ok=True)
-        replace_file(job.script, lambda partial: partial.write_text(text))
+        replace_file(job.script, lambda partial: partial.write_text(text, encoding="utf-8", errors="surrogateescape"))
         number = scheduler.sbatch(job.script)
     for index, run in enumerate(runs):
         job_record.write(run, f"{number}_{index}" if job.is_array else number, job.script)
     return Submitted(job, number, text)
-
-
-def _combinations(sweeps: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the overrides of each run: every value of each key with every value of all other keys."""
-    choices = []
-    for sweep in sweeps:
-        key, values = parse_override(sweep)
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"--sweep {sweep!r} is not of the form section.key=[value, value, …]")
-        choices.append([f"{key}={json.dumps(value)}" for value in values])
-    yield from map(list, itertools.product(*choices))
 
 
 def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
@@ -119,6 +118,18 @@ def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
             f"the job would be told to stop by {cluster.warning_signal}, which is not one of preemption.signals "
             f"({', '.join(config.preemption.signals)}); change one of them."
         )
+    if cluster.time is not None and (seconds_of(cluster.time) or 0) <= cluster.warning_s:
+        raise UserError(
+            f"the job has time {cluster.time}, and is told to stop {cluster.warning_s} s before its end, which is at once; give it more "
+            f"time, or lower warning_s in the cluster file."
+        )
+
+
+def _samples(config: RunConfig) -> int | None:
+    """Return the size of the training set as far as a login node knows it."""
+    if is_remote(config.data.train) or not (Path(config.data.train) / MANIFEST).is_file():
+        return config.data.train_samples
+    return read_manifest(Path(config.data.train)).samples
 
 
 def _check_free(run_dir: RunDir, config: RunConfig) -> None:

@@ -200,7 +200,7 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_values": sum(sizes.values()),
         "optimizer_tensors": len(load_optimizer(checkpoint)),
         "megabytes": round(megabytes, 1),
-        "best_top1": train_state.best_top1,
+        "best_top1": train_state.best_top1 if train_state.evaluated_epochs else None,
         **train_state.metrics,
     }
 

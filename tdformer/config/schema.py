@@ -14,6 +14,8 @@ from data_pipelines.config import DataConfig, Section
 from tdformer.config.model import ModelConfig
 from tdformer.config.training import OptimizerConfig, Positive, TrainingConfig
 
+StopSignal = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
+
 
 class CheckpointConfig(Section):
     """Describes when the training state is saved. It is always saved at the end of an epoch and when the run is told to stop."""
@@ -69,8 +71,8 @@ class TrackingConfig(Section):
 class PreemptionConfig(Section):
     """Describes what tells a run to stop. It then finishes the step, saves, and exits with code 75. The same command goes on with it."""
 
-    signals: tuple[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"], ...] = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-    """Signals that stop the run. Other signals keep their usual effect."""
+    signals: tuple[StopSignal, ...] = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    """Signals that stop the run. Other signals keep their usual effect. SIGHUP comes when a terminal is lost; under nohup it is ignored."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Minutes after the start of a process at which the run stops. null: no such deadline."""
     minutes_before_end: Annotated[float, Field(gt=0)] | None = 5.0

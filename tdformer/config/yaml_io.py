@@ -30,8 +30,12 @@ class ConfigError(UserError):
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read one YAML file, apply `section.key=value` overrides (values are YAML), and check everything."""
-    tree = read_yaml(path)
+    tree, keys = read_yaml(path), set[str]()
     for override in overrides:
+        key, _ = parse_override(override)
+        if key in keys:
+            raise ConfigError(f"override {override!r}: {key} is given twice")
+        keys.add(key)
         _apply(tree, override)
     return checked(RunConfig, tree, f"configuration {path} cannot be run")
 
@@ -44,7 +48,7 @@ def dump_config(config: RunConfig) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the tree in a YAML file. Raises ConfigError if the file cannot be read, or holds no mapping."""
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:

@@ -10,6 +10,7 @@ import torch
 from data_pipelines.storage.locations import is_remote
 from tdformer.checkpoint.export import initial_state
 from tdformer.config import RunConfig
+from tdformer.config.short_runs import highest_learning_rate, notes_on_length
 from tdformer.models.registry import parameter_counts
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import open_data
@@ -18,6 +19,7 @@ from tdformer.training.datasets import open_data
 def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return sizes and rates of a run on `world_size` ranks. If the data set is not on this machine, data.train_samples stands for it.
 
+    lr is the highest learning rate that the run reaches, and peak_lr the one that it is configured for. notes are sentences for the user.
     Raises UserError if the global batch does not divide, or if the run would refuse the data or the initial weights that are here.
     """
     training = config.training
@@ -28,7 +30,9 @@ def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
         with torch.device("meta"):
             model = TDFormer(config.model)
         init = f"{config.init} ({len(initial_state(model, config.init)[1])} tensors start fresh)"
-    samples = len(open_data(config)[0]) if is_remote(config.data.train) or Path(config.data.train).exists() else config.data.train_samples
+    is_here = is_remote(config.data.train) or Path(config.data.train).exists()
+    samples = len(open_data(config)[0]) if is_here else config.data.train_samples
+    steps_per_epoch = samples // training.global_batch if samples is not None else None
     backbone, feedback = config.model.backbone, config.model.feedback
     return {
         "name": config.name,
@@ -47,11 +51,20 @@ def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
         "accumulation": accumulation,
         "global_batch": training.global_batch,
         "samples": samples,
-        "steps_per_epoch": samples // training.global_batch if samples is not None else None,
+        "steps_per_epoch": steps_per_epoch,
         "left_out_per_epoch": samples % training.global_batch if samples is not None else None,
         "epochs": training.epochs,
-        "lr": config.learning_rate(),
+        "lr": highest_learning_rate(config, steps_per_epoch),
+        "peak_lr": config.learning_rate(),
         "precision": training.precision,
         "zero_stage": training.zero_stage,
         "recompute": training.recompute,
+        "notes": [*_notes_on_data(config, is_here), *notes_on_length(config, samples)],
     }
+
+
+def _notes_on_data(config: RunConfig, is_here: bool) -> list[str]:
+    if is_here:
+        return []
+    known = "data.train_samples stands for its size" if config.data.train_samples else "its size and the number of steps are not known"
+    return [f"data.train is {config.data.train}, which is not on this machine: the data was not checked, and {known}"]

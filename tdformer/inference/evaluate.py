@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tdformer.checkpoint.format import Checkpoint, check, load_model
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext, init_distributed
+from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
@@ -66,6 +68,9 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
         model = TDFormer(config.model).to(context.device).eval()
         context.on_all_ranks(lambda: load_model(checkpoint, model, averaged=averaged))
         choose_kernels(model, config.training.kernels, context)
+        notes = notes_on_idle_gpus(context)
+        for note in notes if context.is_rank0 else ():
+            print(f"note: {note}", file=sys.stderr)
         context.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
         yield Trained(config, checkpoint, train_state, model, context)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 from tdformer.distributed.launch_environment import REQUEUES
 from tdformer.rundir.run_dir import RunDir
+
+NAME = re.compile(r"step-[0-9]{8,}")
 
 
 def how_to_go_on(run_dir: RunDir, world_size: int) -> str:
@@ -14,7 +18,18 @@ def how_to_go_on(run_dir: RunDir, world_size: int) -> str:
         return f"If {run_dir} was renamed, go on with: tdformer train NEW_NAME"
     if not run_dir.latest.exists():
         return f"No checkpoint was reached; {next_step(run_dir, world_size, 'start again')}"
-    return f"The last whole checkpoint is {run_dir.latest.read_text(errors='replace').strip()}; {next_step(run_dir, world_size)}"
+    if (name := named_by(run_dir.latest)) is None:
+        return f"{run_dir.latest} names no checkpoint, and the newest whole one is gone on from; {next_step(run_dir, world_size)}"
+    return f"The last whole checkpoint is {name}; {next_step(run_dir, world_size)}"
+
+
+def named_by(pointer: Path) -> str | None:
+    """Return the name of the checkpoint that `latest` or `best` holds. None if there is no such file, or if it is damaged."""
+    try:
+        name = pointer.read_text(errors="replace").strip()
+    except OSError:
+        return None
+    return name if NAME.fullmatch(name) else None
 
 
 def next_step(run_dir: RunDir, world_size: int, verb: str = "go on") -> str:

@@ -29,7 +29,7 @@ def read_flat(path: Path) -> dict[str, Any]:
 
     Raises ValueError if the file is no configuration, and OSError.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     flat: dict[str, Any] = {}
     for section in TOP_KEY.split(text):
         found = _section(section)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tdformer.rundir import sessions
+from tdformer.rundir.advice import named_by
 from tdformer.rundir.run_dir import RunDir
 from tdformer.runs import flat_config, metric_rows
 from tdformer.runs.metric_rows import MetricRows
@@ -66,7 +67,7 @@ def read(path: Path, metrics: Iterable[str] = (), samples: int = SAMPLES_FOR_CUR
         notes.append(f"{run_dir.metrics.name} ends within a row, which is left out")
     if not config and not has_begun:
         state = "damaged"
-    pointers = {pointer.name: text for pointer in (run_dir.latest, run_dir.best) if (text := _word(pointer))}
+    pointers = _pointers(run_dir, notes)
     times = [session.seen for session in begun[-1:]] + [rows.last_time or 0.0]
     changed = max(times) or _modified(run_dir)
     return Run(path, config, state, begun, rows, pointers, read_run_id(run_dir, config.get("tracking.uri")), changed, notes + unreadable)
@@ -98,13 +99,12 @@ def _rows(run_dir: RunDir, metrics: list[str], samples: int, notes: list[str]) -
     return rows
 
 
-def _word(path: Path) -> str | None:
-    """Return the first line of a small file, or None if there is no such file."""
-    try:
-        with path.open(errors="replace") as file:
-            return file.readline(200).strip() or None
-    except OSError:
-        return None
+def _pointers(run_dir: RunDir, notes: list[str]) -> dict[str, str]:
+    """Return the names of the checkpoints `latest` and `best`."""
+    files = [pointer for pointer in (run_dir.latest, run_dir.best) if pointer.exists()]
+    names = {pointer.name: named_by(pointer) for pointer in files}
+    notes += [f"{run_dir.checkpoints.name}/{name} names no checkpoint" for name, checkpoint in names.items() if checkpoint is None]
+    return {name: checkpoint for name, checkpoint in names.items() if checkpoint is not None}
 
 
 def _modified(run_dir: RunDir) -> float:

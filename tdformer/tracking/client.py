@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tdformer.tracking.sqlite_file import open_or_make
 
 SQLITE = "sqlite:///"
 TIMEOUT_S = "10"
@@ -40,7 +41,7 @@ def open_client(uri: str) -> Any:
     """Return an MlflowClient. A sqlite file is opened, or made; a server is not asked yet. Raises OSError and sqlite3.Error."""
     mlflow = import_mlflow()
     if uri.startswith(SQLITE):
-        _check_sqlite(Path(uri.removeprefix(SQLITE)))
+        open_or_make(Path(uri.removeprefix(SQLITE)))
     client = mlflow.MlflowClient(uri)
     with suppress(OSError):  # MLflow makes this folder for its default experiment, which nobody uses.
         Path("mlruns").rmdir()
@@ -50,10 +51,3 @@ def open_client(uri: str) -> Any:
 def artifacts_beside_sqlite(uri: str) -> str | None:
     """Return the URI of the folder for an experiment's files, beside the database. It is None for a server, which has its own."""
     return (Path(uri.removeprefix(SQLITE)).parent / "mlflow_artifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
-
-
-def _check_sqlite(path: Path) -> None:
-    """Makes the folder of a sqlite file, and checks that the file can be opened."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path)) as database:  # This fails at once. MLflow would try again for minutes.
-        database.execute("PRAGMA schema_version")

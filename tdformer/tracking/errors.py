@@ -6,16 +6,24 @@ Exception types and status codes decide. Texts are looked into only for what MLf
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
-from collections.abc import Iterator
 
 from tdformer.tracking.client import TIMEOUT_S, is_server
+from tdformer.tracking.network import (
+    NO_SUCH_HOST,
+    NOT_LISTENING,
+    TOO_SLOW,
+    chain,
+    is_refusal_of_tls,
+    meaning_of_network_error,
+    meaning_of_redirect,
+    proxy_of,
+    redirect_of,
+)
 
 UNAUTHENTICATED, FORBIDDEN, REQUEST_TIMEOUT, TOO_MANY_REQUESTS = 401, 403, 408, 429
 ENDPOINT_NOT_FOUND = "ENDPOINT_NOT_FOUND"
-NO_SUCH_HOST, NOT_LISTENING = "there is no such host", "nothing listens there"
-UNREACHABLE, TOO_SLOW = "it cannot be reached", "it did not answer in time"
+UNREACHABLE = "it cannot be reached"
 UNKNOWN_USER = "it does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
@@ -28,6 +36,8 @@ class RefusedError(Exception):
 
 NO_JSON = "not in a valid JSON format"
 """MLflow raises this with the code of any internal error, whatever server gave the answer."""
+PAGE_REFUSES = "failed with error code 4"
+"""The beginning of a status. MLflow gives some of them, such as 405, the code of an internal error."""
 DATABASE_IS_AWAY = ("Connection refused", "could not connect", "timeout expired")
 """psycopg2 raises one class, without a code or a cause, for a database that is away and for a wrong password."""
 MEANINGS = (
@@ -57,8 +67,8 @@ def is_permanent(error: Exception, uri: str) -> bool:
         return True
     if is_server(uri):
         status = _status(error)
-        return NO_JSON in _text(error) or (status is not None and is_refusal(status))
-    return not any(map(_is_away, _chain(error))) and not any(text in _text(error) for text in DATABASE_IS_AWAY)
+        return NO_JSON in _text(error) or is_refusal_of_tls(error) or (status is not None and is_refusal(status))
+    return not any(map(_is_away, chain(error))) and not any(text in _text(error) for text in DATABASE_IS_AWAY)
 
 
 def is_refusal(status: int) -> bool:
@@ -66,9 +76,23 @@ def is_refusal(status: int) -> bool:
     return 400 <= status < 500 and status not in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS)
 
 
-def explain(error: Exception) -> str:
-    """Return what happened, on one line of at most about 300 characters. It names the remedy where there is one."""
-    if meaning := _meaning_of_status(error) or _meaning_of_type(error):
+def explain(error: Exception, uri: str = "") -> str:
+    """Return what happened, on one line of about 300 characters. It names the remedy where there is one.
+
+    uri: that of the server that was asked, for which the environment may name a proxy.
+    """
+    meaning, proxy = _meaning(error, uri), proxy_of(uri)
+    if proxy is None or not _came_through_network(error):
+        return meaning
+    if any(type(each).__name__ == "ProxyError" for each in chain(error)):  # of requests, and of urllib3
+        return f"{proxy} does not pass it on ({meaning}): {proxy.remedy}"
+    return f"{meaning} (it was asked through {proxy}; if that is wrong, {proxy.remedy})"
+
+
+def _meaning(error: Exception, uri: str) -> str:
+    if _may_be_redirected(error) and is_server(uri) and (place := redirect_of(uri)):
+        return meaning_of_redirect(place)
+    if meaning := _meaning_of_status(error) or meaning_of_network_error(error) or _meaning_of_type(error):
         return meaning
     for part, meaning in MEANINGS:
         if part in _text(error):
@@ -76,6 +100,24 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     # A long text of requests ends with the reason.
     return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
+
+
+def _may_be_redirected(error: Exception) -> bool:
+    """Tell whether something else than MLflow's API answered. After a redirect, a request to write has become one to read."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    is_page = isinstance(error, MlflowException) and not isinstance(error, RestException)
+    return is_page and any(text in str(error) for text in (NO_JSON, PAGE_REFUSES))
+
+
+def _came_through_network(error: Exception) -> bool:
+    """Tell whether an error may be a proxy's: one of the connection, or an answer that is not of MLflow's API."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests.exceptions import RequestException
+
+    if isinstance(error, RestException):
+        return False
+    return isinstance(error, MlflowException) or any(isinstance(each, RequestException) for each in chain(error))
 
 
 def _meaning_of_status(error: Exception) -> str | None:
@@ -95,13 +137,11 @@ def _meaning_of_type(error: Exception) -> str | None:
     from urllib3.exceptions import ReadTimeoutError
 
     for kind, meaning in (
-        (socket.gaierror, NO_SUCH_HOST),
-        (ConnectionRefusedError, NOT_LISTENING),
         (ConnectTimeout, UNREACHABLE),
         (ReadTimeoutError, f"it did not answer within {os.environ.get('MLFLOW_HTTP_REQUEST_TIMEOUT', TIMEOUT_S)} s"),
         (TimeoutError, TOO_SLOW),
     ):
-        if any(isinstance(each, kind) for each in _chain(error)):
+        if any(isinstance(each, kind) for each in chain(error)):
             return meaning
     return None
 
@@ -123,10 +163,3 @@ def _is_away(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in LOCKED  # The lowest byte is the code; others say more about it.
     return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, DBAPIError) and error.connection_invalidated)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an exception and those that led to it. MLflow wraps what requests, urllib3 and SQLAlchemy raise."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

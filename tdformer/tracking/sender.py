@@ -30,7 +30,7 @@ class Sender:
         if not self._tried.wait(seconds):
             self._warn("it has not answered yet")
         failure = self._failure
-        return explain(failure) if failure and is_permanent(failure, self._mirror.uri) else None
+        return explain(failure, self._mirror.uri) if failure and is_permanent(failure, self._mirror.uri) else None
 
     def wake(self) -> None:
         """Tell the thread that there is something to send."""
@@ -69,7 +69,7 @@ class Sender:
         self._tried.set()
         if is_awaited and is_permanent(error, self._mirror.uri):
             return True
-        self._warn(explain(error))
+        self._warn(explain(error, self._mirror.uri))
         return False
 
     def _warn(self, reason: str) -> None:

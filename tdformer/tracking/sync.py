@@ -49,7 +49,7 @@ def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], obje
         raise
     except Exception as error:  # MLflow passes on whatever its database or server raises
         raise UserError(
-            f"MLflow at {uri} did not take {run_dir} ({explain(error)}); nothing is lost, try again when that is mended."
+            f"MLflow at {uri} did not take {run_dir} ({explain(error, uri)}); nothing is lost, try again when that is mended."
         ) from None
     return Synced(run_dir, uri, mirror.run_id, points)
 

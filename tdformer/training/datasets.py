@@ -15,6 +15,7 @@ from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.storage.cache_folder import CacheFolder
 from tdformer.config import RunConfig
+from tdformer.config.short_runs import notes_on_length
 
 
 def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
@@ -57,7 +58,7 @@ def open_val(config: RunConfig) -> DataSet:
 
 def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet) -> list[str]:
     """Return notes for the start of a run: things that are allowed, but that a user may not have meant."""
-    notes, classes = [], len(train_set.classes)
+    notes, classes = notes_on_length(config, len(train_set)), len(train_set.classes)
     if classes < config.model.num_classes:
         notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
     if train_set.is_streamed or val_set.is_streamed:

@@ -16,6 +16,7 @@ from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
+from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.rundir.run_dir import RunDir
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
@@ -24,15 +25,16 @@ from tdformer.training.model_with_loss import ModelWithLoss
 
 def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
     """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike."""
+    idle = notes_on_idle_gpus(context)
     if not context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None)):
         engine, notes = _start(config, context)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
-        return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes
+        return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes + idle
     checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
     engine, kernel_notes = load_engine(config, checkpoint, train_state, context)
-    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes
+    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes + idle
 
 
 def latest_valid_on_all_ranks(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:

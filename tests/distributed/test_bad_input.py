@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from data_pipelines.loading.open_dataset import open_dataset
 from tests.conftest import StripesSource, run_id_of, stored, write_config
 from tests.distributed.starter import tdformer
+from tests.runs import ReferenceRun
 
 pytestmark = pytest.mark.slow
 
@@ -172,3 +173,34 @@ def test_checkpoints_that_cannot_be_used(run_config: dict, tmp_path: Path) -> No
 def test_a_folder_that_is_no_run_directory(tmp_path: Path) -> None:
     assert_one_sentence(tdformer("train", tmp_path), "is not a run directory: it has no config.yaml")
     assert_one_sentence(tdformer("evaluate", tmp_path), "holds no latest checkpoint")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_folder_that_is_empty_is_named_and_not_its_configuration(run_config: dict, tmp_path: Path, processes: int) -> None:
+    run_config["training"]["epochs"] = 1
+    assert train(run_config, tmp_path).returncode == 0
+    run = tmp_path / "run"
+    for entry in (run / "checkpoints" / "step-00000003").iterdir():
+        entry.unlink()
+    for target in (run, run / "checkpoints", run / "checkpoints" / "step-00000003"):
+        result = tdformer("evaluate", target, "--processes", processes)
+        assert_one_sentence(result, "step-00000003 is incomplete: it has no manifest.json", "go on from step-00000002")
+
+
+def test_a_run_that_was_not_evaluated_yet_has_no_best_result(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(2, tmp_path)
+    assert json.loads(tdformer("checkpoint", "inspect", run, "--json").stdout)["best_top1"] is None
+    lines = tdformer("checkpoint", "inspect", run).stdout.splitlines()
+    assert [line.split() for line in lines if "best top1" in line] == [["best", "top1", "none"]]
+
+
+def test_a_pointer_that_is_damaged_is_told_and_not_printed(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(2, tmp_path)
+    (run / "checkpoints" / "latest").write_bytes(b"\x1b[31mred\x07\xff\x00" * 9)
+    for path in (run / "sessions").iterdir():
+        path.write_text(path.read_text().replace('"finished"', '"failed"'))
+    shown = tdformer("runs", "show", run)
+    assert shown.returncode == 0, shown.stderr
+    assert "note: run: checkpoints/latest names no checkpoint\n" in shown.stderr
+    assert f"{run / 'checkpoints' / 'latest'} names no checkpoint, and the newest whole one is gone on from" in shown.stdout
+    assert not set("\x1b\x07\x00\ufffd") & set(shown.stdout + shown.stderr)

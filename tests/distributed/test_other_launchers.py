@@ -19,22 +19,33 @@ pytestmark = pytest.mark.slow
 
 def torchrun(node: int, port: int, folder: Path) -> list[str]:
     place = ["--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [sys.executable, "-m", "torch.distributed.run", *place, "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2", "-m", "launch"]
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2"
+    return [sys.executable, "-m", "torch.distributed.run", *place, signals, "--no-python", "tdformer"]
 
 
 def deepspeed(node: int, port: int, folder: Path) -> list[str]:
     hosts = folder / "hostfile"
     hosts.write_text("node1 slots=1\nnode2 slots=1\n")
     place = ["--hostfile", str(hosts), "--no_ssh", f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--no_local_rank", "--module", "launch"]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--no_local_rank", "--no_python", "tdformer"]
+
+
+def write_script(folder: Path) -> Path:
+    """Write the command as an installation writes it, for this checkout."""
+    script = folder / "bin" / "tdformer"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom launch.cli import main\nmain()\n")
+    script.chmod(0o755)
+    return script
 
 
 def of_two_nodes(launcher: Callable[[int, int, Path], list[str]], folder: Path, *arguments: object) -> list[tuple[int, str]]:
     """Exit code and output of the launcher on each node."""
-    port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment["PATH"] = f"{write_script(folder).parent}:{environment['PATH']}"
     commands = [[*launcher(node, port, folder), *map(str, arguments)] for node in range(2)]
     nodes = [
-        subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command in commands
     ]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -73,11 +74,14 @@ class Server:
 
 
 @contextmanager
-def answering(answer: Any) -> Iterator[str]:
-    """The URI of an HTTP server whose every request is given to `answer`, as BaseHTTPRequestHandler's methods are."""
+def answering(answer: Any, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The URI of an HTTP server whose every request is given to `answer`, as BaseHTTPRequestHandler's methods are. tls: speak TLS."""
     methods = dict.fromkeys(("do_GET", "do_POST", "do_PATCH", "do_PUT", "do_DELETE"), answer)
     handler = type("Handler", (BaseHTTPRequestHandler,), {**methods, "log_message": lambda *_: None})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients may break a connection off
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -57,6 +57,7 @@ def test_commands_are_read_as_a_shell_reads_them() -> None:
         "tdformer train configs/demo.yaml --processes 2",
         ".venv/bin/tdformer submit configs/demo.yaml --sweep 'seed=[0, 1]'",
         "torchrun --nproc-per-node 2 -m launch train configs/demo.yaml training.epochs=1",
+        "torchrun --nproc-per-node 2 --no-python tdformer train configs/demo.yaml training.epochs=1",
         "sbatch launch/train.sbatch configs/demo.yaml runs/first",
         "anything --else",
     ],
@@ -81,6 +82,8 @@ def test_a_good_command_has_no_problems(line: str) -> None:
         ("tdformer submit configs/demo.yaml --sweep 'seeds=[0, 1]'", "seed"),
         ("torchrun --nproc-per-node 2 -m launch train configs/demo.yaml --wrong", "--wrong"),
         ("deepspeed --hostfile hosts --module launch train CONFIG --wrong", "--wrong"),
+        ("torchrun --nproc-per-node 2 --no-python tdformer train configs/demo.yaml --wrong", "--wrong"),
+        ("deepspeed --hostfile hosts --no_python tdformer train CONFIG --wrong", "--wrong"),
     ],
 )
 def test_a_wrong_command_is_found(line: str, word: str) -> None:

@@ -19,7 +19,7 @@ from tests.distributed.starter import tdformer
 NEVER = (float("inf"), "")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_sets_the_flag_and_later_ones_change_nothing(name: str) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with stopping(PreemptionConfig()) as stop:
@@ -43,7 +43,8 @@ def test_signals_that_are_not_listed_keep_their_effect() -> None:
 def test_other_signals_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("name: x\ndata: {train: a, val: b}\npreemption: {signals: [SIGKILL]}\n")
-    with pytest.raises(ConfigError, match=r"preemption\.signals\.0: got 'SIGKILL', allowed is 'SIGTERM', 'SIGINT', 'SIGUSR1' or 'SIGUSR2'"):
+    allowed = "'SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1' or 'SIGUSR2'"
+    with pytest.raises(ConfigError, match=rf"preemption\.signals\.0: got 'SIGKILL', allowed is {allowed}"):
         load_config(path)
 
 

@@ -191,7 +191,7 @@ DAMAGES = {
         b'{"began": "x", "seen": null, "world_size": {}}',
         "sessions/0001.json cannot be read",
     ),
-    "a pointer is garbage": ("checkpoints/latest", bytes(range(256)), None),
+    "a pointer is garbage": ("checkpoints/latest", bytes(range(256)), "checkpoints/latest names no checkpoint"),
     "the lock is garbage": ("lock.json", b"\xff\xff", None),
 }
 

@@ -12,12 +12,12 @@ import yaml
 
 from data_pipelines.errors import UserError
 from launch.slurm import attempts
-from launch.slurm.cluster_config import ClusterConfig, load_cluster
+from launch.slurm.cluster_config import ClusterConfig, load_cluster, seconds_of, with_options
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
 from tdformer.rundir.run_dir import RunDir
-from tests.conftest import REPOSITORY, write_config
+from tests.conftest import REPOSITORY, tdformer, write_config
 
 
 def job(folder: Path, runs: int = 1, nodes: int = 2, gpus: int = 8) -> Job:
@@ -65,6 +65,21 @@ def test_bash_accepts_the_script(tmp_path: Path, name: str, runs: int) -> None:
     assert found["PYTHONPATH"] == [f"{found['RUN'][0]}/code"]
 
 
+def test_the_snapshot_comes_before_all_other_code(tmp_path: Path) -> None:
+    """Modules and settings may put folders on Python's path, too."""
+    for cluster in (ClusterConfig(setup=("export PYTHONPATH=/theirs",)), ClusterConfig(environment={"PYTHONPATH": "/theirs"})):
+        found = variables(render(job(tmp_path), cluster), tmp_path, ("RUN", "PYTHONPATH", "PYTHONSAFEPATH"))
+        assert found["PYTHONPATH"] == [f"{found['RUN'][0]}/code:/theirs"]
+        assert found["PYTHONSAFEPATH"] == ["1"]
+
+
+def test_ranks_get_the_environment_of_the_script(tmp_path: Path) -> None:
+    """srun takes what sbatch was told about the environment for itself: with --export=NONE ranks would run other code."""
+    for script in (render(job(tmp_path), CLUSTERS["plain"]), (REPOSITORY / "launch" / "train.sbatch").read_text()):
+        before, _, _ = script.partition('"${SRUN[@]}"')
+        assert "\nexport SLURM_EXPORT_ENV=ALL\n" in before
+
+
 def test_options_of_a_job(tmp_path: Path) -> None:
     given = options(render(job(tmp_path), CLUSTERS["all"]))
     for option in (
@@ -83,7 +98,7 @@ def test_what_starts_a_rank(tmp_path: Path) -> None:
     torchrun = found["torchrun"]["RANK"]
     assert torchrun[:5] == [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=8"]
     assert "--rdzv-endpoint=first:20007" in torchrun
-    assert "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2" in torchrun
+    assert "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2" in torchrun
     assert "--container-image=docker://a b" in found["pyxis"]["SRUN"]
     assert any(option.startswith("--container-mounts=") and option.endswith(",/data:/data") for option in found["pyxis"]["SRUN"])
     assert found["pyxis"]["RANK"] == ["python", "-m", "launch"]
@@ -108,6 +123,67 @@ def test_a_cluster_file_that_is_wrong_is_refused_by_key(tmp_path: Path, wrong: d
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(UserError, match=f"cluster.yaml cannot be used:\n  {next(iter(wrong))}"):
         load_cluster(tmp_path / "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        *(("1", 60), ("90", 5400), ("90:30", 5430), ("24:00:00", 86400), ("100:00:00", 360000), ("1-0", 86400), ("1-2:30", 95400)),
+        *(("1-02:03:04", 93784), ("0:30", 30), ("0", 0), ("00:00:00", 0), ("0-0", 0)),
+        *((text, None) for text in ("1:99:99", "1:60:00", "0:99", "1-24", "1-0:60", "1:2:3:4", "", "1-", "x", "-1", "1:", "\u0661")),
+    ],
+)
+def test_times_of_slurm(given: str, seconds: int | None) -> None:
+    assert seconds_of(given) == seconds
+    if not seconds:
+        with pytest.raises(UserError, match=r"time: must be (longer than no time|a time as Slurm writes it)"):
+            with_options(ClusterConfig(), {"time": given})
+
+
+@pytest.mark.slow
+def test_a_job_that_would_be_stopped_at_once_is_refused(run_config: dict, tmp_path: Path) -> None:
+    path = write_config(run_config, tmp_path)
+    refused = tdformer("submit", path, "--gpus-per-node", 0, "--time", 5, "--dry-run")
+    assert refused.returncode == 2
+    assert "the job has time 5, and is told to stop 300 s before its end, which is at once" in refused.stderr
+    assert tdformer("submit", path, "--gpus-per-node", 0, "--time", "5:01", "--dry-run").returncode == 0
+
+
+SWEEPS = {
+    "a value twice": (["seed=[1, 1]"], [], "--sweep asks for the same run twice (seed=1 and seed=1)"),
+    "a value in two forms": (
+        ["optimizer.base_lr=[1, 1.0]"],
+        [],
+        "asks for the same run twice (optimizer.base_lr=1 and optimizer.base_lr=1.0)",
+    ),
+    "a key twice": (["seed=[1]", "seed=[2]"], [], "--sweep 'seed=[2]': seed is given twice"),
+    "a key that is given anyway": (["seed=[1, 2]"], ["seed=3"], "--sweep 'seed=[1, 2]': seed is given twice"),
+    "the folder": (["output=[a, b]"], [], "the runs of a sweep lie in one folder"),
+    "no sweep": ([], ["--at-once", 2], "--at-once is for the jobs of a --sweep"),
+    "an override twice": ([], ["seed=1", "seed=2"], "override 'seed=2': seed is given twice"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_that_is_not_meant_so_is_refused(run_config: dict, tmp_path: Path, name: str) -> None:
+    sweeps, others, sentence = SWEEPS[name]
+    options = [option for sweep in sweeps for option in ("--sweep", sweep)]
+    refused = tdformer("submit", write_config(run_config, tmp_path), "--gpus-per-node", 0, "--dry-run", *options, *others)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: ")
+    assert sentence in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_may_be_put_elsewhere(run_config: dict, tmp_path: Path) -> None:
+    path = write_config(run_config, tmp_path)
+    shown = tdformer(
+        "submit", path, f"output={tmp_path}/other", "--gpus-per-node", 0, "--dry-run", "--sweep", "seed=[1, 2]", "--at-once", 1
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert f"RUNS=({tmp_path}/other/tiny-sweep-001/tiny-001 " in shown.stdout
+    assert "#SBATCH --array=0-1%1\n" in shown.stdout
 
 
 def test_a_value_is_never_run(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import ssl
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -197,6 +200,148 @@ def test_a_folder_is_named_as_such(tmp_path: Path) -> None:
     error = asked(uri)
     assert is_permanent(error, uri)
     assert explain(error).startswith("it is a folder, which MLflow keeps nothing in any more")
+
+
+# --- proxies, TLS, redirects --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("upper", [False, True])
+def test_a_dead_proxy_is_named(scheme: str, upper: bool, no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, address = f"{scheme}_proxy".upper() if upper else f"{scheme}_proxy", f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv(name, f"http://ada:secret@{address}")
+    uri = f"{scheme}://mlflow.example:5000"
+    error = asked(uri)
+    told = f"the proxy {address} of {name} does not pass it on (nothing listens there): correct {name}, or add mlflow.example to no_proxy"
+    assert (is_permanent(error, uri), explain(error, uri)) == (False, told)
+    probed = probe.probe(uri, "tdformer")
+    assert f"nothing listens there; it was asked through the proxy {address} of {name}: correct {name}, or add mlflow.ex" in str(probed)
+    monkeypatch.setenv("no_proxy", "mlflow.example")
+    assert "proxy" not in explain(asked(uri), uri)
+
+
+def test_a_proxy_that_does_not_know_the_server_is_named(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(page(403)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        error = asked(SERVER)
+        told = f"it does not permit this to you (it was asked through the proxy {proxy} of http_proxy; if that is wrong, correct http_proxy"
+        assert told in explain(error, SERVER)
+        with pytest.raises(UserError, match=f"or ask who runs it; it was asked through the proxy {proxy} of http_proxy"):
+            probe.probe(SERVER, "tdformer")
+    with answering(api(400, "INVALID_PARAMETER_VALUE")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert "proxy" not in explain(asked(SERVER), SERVER), "MLflow's own answers are not the proxy's"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that nobody but itself has signed, and its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "own.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *names,
+        "-keyout",
+        path,
+        "-out",
+        path.with_suffix(".crt"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+@contextmanager
+def answering_by_tls(answer: Answer, certificate: Path) -> Iterator[str]:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with answering(answer, tls) as uri:
+        yield uri.replace("http://127.0.0.1", "https://localhost")
+
+
+def test_a_certificate_that_is_not_trusted(certificate: Path, no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering_by_tls(api(404, "RESOURCE_DOES_NOT_EXIST"), certificate) as uri:
+        error = asked(uri)
+        told = (
+            "its certificate is not accepted here (self-signed certificate): set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its auth"
+        )
+        assert is_permanent(error, uri)
+        assert told in explain(error, uri)
+        assert told in str(probe.probe(uri, "tdformer"))
+        for name, value in (("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate)), ("MLFLOW_TRACKING_INSECURE_TLS", "true")):
+            with monkeypatch.context() as settings:
+                settings.setenv(name, value)
+                assert open_client(uri).get_experiment_by_name("tdformer") is None
+                assert probe.probe(uri, "tdformer") is None
+
+
+def test_https_where_none_is_spoken(no_proxies: None) -> None:
+    with answering(page(200)) as uri:
+        tls = uri.replace("http://", "https://")
+        error = asked(tls)
+        assert (is_permanent(error, tls), explain(error, tls)) == (True, "it does not speak TLS: write http:// in place of https://")
+        with pytest.raises(UserError, match="it does not speak TLS: write http:// in place of https://"):
+            probe.probe(tls, "tdformer")
+
+
+def test_a_login_page(no_proxies: None) -> None:
+    def log_in(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.startswith("/login"):
+            return reply(handler, 200, b"<html>Who are you?</html>", "text/html")
+        handler.send_response(302)
+        handler.send_header("Location", "/login?next=secret")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return None
+
+    with answering(log_in) as uri:
+        error, told = (
+            asked(uri),
+            f"it redirects to {uri}/login: if that is a login page, set MLFLOW_TRACKING_TOKEN or give the address behind it",
+        )
+        assert is_permanent(error, uri)
+        assert explain(error, uri).startswith(told)
+        with pytest.raises(UserError, match=f"{uri} is no MLflow server: {told}"):
+            probe.probe(uri, "tdformer")
+
+
+def test_a_redirect_to_another_address_that_keeps_no_request(no_proxies: None) -> None:
+    """From http to https, for example: a redirected request to make a run comes as one to read one."""
+    with answering(page(405)) as other:
+
+        def move(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(301)
+            handler.send_header("Location", other + handler.path)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        with answering(move) as uri:
+            told = explain(asked(uri), uri)
+            assert told.startswith(f"it redirects to {other}/api/2.0/mlflow/experiments/get-by-name: if that is a login page")
+
+
+def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
+    told = "there is no such host, or the name server does not answer"
+    assert explain(asked(SERVER), SERVER) == told
+    assert f"cannot be reached from here ({told})" in str(probe.probe(SERVER, "tdformer"))
 
 
 def test_a_probe_of_something_that_does_not_speak_http() -> None:

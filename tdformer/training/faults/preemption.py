@@ -15,6 +15,7 @@ from types import FrameType
 import psutil
 
 from tdformer.config import PreemptionConfig
+from tdformer.distributed.stop_signals import heeded
 
 JOB_END = "SLURM_JOB_END_TIME"
 """The variable in which Slurm gives the end of a job, in seconds since 1970."""
@@ -46,7 +47,7 @@ class StopFlag:
 def stopping(config: PreemptionConfig) -> Iterator[StopFlag]:
     """Make stop signals only set the flag inside. Repeated signals change nothing: a launcher may forward what a terminal also sent."""
     flag = StopFlag(*deadline(config, psutil.Process().create_time(), os.environ))
-    previous = {number: signal.signal(number, flag._receive) for number in map(signal.Signals.__getitem__, config.signals)}
+    previous = {number: signal.signal(number, flag._receive) for number in heeded(map(signal.Signals.__getitem__, config.signals))}
     try:
         yield flag
     finally:
