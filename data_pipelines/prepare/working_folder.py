@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError, UserError
 from data_pipelines.formats.ffcv_joiner import FFCV_FILE
 from data_pipelines.formats.manifest import MANIFEST, RECIPE, UNFINISHED
 from data_pipelines.prepare.journal import LEFT_OUT
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.passing_trouble import is_passing, read_error
 
 DATASET_FILES = ("shard-*.tar", FFCV_FILE, "index-*.npy", LEFT_OUT)
 """Patterns of all files of a data set but its manifest."""
@@ -33,9 +34,12 @@ def working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
     with _opened_lock(folder, work) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise DataError(f"another process is writing {folder}; wait for it, or choose another folder.") from None
-        if (folder / MANIFEST).exists():
+        except OSError as error:
+            remedy = "choose a folder on a disk that has file locks"
+            raise read_error(folder, error, f"{folder} cannot be locked ({error.strerror}); {remedy}.") from None
+        if is_complete(folder):
             raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
         try:
             _check_recipe(work, recipe)
@@ -53,7 +57,7 @@ def _opened_lock(folder: Path, work: Path) -> TextIO:
         work.mkdir(exist_ok=True)
         return (work / "lock").open("w")
     except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
+        raise read_error(folder, error, f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
 
 
 def _refuse_foreign_files(folder: Path) -> None:
@@ -93,13 +97,14 @@ def recipe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if the folder holds a complete data set. Raises DataError if the folder cannot be read."""
+    """True if the folder holds a complete data set. Raises DataError or UnavailableError if the folder cannot be read."""
     try:
         return (folder / MANIFEST).is_file()
     except OSError as error:
-        raise DataError(f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
+        raise read_error(folder, error, f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
 
 
-def write_error(path: Path, error: OSError) -> DataError:
-    """Make the error for a file that cannot be written."""
-    return DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here.")
+def write_error(path: Path, error: OSError) -> UserError:
+    """Make the error for a file that cannot be written, or be read back. It is an UnavailableError if nobody has to make room for it."""
+    text = f"cannot be written ({error.strerror or error}); the same command goes on from here."
+    return UnavailableError(f"{path} {text}") if is_passing(error) else DataError(f"{path} {text}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from data_pipelines.storage.passing_trouble import reading
 from tdformer.checkpoint.format import NAME, Checkpoint, CheckpointError, all_in, check, sync_to_disk, was_best, write_files
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.rundir.run_dir import RunDir
@@ -102,8 +103,13 @@ def _remove_old(run_dir: RunDir, retention: RetentionPolicy) -> None:
 def find(path: Path, which: str = "latest") -> Checkpoint:
     """Return the checkpoint that a user means by a run directory, by its folder `checkpoints`, or by a checkpoint itself.
 
-    which: latest or best. Raises CheckpointError if there is none.
+    which: latest or best. Raises CheckpointError if there is none, and UnavailableError if that cannot be looked at now.
     """
+    with reading(path):
+        return _find(path, which)
+
+
+def _find(path: Path, which: str) -> Checkpoint:
     if Checkpoint.at(path).manifest.exists() or path.name.startswith("step-"):
         return Checkpoint.at(path)
     root = path if path.name == "checkpoints" else RunDir(path).checkpoints
@@ -120,16 +126,25 @@ def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
 
 
 def has_any(run_dir: RunDir) -> bool:
-    """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not."""
-    return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
+    """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not.
+
+    Raises UnavailableError if the folder cannot be looked at now. A run with checkpoints never begins again from nothing.
+    """
+    with reading(run_dir.checkpoints):
+        return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
 
 
 def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
     """Return the checkpoint to go on from, its state, and a warning for each newer one that is damaged.
 
     That is the checkpoint that `latest` names, else the newest one before it. Raises CheckpointError if none is valid: a run that has
-    checkpoints never begins again from nothing.
+    checkpoints never begins again from nothing. Raises UnavailableError if one cannot be read now: then no older one takes its place.
     """
+    with reading(run_dir.checkpoints):
+        return _latest_valid(run_dir)
+
+
+def _latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
     _restore_replaced(run_dir.checkpoints)
     candidates, warnings = _candidates(run_dir)
     for candidate in candidates:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
 from tdformer.config import RunConfig
 from tdformer.config.dotted_keys import differences, is_within
 from tdformer.config.yaml_io import dump_config, load_config
@@ -24,6 +25,7 @@ CHANGEABLE = (
     "data.train",
     "data.val",
     "data.on_bad_sample",
+    "data.patience_minutes",
     "data.max_bad_samples",
     "training.eval_batch",
     "training.zero_stage",
@@ -47,6 +49,8 @@ def create_next(config: RunConfig) -> RunDir:
         except FileExistsError:
             continue  # another run took the name at the same moment
         except OSError as error:
+            if is_passing(error):
+                raise unavailable(f"output folder {config.output}", error) from None
             raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
     raise AssertionError("numbers do not end")
 
@@ -61,14 +65,17 @@ def free_names(config: RunConfig) -> Iterator[RunDir]:
 def config_of(path: Path) -> Path:
     """Return the configuration file of a run directory. Raises UserError if `path` is no run directory."""
     config = RunDir(path).config
-    if config.exists():
-        return config
+    with reading(config):
+        if config.exists():
+            return config
     raise UserError(f"{path} is not a run directory: it has no {config.name}; give one, or a YAML file to start from.")
 
 
 def check_fits(run_dir: RunDir, config: RunConfig) -> None:
     """Raise UserError unless the folder is free for this run, or holds this run already with only CHANGEABLE keys changed."""
-    if run_dir.config.exists():
+    with reading(run_dir.config):
+        has_config = run_dir.config.exists()
+    if has_config:
         saved = load_config(run_dir.config)
         changed = [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
         if changed:
@@ -85,6 +92,8 @@ def make_folder(run_dir: RunDir) -> None:
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(f"run directory {run_dir}", error) from None
         raise UserError(f"run directory {run_dir} cannot be made ({error.strerror}); choose another --run-dir.") from None
 
 

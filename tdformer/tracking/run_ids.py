@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from data_pipelines.storage.files import replace_file
 from tdformer.rundir.run_dir import RunDir
@@ -24,6 +25,8 @@ def read_run_id(run_dir: RunDir, uri: str | None) -> str | None:
 
 
 def note_run_id(run_dir: RunDir, uri: str, run_id: str) -> None:
-    """Note the MLflow run id at `uri`. Raises OSError."""
+    """Note the MLflow run id at `uri`. Raises OSError, also if the ids that are there cannot be read now, so that none is lost."""
+    with suppress(FileNotFoundError):
+        run_dir.mlflow_runs.read_bytes()
     ids = {**read_run_ids(run_dir), uri: run_id}
     replace_file(run_dir.mlflow_runs, lambda partial: partial.write_text(json.dumps(ids, indent=1) + "\n"))

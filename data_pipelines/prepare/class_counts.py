@@ -1,0 +1,35 @@
+"""Counts the samples of each class in a data set, so that a class that is nearly or wholly missing is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.formats.index import find_index
+from data_pipelines.formats.manifest_reader import read_manifest
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """The smallest, median and largest number of samples in a class, and the names of the classes that have none."""
+
+    smallest: int
+    median: float
+    largest: int
+    empty: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.smallest} to {self.largest}, median {self.median:g}"
+
+
+def count_classes(folder: Path) -> ClassCounts:
+    """Count the samples per class of a complete data set in a local folder. Raises DataError if its index is not there."""
+    manifest = read_manifest(folder)
+    if (index := find_index(folder, manifest.shards)) is None:
+        raise DataError(f"{folder} lacks its index, or it is damaged; look into it: tdformer data verify {folder}")
+    counts = np.bincount(index["label"], minlength=len(manifest.classes))[: len(manifest.classes)]
+    empty = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
+    return ClassCounts(int(counts.min()), float(np.median(counts)), int(counts.max()), empty)
