@@ -108,7 +108,8 @@ def _load_again(dataset: MicroBatchDataset, unread: Unread, patience: Patience) 
     """Load a batch in this process that a worker process could not read, with patience. Raises its error if it is of another kind."""
     if not isinstance(unread.error, UnavailableError):
         raise unread.error
-    batch = patiently(lambda: dataset.load(unread.request), patience)
+    with patience.phase():
+        batch = patiently(lambda: dataset.load(unread.request), patience)
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
