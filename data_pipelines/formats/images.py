@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ EXTENSION_OF = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png"}
 
 OTHER_IMAGES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".tif", ".tiff", ".webp"})
 """The file suffixes of images that are not read: they have to be converted first."""
+IMAGE_SUFFIXES = OTHER_IMAGES.union(EXTENSION_OF)
 
 FORMATS = ("JPEG", "PNG")
 """The only decoders that data may reach. Pillow has dozens more, and untrusted bytes must not choose among them."""
@@ -31,12 +32,12 @@ Pixels = Image.Image | np.ndarray
 
 def is_of_macos(name: str) -> bool:
     """True for a file like ._cat.jpg, in which macOS keeps what another file system cannot hold of cat.jpg. It is never an image."""
-    return PurePosixPath(name).name.startswith("._")
+    return name.rpartition("/")[2].startswith("._")
 
 
 def looks_like_image(name: str) -> bool:
     """True for the name of an image, of any format, in a folder or a tar."""
-    return PurePosixPath(name).suffix.lower() in EXTENSION_OF.keys() | OTHER_IMAGES and not is_of_macos(name)
+    return splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_of_macos(name)
 
 
 def decode_image(data: bytes) -> Image.Image:

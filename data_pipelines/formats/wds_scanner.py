@@ -18,6 +18,7 @@ IMAGES = frozenset({"jpg", "jpeg", "png"})
 """Extensions of images in shards that others wrote. Their .npy members may be anything, so they are not taken."""
 EXTENSIONS = IMAGES | {"npy"}
 """Extensions of samples in shards of ours."""
+NUMBER = re.compile("[0-9]+")
 INTEGER = re.compile(rb"\s*-?[0-9]+\s*")
 """The labels that are accepted. int() alone would take 1_0 for 10."""
 
@@ -28,8 +29,8 @@ ShardRow = tuple[int, int, int, str]
 class ShardScan(NamedTuple):
     """What one tar holds.
 
-    unused: the number of members that belong to no sample, by extension. lost: those of them that look like images, each with the
-    reason why none of the samples has it.
+    unused: the number of members that belong to no sample, by extension, in which N stands for any number.
+    lost: those of them that look like images, each with the reason why none of the samples has it.
     """
 
     rows: list[ShardRow]
@@ -108,7 +109,7 @@ class _TarSamples:
 
     def _pass_over(self, member: tarfile.TarInfo, extension: str, reason: str) -> None:
         """Note a member that belongs to no sample."""
-        self.unused[extension if extension.isprintable() else ""] += 1
+        self.unused[NUMBER.sub("N", extension) if extension.isprintable() else ""] += 1
         if looks_like_image(member.name):
             self.lost.append(f"{member.name if member.name.isprintable() else ascii(member.name)}: {reason}")
 

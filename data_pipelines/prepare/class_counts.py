@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.errors import DataError
 from data_pipelines.formats.index import find_index
 from data_pipelines.formats.manifest_reader import read_manifest
 
@@ -21,15 +20,19 @@ class ClassCounts:
     largest: int
     empty: list[str]
 
+    def described(self) -> dict[str, object]:
+        """The counts as columns of a table: a text, and the names of the empty classes if there are any."""
+        return {"samples_per_class": str(self), **({"empty_classes": self.empty} if self.empty else {})}
+
     def __str__(self) -> str:
         return f"{self.smallest} to {self.largest}, median {self.median:g}"
 
 
-def count_classes(folder: Path) -> ClassCounts:
-    """Count the samples per class of a complete data set in a local folder. Raises DataError if its index is not there."""
+def count_classes(folder: Path) -> ClassCounts | None:
+    """Count the samples per class of a complete data set in a local folder. Returns None if its index is not there."""
     manifest = read_manifest(folder)
     if (index := find_index(folder, manifest.shards)) is None:
-        raise DataError(f"{folder} lacks its index, or it is damaged; look into it: tdformer data verify {folder}")
+        return None
     counts = np.bincount(index["label"], minlength=len(manifest.classes))[: len(manifest.classes)]
     empty = [name for name, count in zip(manifest.classes, counts, strict=True) if not count]
     return ClassCounts(int(counts.min()), float(np.median(counts)), int(counts.max()), empty)

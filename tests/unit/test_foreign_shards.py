@@ -451,7 +451,7 @@ def test_the_command_refuses_lost_images_and_takes_its_own_advice(tars: Path, ou
     assert "--ignore-unused" in refused.stderr
     done = tdformer("data", "index", tars, out, "--ignore-unused")
     assert done.returncode == 0, done.stderr
-    assert "1 .0.cls, 1 .0.jpg, 23 .json" in done.stdout
+    assert "1 .N.cls, 1 .N.jpg, 23 .json" in done.stdout
 
 
 def test_a_place_that_does_not_exist_is_called_so(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

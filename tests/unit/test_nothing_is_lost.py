@@ -207,6 +207,7 @@ def test_a_class_whose_files_are_all_damaged_is_named_at_the_end(tmp_path: Path)
     assert "0 to 4, median 3" in text
     assert "4 to 4, median 4" in text
     counts = count_classes(tmp_path / "out" / "train")
+    assert counts is not None
     assert (counts.smallest, counts.median, counts.largest, counts.empty) == (0, 3.0, 4, ["owl"])
     code, text = invoke("data", "verify", tmp_path / "out" / "train", "--processes", 1)
     assert code == 0

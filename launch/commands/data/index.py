@@ -61,8 +61,10 @@ def index(
             raise typer.Exit(130) from None
     state = "already there" if done.already_there else f"indexed, {done.resumed} samples of it before" if done.resumed else "indexed"
     counts = count_classes(out)
-    row |= {"samples": done.samples, "classes": done.classes, "state": state, "samples_per_class": str(counts)}
-    unused = done.unused if as_json else ", ".join(f"{count} .{extension}" for extension, count in sorted(done.unused.items()))
-    show(row | ({"unused_members": unused} if done.unused else {}) | ({"empty_classes": counts.empty} if counts.empty else {}), as_json)
+    row |= {"samples": done.samples, "classes": done.classes, "state": state, **(counts.described() if counts else {})}
+    if done.unused:
+        named = ", ".join(f"{count} .{extension}" for extension, count in sorted(done.unused.items()))
+        row["unused_members"] = done.unused if as_json else named
+    show(row, as_json)
     if not as_json:
         typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")

@@ -109,7 +109,7 @@ def _write(samples: Source, folder: Path, options: PrepareOptions, processes: in
             raise typer.Exit(130) from None
     state = "already there" if done.already_there else f"written, {done.resumed} of them before" if done.resumed else "written"
     counts = count_classes(folder)
-    of_classes = {"samples_per_class": str(counts), EMPTY: counts.empty}
+    of_classes = counts.described() if counts else {"samples_per_class": "not known"}
     return {**_described(samples, folder), "samples": done.samples, "bad_images": done.left_out, "state": state, **of_classes}
 
 
@@ -118,8 +118,8 @@ def _advise(rows: list[dict[str, object]], splits: Mapping[str, Source], out: Pa
     from data_pipelines.prepare.journal import LEFT_OUT
 
     for row in rows:
-        if empty := row[EMPTY]:
-            typer.echo(f"classes without a sample in {row['data_set']}: {', '.join(map(str, empty))}")  # type: ignore[call-overload]
+        if isinstance(empty := row.get(EMPTY), list):
+            typer.echo(f"classes without a sample in {row['data_set']}: {', '.join(empty)}")
         if row["bad_images"]:
             typer.echo(f"bad images, with reasons: {row['data_set']}/{LEFT_OUT}")
     if {"train", "val"} <= splits.keys():

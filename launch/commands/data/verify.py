@@ -47,5 +47,5 @@ def verify(
         looked_at = "all" if all_images or total <= DECODED_SAMPLES else f"{DECODED_SAMPLES}"
         bytes_too = "hashes compared" if hashes else "hashes not compared (--hashes)"
         typer.echo(f"{folder}: {total} samples, no damage found; {looked_at} images decoded, {bytes_too}")
-        if empty := count_classes(folder).empty:
-            typer.echo(f"classes without a sample: {', '.join(empty)}")
+        if (counts := count_classes(folder)) and counts.empty:
+            typer.echo(f"classes without a sample: {', '.join(counts.empty)}")
