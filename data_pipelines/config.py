@@ -99,5 +99,8 @@ class DataConfig(Section):
     counted. Evaluation always raises, since it counts every sample."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 100
     """Largest number of visits that a run may skip with `on_bad_sample: skip`. It ends at the next one."""
+    patience_minutes: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Minutes for which a sample or a file that cannot be read now (a lost mount, a busy server, too many open files) is tried again.
+    Then the run saves its state and ends with exit code 75, and the same command goes on."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank. 0: the training process itself loads."""

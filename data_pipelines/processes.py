@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing import process, util
 from typing import Any, TypeVar
 
 import psutil
@@ -21,8 +25,13 @@ Shared = TypeVar("Shared")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_shared: Any = None
+LONGEST_SOCKET_FOLDER = 64
+"""Bytes that a folder's path may have. multiprocessing appends some 32, and Linux takes 107 in all."""
+
+_pickled: bytes = b""
 """The argument that all jobs of a worker process share. It is sent once per process, not once per job."""
+_shared: Any = None
+"""This is that argument, from the first job on. Unpickling may open files, and only the error of a job reaches the owner."""
 
 
 def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job], processes: int) -> Iterator[Result]:
@@ -34,8 +43,9 @@ def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, job
     if processes <= 1:
         yield from (function(shared, job) for job in jobs)
         return
+    use_short_socket_folder()
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(processes, context, initializer=_initialise_worker, initargs=(os.getpid(), shared))
+    pool = ProcessPoolExecutor(processes, context, initializer=_initialise_worker, initargs=(os.getpid(), pickle.dumps(shared)))
     try:
         for done in as_completed([pool.submit(_call, function, job) for job in jobs]):
             yield done.result()
@@ -49,15 +59,33 @@ def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, job
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _initialise_worker(owner: int, shared: Any) -> None:
-    global _shared
-    _shared = shared
+def _initialise_worker(owner: int, pickled: bytes) -> None:
+    global _pickled
+    _pickled = pickled
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the owner too, which then ends its workers
     threading.Thread(target=exit_with_parent, args=(owner,), daemon=True).start()
 
 
 def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
+    global _shared, _pickled
+    if _shared is None:
+        _shared, _pickled = pickle.loads(_pickled), b""
     return function(_shared, job)
+
+
+def use_short_socket_folder() -> None:
+    """Give multiprocessing a folder with a short path for its sockets, if the folder for temporary files has a long one.
+
+    The path of a socket is limited to about a hundred bytes. Raises UserError if there is no other folder.
+    """
+    settings, usual = process.current_process()._config, tempfile.gettempdir()  # type: ignore[attr-defined]
+    if "tempdir" in settings or len(os.fsencode(usual)) <= LONGEST_SOCKET_FOLDER:
+        return
+    short = next((folder for folder in ("/tmp", "/var/tmp", "/dev/shm") if os.access(folder, os.W_OK | os.X_OK)), None)
+    if short is None:
+        raise UserError(f"the folder for temporary files, {usual}, has too long a path for sockets; set TMPDIR to a shorter one.")
+    settings["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir=short)
+    util.Finalize(None, shutil.rmtree, args=(settings["tempdir"],), kwargs={"ignore_errors": True}, exitpriority=-100)
 
 
 def exit_with_parent(parent: int) -> None:

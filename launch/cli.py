@@ -10,7 +10,8 @@ import os
 import sys
 from typing import NoReturn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.storage.passing_trouble import is_of_a_disk, unavailable
 from launch import current_folder
 from launch.commands.bench import bench_app
 from launch.commands.checkpoint import checkpoint_app
@@ -24,7 +25,7 @@ from launch.commands.runs import runs_app
 from launch.commands.slurm import slurm_app
 from launch.commands.submit import submit
 from launch.commands.train import train
-from launch.exit_codes import EXIT_ERROR
+from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
 from launch.output import streams
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
@@ -48,11 +49,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from tdformer.distributed.launch_environment import rank_in
-
-        if rank_in(os.environ) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        _exit(EXIT_ERROR)
+        _tell(error)
+        _exit(EXIT_STOPPED if isinstance(error, UnavailableError) else EXIT_ERROR)
+    except OSError as error:
+        if not is_of_a_disk(error):
+            raise
+        print(f"error: {unavailable(error.filename or 'a file', error)}", file=sys.stderr)
+        _exit(EXIT_STOPPED)
     except PeerLostError as lost:
         if str(lost):
             print(f"error: {lost}", file=sys.stderr)
@@ -70,6 +73,13 @@ def _code_of_output(code: int) -> int:
         return code
     print(f"error: the output cannot be written ({lost.strerror}); give the command again where there is room for it.", file=sys.stderr)
     return EXIT_ERROR
+
+
+def _tell(error: UserError) -> None:
+    from tdformer.distributed.launch_environment import rank_in
+
+    if rank_in(os.environ) == 0:
+        print(f"error: {error}", file=sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:

@@ -3,4 +3,5 @@
 EXIT_ERROR = 2
 """The input is wrong, or a file is damaged. The message says how to correct it."""
 EXIT_STOPPED = 75
-"""A signal or a deadline stopped the run, and its state is saved. The same command continues it. (sysexits.h: EX_TEMPFAIL.)"""
+"""A signal, a deadline, or something that cannot be read now stopped the command. The same command continues it, and the state of a run is
+saved. (sysexits.h: EX_TEMPFAIL.)"""

@@ -29,6 +29,7 @@ class StripesSource:
 
     classes = ("horizontal", "vertical", "diagonal")
     ignored_files = 0
+    left_out = ()
 
     def __init__(self, samples: int, seed: int) -> None:
         self.samples, self.seed = samples, seed

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.remedies import prepare_again
+from data_pipelines.storage.passing_trouble import SEE_TO_IT, read_error
 
 VERSION = 2
 FIELDS = {b"image": 2, b"label": 1}
@@ -43,7 +44,10 @@ def new_head(samples: int, page_size: int, alloc_table_ptr: int) -> np.ndarray:
 
 
 def read_rows(path: Path) -> np.ndarray:
-    """Read the row of each sample. Raises DataError if the file is no FFCV file with exactly these two fields."""
+    """Read the row of each sample.
+
+    Raises DataError if the file is no FFCV file with exactly these two fields, and UnavailableError if it cannot be read now.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(HEAD.itemsize)
@@ -52,7 +56,7 @@ def read_rows(path: Path) -> np.ndarray:
             fits = len(start) == HEAD.itemsize and HEAD.itemsize + samples * ROW.itemsize <= path.stat().st_size
             rows = np.fromfile(file, ROW, samples) if fits else np.zeros(0, ROW)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {prepare_again(path.parent)}.") from None
+        raise read_error(path, error, f"{path} cannot be read ({error.strerror}); {SEE_TO_IT}.", was_there=True) from None
     found = dict(zip(head["fields"]["name"].tolist(), head["fields"]["type_id"].tolist(), strict=True))
     if not fits or (head["header"]["version"], head["header"]["num_fields"], found) != (VERSION, len(FIELDS), FIELDS):
         raise DataError(f"{path} is no FFCV file with the fields image and label; {prepare_again(path.parent)}.")

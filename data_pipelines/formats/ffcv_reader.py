@@ -7,6 +7,7 @@ We use FFCV's file format and its decoder, but not its Loader, for three reasons
 from __future__ import annotations
 
 import os
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ from data_pipelines.formats.images import MAX_PIXELS
 from data_pipelines.formats.index import Index, check_index, find_index
 from data_pipelines.formats.remedies import prepare_again
 from data_pipelines.formats.turbojpeg import decode_jpeg, require_ffcv
+from data_pipelines.storage.passing_trouble import read_error
 from data_pipelines.storage.shard_info import ShardInfo
 
 
 class FfcvReader:
     """Reads images of one FFCV file. Each process that unpickles the reader opens the file again.
 
-    Raises UserError if FFCV is not installed, and DataError if the file does not agree with the index.
+    Raises UserError if FFCV is not installed, DataError if the file does not agree with the index, and UnavailableError if it cannot
+    be read now.
     """
 
     def __init__(self, path: Path, index: Index) -> None:
@@ -32,7 +35,7 @@ class FfcvReader:
         rows = read_rows(path)
         self._check(rows)
         self._mode, self._height, self._width = (np.ascontiguousarray(rows["image"][name]) for name in ("mode", "height", "width"))
-        self._file = path.open("rb", buffering=0)
+        self._opened: FileIO | None = None
 
     def __reduce__(self) -> tuple:
         return FfcvReader, (self.path, self.index)
@@ -53,10 +56,16 @@ class FfcvReader:
             )
 
     def read(self, sample: int) -> np.ndarray:
-        """Read an image as uint8 [H, W, 3]. Raises DataError, without the file and the key."""
+        """Read an image as uint8 [H, W, 3]. Raises DataError or UnavailableError, without the file and the key."""
         height, width = int(self._height[sample]), int(self._width[sample])
         data = self._bytes(sample)
         return data.reshape(height, width, 3) if self._mode[sample] == RAW else decode_jpeg(data, height, width)
+
+    @property
+    def _file(self) -> FileIO:
+        if self._opened is None:
+            self._opened = self.path.open("rb", buffering=0)
+        return self._opened
 
     def _bytes(self, sample: int) -> np.ndarray:
         """Read from the file, which is not mapped into memory: a truncated map or a failing disk would kill the process."""
@@ -64,7 +73,8 @@ class FfcvReader:
         try:
             read = os.preadv(self._file.fileno(), [data.data], int(self.index["offset"][sample]))
         except OSError as error:
-            raise DataError(f"the file cannot be read ({error.strerror})") from None
+            self._opened = None  # after a lost mount, only a file that is opened again can be read
+            raise read_error("the file", error, f"the file cannot be read ({error.strerror})", was_there=True) from None
         if read != len(data):
             raise DataError(f"the file ends after {read} of the image's {len(data)} bytes")
         return data

@@ -7,14 +7,17 @@ is made of the shards' hashes, so that an index is never used with other shards.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.passing_trouble import reading
 from data_pipelines.storage.shard_info import ShardInfo
 
 COLUMNS = [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i4")]
@@ -42,10 +45,10 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Map an index file into memory. Raises OSError or ValueError if the file is no index."""
+        """Map an index file into memory. Raises OSError if it cannot be read, and ValueError if it is no index."""
         try:
             if not path.is_file():
-                raise FileNotFoundError(path)
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             rows = np.lib.format.open_memmap(path, mode="r")
         except OSError:
             raise
@@ -66,7 +69,7 @@ class Index:
 
     def __reduce__(self) -> tuple:
         """Pickle a loaded index as its path alone, so that a loader process maps the same file."""
-        return (Index.load, (self.path,)) if self.path else (Index, (self.rows,))
+        return (_load_again, (self.path,)) if self.path else (Index, (self.rows,))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,6 +85,12 @@ class Index:
     def label_of(self, sample: int) -> int:
         """The class index of a sample."""
         return int(self.rows["label"][sample])
+
+
+def _load_again(path: Path) -> Index:
+    """Map an index in another process. Raises UnavailableError if it cannot be read there."""
+    with reading(path, was_there=True):
+        return Index.load(path)
 
 
 def concatenate_indexes(indexes: Sequence[Index]) -> Index:
@@ -107,10 +116,17 @@ def index_name(shards: list[ShardInfo]) -> str:
 
 
 def find_index(folder: Path, shards: list[ShardInfo]) -> Index | None:
-    """Load the saved index of these shards. Returns None if there is none, or if it is damaged."""
+    """Load the saved index of these shards. Returns None if there is none, or if it is damaged.
+
+    Raises UnavailableError if it cannot be read now. It may be the only index of its set, and nobody shall make it again or remove it.
+    """
+    path = folder / index_name(shards)
     try:
-        index = Index.load(folder / index_name(shards))
+        with reading(path):
+            index = Index.load(path)
         check_index(folder, index, shards, remedy="")
+    except UnavailableError:  # it is a ValueError too
+        raise
     except (OSError, ValueError, EOFError):  # DataError is a ValueError
         return None
     return index

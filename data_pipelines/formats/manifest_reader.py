@@ -10,18 +10,22 @@ from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.manifest import MANIFEST, MANIFEST_VERSION, RECIPE, UNFINISHED, VERSION_WITH_SHARDS_AT, Manifest
 from data_pipelines.formats.remedies import prepare_again
 from data_pipelines.storage.locations import check_location, is_remote
+from data_pipelines.storage.passing_trouble import SEE_TO_IT, read_error
 from data_pipelines.storage.shard_info import ShardInfo
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest in a folder. Raises DataError if there is none, or if it is damaged or of another version."""
+    """Read the manifest in a folder. Raises DataError if there is none, or if it is damaged or of another version.
+
+    Raises UnavailableError if it cannot be read now.
+    """
     path = folder / MANIFEST
-    if not path.is_file():
-        raise _missing_manifest(folder)
     try:
+        if not path.is_file():
+            raise _missing_manifest(folder)
         return parse_manifest(path.read_bytes(), str(path), prepare_again(folder))
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {prepare_again(folder)}.") from None
+        raise read_error(path, error, f"{path} cannot be read ({error.strerror}); {SEE_TO_IT}.") from None
 
 
 def _missing_manifest(folder: Path) -> DataError:
@@ -31,9 +35,16 @@ def _missing_manifest(folder: Path) -> DataError:
     if (folder / UNFINISHED).is_dir():
         activity, command = _interrupted_command(folder)
         return DataError(f"{folder} is not whole: its {activity} was cut short; give the same `tdformer data {command}` again to go on.")
-    state = "has no manifest.json" if folder.is_dir() else "does not exist"
+    if not folder.is_dir():
+        return DataError(f"data folder {folder} does not exist; check its path, or write it with: {_command_that_writes(folder)}")
     others = f"; or, for the shards in it that others wrote: tdformer data index {folder} OUT" if any(folder.glob("*.tar")) else ""
-    return DataError(f"data folder {folder} {state}; write it with: tdformer data prepare SOURCE {folder.parent}{others}")
+    return DataError(f"data folder {folder} has no manifest.json; write it with: {_command_that_writes(folder)}{others}")
+
+
+def _command_that_writes(folder: Path) -> str:
+    """Give the command that writes this folder, as far as its name tells: `prepare` writes OUT/train and OUT/val."""
+    out = folder.parent if folder.name in ("train", "val") and folder.parent != Path() else "OUT"
+    return f"tdformer data prepare SOURCE {out}"
 
 
 def _interrupted_command(folder: Path) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.formats.event_frames import NPY_MAGIC, decode_frames
 from data_pipelines.formats.images import Pixels, decode_image
 from data_pipelines.formats.index import Index
+from data_pipelines.storage.passing_trouble import read_error
 from data_pipelines.storage.shard_files import ShardFiles
 
 
@@ -16,7 +17,7 @@ class WdsReader:
         self.shards, self.index = shards, index
 
     def read(self, sample: int) -> Pixels:
-        """Decode a sample to an image or to event frames. Raises DataError, without the shard and the key."""
+        """Decode a sample to an image or to event frames. Raises DataError or UnavailableError, without the shard and the key."""
         data = self._bytes(sample)
         return decode_frames(data) if data.startswith(NPY_MAGIC) else decode_image(data)
 
@@ -29,7 +30,7 @@ class WdsReader:
                 shard.seek(int(row["offset"]))
                 data = shard.read(size)
         except OSError as error:
-            raise DataError(f"the shard cannot be read ({error.strerror})") from None
+            raise read_error("the shard", error, f"the shard cannot be read ({error.strerror})", was_there=True) from None
         if len(data) != size:
             raise DataError(f"the shard ends after {len(data)} of the image's {size} bytes")
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator, Iterable
 from functools import partial
@@ -11,16 +12,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_pipelines.config import DataConfig
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.event_transform import EventTransform
 from data_pipelines.loading.loader_workers import initialise_worker, worker_context
-from data_pipelines.loading.micro_batches import MicroBatchDataset
+from data_pipelines.loading.micro_batches import MicroBatchDataset, Unread
 from data_pipelines.loading.normalisation import Normalisation
 from data_pipelines.loading.sample_order import Shuffle
 from data_pipelines.loading.sampler import TrainSampler, evaluation_samples
 from data_pipelines.loading.transforms import Transform, eval_transform, train_transform
+from data_pipelines.storage.passing_trouble import reading, unavailable
+from data_pipelines.storage.patience import NO_PATIENCE, Patience, patiently
 
 
 def train_sampler(
@@ -44,35 +47,41 @@ def _transform(config: DataConfig, data: DataSet, *, training: bool) -> Transfor
 
 
 def train_batches(
-    config: DataConfig, data: DataSet, sampler: TrainSampler, first_step: int, last_step: int
+    config: DataConfig, data: DataSet, sampler: TrainSampler, first_step: int, last_step: int, patience: Patience = NO_PATIENCE
 ) -> Generator[Batch, None, None]:
     """Yield this rank's micro-batches of the global steps first_step … last_step - 1. Worker processes load them ahead.
 
-    Raises DataError for a sample that cannot be read, when its batch is due, unless the configuration says to skip it.
+    patience: how long a batch that cannot be read now is waited for. The order of batches and their content stay the same.
+    Raises DataError for a damaged sample, when its batch is due, unless the configuration says to skip it. Raises UnavailableError,
+    whatever the configuration says, for a sample that cannot be read.
     """
     skip = config.on_bad_sample == "skip"
     batches = MicroBatchDataset(
         data, _transform(config, data, training=True), _normalisation(config), sampler.shuffle.seed, replace_bad=skip
     )
-    return _load(batches, sampler.iterate_steps(first_step, last_step), config.workers)
+    return _load(batches, sampler.iterate_steps(first_step, last_step), config.workers, patience)
 
 
-def evaluation_batches(config: DataConfig, data: DataSet, *, batch: int, rank: int, world_size: int) -> Generator[Batch, None, None]:
+def evaluation_batches(
+    config: DataConfig, data: DataSet, *, batch: int, rank: int, world_size: int, patience: Patience = NO_PATIENCE
+) -> Generator[Batch, None, None]:
     """Yield this rank's share of a data set. All ranks together take each sample once, and each rank gets equally many batches.
 
-    batch: samples per batch. Raises DataError for a sample that cannot be read, when its batch is due.
+    batch: samples per batch. Raises DataError or UnavailableError, as train_batches does, for a sample that cannot be read.
     """
     samples = evaluation_samples(len(data), rank, world_size).tolist()
     requests = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]
     batches = MicroBatchDataset(data, _transform(config, data, training=False), _normalisation(config), seed=0, replace_bad=False)
-    return _load(batches, requests, min(config.workers, len(requests)))
+    return _load(batches, requests, min(config.workers, len(requests)), patience)
 
 
 def _normalisation(config: DataConfig) -> Normalisation:
     return Normalisation(config.mean, config.std)
 
 
-def _load(dataset: MicroBatchDataset, requests: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Batch, None, None]:
+def _load(
+    dataset: MicroBatchDataset, requests: Iterable[list[tuple[int, int]]], workers: int, patience: Patience
+) -> Generator[Batch, None, None]:
     """Load one batch per request. Closing the generator ends its worker processes."""
     loader = DataLoader(
         dataset,
@@ -84,14 +93,24 @@ def _load(dataset: MicroBatchDataset, requests: Iterable[list[tuple[int, int]]],
         worker_init_fn=partial(initialise_worker, os.getpid()),
     )
     try:
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        with reading("the loader processes", was_there=True):
+            for batch in loader:
+                yield _load_again(dataset, batch, patience) if isinstance(batch, Unread) else batch
     except RuntimeError as error:
+        if "ancdata" in str(error) or "Too many open files" in str(error):  # what torch makes of a full file table
+            raise unavailable("a batch of the loader processes", OSError(errno.EMFILE, "")) from error
         if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
         raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
+
+
+def _load_again(dataset: MicroBatchDataset, unread: Unread, patience: Patience) -> Batch:
+    """Load a batch in this process that a worker process could not read, with patience. Raises its error if it is of another kind."""
+    if not isinstance(unread.error, UnavailableError):
+        raise unread.error
+    with patience.phase():
+        batch = patiently(lambda: dataset.load(unread.request), patience)
+    return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
 def _unchanged(batch: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.formats.images import Pixels
 from data_pipelines.formats.index import Index, dataset_digest
 from data_pipelines.formats.manifest import Manifest
@@ -17,7 +17,10 @@ class Reader(Protocol):
     """Reads samples of one format. It is pickled to loader processes."""
 
     def read(self, sample: int) -> Pixels:
-        """Decode one sample. Raises DataError, without the shard and the key, if it is damaged or cannot be read."""
+        """Decode one sample.
+
+        Raises DataError if it is damaged, and UnavailableError if it cannot be read now, both without the shard and the key.
+        """
         ...
 
 
@@ -39,13 +42,15 @@ class DataSet:
         return len(self.index)
 
     def read(self, sample: int) -> Pixels:
-        """Decode one sample. Raises DataError with the shard and the key."""
+        """Decode one sample. Raises DataError or UnavailableError with the shard and the key."""
         try:
             return self.reader.read(sample)
         except DataError as error:
             source, again = ("its shard", "index") if self.manifest.shards_at else ("the source", "prepare")
             remedy = f"mend or remove it in {source}, remove {self.location} and {again} it again"
             raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
+        except UnavailableError as error:
+            raise UnavailableError(f"{self.describe(sample)}: {error}", error.retry_after_s) from None
 
     def describe(self, sample: int) -> str:
         """Name a sample and its shard, for messages."""

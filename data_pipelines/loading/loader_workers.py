@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 
 import torch
 
-from data_pipelines.processes import exit_with_parent
+from data_pipelines.processes import exit_with_parent, use_short_socket_folder
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -23,6 +23,7 @@ def worker_context() -> BaseContext:
     locks in whatever state they are.
     """
     atexit.register(_kill_workers)
+    use_short_socket_folder()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.loading.micro_batches"])
     # Ctrl-C and a scheduler's signals reach every process of the run, but only the training process shall react to them. It then

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import default_collate
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.loading.batch import PADDING_LABEL, Batch
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.normalisation import Normalisation
@@ -19,29 +22,59 @@ MAX_CONSECUTIVE_BAD = 100
 """After so many unreadable samples in a row no further replacement is tried: the shard is damaged, not a single image."""
 
 
-class MicroBatchDataset(torch.utils.data.Dataset):
-    """A map-style data set whose items are whole micro-batches. A request is a list of (epoch, sample) pairs.
+Request = Sequence[tuple[int, int]]
+"""The (epoch, sample) pairs of one micro-batch."""
 
-    The pixels of a sample depend on (seed, epoch, sample) alone. A DataError is returned as a *value*: if a worker process raised it,
+
+@dataclass(frozen=True)
+class Unread:
+    """A micro-batch that could not be loaded, and the reason. The training process may ask for it again."""
+
+    request: Request
+    error: UserError
+
+
+class MicroBatchDataset(torch.utils.data.Dataset):
+    """A map-style data set whose items are whole micro-batches.
+
+    The pixels of a sample depend on (seed, epoch, sample) alone. An error is returned as a *value*: if a worker process raised it,
     the user would see the worker's traceback around it.
 
-    replace_bad: True: an unreadable sample is replaced by the next readable one in storage order. False: it is an error.
+    replace_bad: True: a damaged sample is replaced by the next readable one in storage order. False: it is an error. A sample that
+    cannot be read now is never replaced, so that what a run computes does not depend on its disk or its network.
     """
 
     def __init__(self, data: DataSet, transform: Transform, normalisation: Normalisation, seed: int, *, replace_bad: bool) -> None:
-        self.data, self.transform, self.normalisation, self.seed = data, transform, normalisation, seed
+        self._data: DataSet | bytes = data
+        self.transform, self.normalisation, self.seed = transform, normalisation, seed
         self.replace_bad = replace_bad
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the data set for later. It opens files, and an error at the start of a worker process would end it without a word."""
+        return {**self.__dict__, "_data": pickle.dumps(self.data)}
+
+    @property
+    def data(self) -> DataSet:
+        """The data set. A worker process opens it when it is first asked for a sample."""
+        if not isinstance(self._data, DataSet):
+            self._data = pickle.loads(self._data)
+        assert isinstance(self._data, DataSet)
+        return self._data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitems__(self, request: Sequence[tuple[int, int]]) -> Batch | DataError:
-        skipped: list[str] = []
+    def __getitems__(self, request: Request) -> Batch | Unread:
         try:
-            with fork_rng():
-                read = [self._read(epoch, max(sample, 0), skipped) for epoch, sample in request]
-        except DataError as error:
-            return error
+            return self.load(request)
+        except UserError as error:
+            return Unread(request, error)
+
+    def load(self, request: Request) -> Batch:
+        """Load a micro-batch. Raises DataError for a damaged sample, and UnavailableError for one that cannot be read now."""
+        skipped: list[str] = []
+        with fork_rng():
+            read = [self._read(epoch, max(sample, 0), skipped) for epoch, sample in request]
         index = self.data.index
         samples = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(request, read, strict=True)]
         labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in samples]

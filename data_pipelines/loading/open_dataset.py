@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.ffcv_reader import FfcvReader, load_ffcv_index
 from data_pipelines.formats.index import Index, check_index, find_index, index_name
 from data_pipelines.formats.manifest import MANIFEST, Manifest
@@ -31,8 +31,8 @@ def open_dataset(location: str | Path, cache: CacheFolder | None = None) -> Data
     """Open the data set in a local folder or at a URL. Reads manifest and index, and checks the sizes of local shards.
 
     cache: needed for a URL, and for a folder whose shards are at a URL.
-    Raises DataError for a missing or empty folder, for a missing, truncated or unreadable shard (with its name), and for a label that
-    is no class.
+    Raises DataError for a missing or empty folder, for a missing or truncated shard (with its name), and for a label that is no class.
+    Raises UnavailableError for what cannot be read now, and UserError for a URL or a cache that cannot be used.
     """
     if isinstance(location, str) and is_remote(check_location(location)):
         data = _open_remote(location, cache)
@@ -79,7 +79,7 @@ def _open_remote(url: str, cache: CacheFolder | None) -> DataSet:
             "index them into a local folder: tdformer data index SHARDS OUT."
         )
     shards = _cached_shards(ShardCache(url, cache), manifest)
-    index = _remote_index(url, manifest.shards, cache.path)
+    index = _remote_index(url, manifest.shards, cache)
     return DataSet(url, manifest, index, WdsReader(shards, index))
 
 
@@ -94,16 +94,19 @@ def _cached_shards(cache: ShardCache, manifest: Manifest) -> CachedShardFiles:
     return CachedShardFiles(cache, manifest.shards)
 
 
-def _remote_index(url: str, shards: list[ShardInfo], folder: Path) -> Index:
+def _remote_index(url: str, shards: list[ShardInfo], cache: CacheFolder) -> Index:
     """Download the index into the cache folder, if it is not there. Its name holds the hash of the shards, so no other set has it."""
-    name = index_name(shards)
+    name, folder = index_name(shards), cache.path
     if (index := find_index(folder, shards)) is None:
         content = read_small(join_location(url, name), MAX_INDEX_BYTES)
         try:
-            replace_file(folder / name, lambda path: path.write_bytes(content))
-            index = Index.load(folder / name)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"the index {join_location(url, name)} cannot be used ({error}); prepare the data set again.") from None
+            with cache.local_errors(was_usable=False):
+                replace_file(folder / name, lambda path: path.write_bytes(content))
+                index = Index.load(folder / name)
+        except UserError:
+            raise
+        except (ValueError, EOFError) as error:
+            raise DataError(f"the index {join_location(url, name)} cannot be used ({error}); {COPY_AGAIN}.") from None
         check_index(url, index, shards, COPY_AGAIN)
     return index
 

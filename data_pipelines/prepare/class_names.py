@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.storage.passing_trouble import read_error
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -13,7 +14,7 @@ def read_class_names(path: Path) -> list[str]:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(f"{path} cannot be read ({reason}); give a text file with one class name per line.") from None
+        raise read_error(path, error, f"{path} cannot be read ({reason}); give a text file with one class name per line.") from None
     if "" in names:
         raise DataError(f"{path} names no class in line {names.index('') + 1}; expected one name per line, for the numbers 0, 1, ….")
     return names

@@ -13,6 +13,7 @@ from data_pipelines.formats.manifest_reader import read_manifest
 from data_pipelines.prepare.class_names import numbered_class_names
 from data_pipelines.prepare.shard_list import ShardList
 from data_pipelines.prepare.working_folder import is_complete
+from data_pipelines.storage.passing_trouble import reading
 from data_pipelines.storage.shard_info import check_size
 
 
@@ -20,8 +21,14 @@ def check_output_folder(shards: ShardList, folder: Path) -> None:
     """Check that `folder` may be written to, and that local shards exist.
 
     Our messages sometimes advise to remove `folder`. So it must hold nothing but what indexing wrote.
-    Raises UserError for a folder that holds the shards, lies among them, or holds other files. Raises DataError for missing shards.
+    Raises UserError for a folder that holds the shards, lies among them, or holds other files. Raises DataError for missing shards, and
+    UnavailableError if the folder cannot be looked at now.
     """
+    with reading(folder):
+        _check_output_folder(shards, folder)
+
+
+def _check_output_folder(shards: ShardList, folder: Path) -> None:
     out, home = folder.resolve(), _shard_folder(shards)
     if home and (out.is_relative_to(home.resolve()) or any((home / name).resolve().is_relative_to(out) for name in shards.names)):
         raise UserError(f"{folder} and the folder of the shards, {home}, must not hold one another; choose another folder to write to.")

@@ -9,6 +9,8 @@ import numpy as np
 
 from data_pipelines.formats.manifest import Format
 from data_pipelines.sources.base import Source
+from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.patience import Patience, patiently
 
 DEFAULT_QUALITY = 90
 """JPEG quality in percent where the options name none."""
@@ -52,11 +54,21 @@ class PrepareOptions:
     seed: int = 0
     stop_at_bad: bool = False
     """True: stop at the first damaged file. False: leave damaged files out and list them."""
+    patience: Patience = field(default_factory=Patience)
+    """How long each process waits for a file of the source that cannot be read now."""
 
     def recipe(self, source: Source) -> dict[str, Any]:
-        """The values that decide every byte of the data set. Two runs with one recipe write the same bytes."""
+        """The values that decide every byte of the data set. Two runs with one recipe write the same bytes.
+
+        Raises UnavailableError if the source cannot be looked at now.
+        """
+
+        def fingerprint() -> str:
+            with reading("the source", was_there=True):
+                return source.fingerprint()
+
         options = {"samples_per_shard": self.samples_per_shard, "seed": self.seed, **asdict(self.encoding)}
-        return {"source": source.fingerprint(), "classes": list(source.classes), **options}
+        return {"source": patiently(fingerprint, self.patience), "classes": list(source.classes), **options}
 
     def parts(self, samples: int) -> list[Part]:
         """Cut a seeded permutation of the source's samples into consecutive parts."""

@@ -48,7 +48,7 @@ def write_parts(
 def _write_part(shared: tuple[Source, PartWriter, PrepareOptions], part: Part) -> PartRecord:
     """Write one part, then its record."""
     source, writer, options = shared
-    samples = DecodedSamples(source, part, options.encoding.short_side, stop_at_bad=options.stop_at_bad)
+    samples = DecodedSamples(source, part, options)
     try:
         info = writer.write(part.number, samples)
         record = PartRecord(part.number, info.samples, info.bytes, info.sha256, samples.left_out)

@@ -12,6 +12,7 @@ import braceexpand
 from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.keys import is_valid_key
 from data_pipelines.storage.locations import check_location, is_remote, join_location
+from data_pipelines.storage.passing_trouble import read_error, reading
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,25 @@ def find_shards(text: str) -> ShardList:
     folder or list that cannot be read.
     """
     check_location(text)
-    if not is_remote(text) and os.path.isdir(text):
+    with reading(text):
+        is_folder = not is_remote(text) and Path(text).is_dir()
+    if is_folder:
         locations = _tars_in(Path(text))
     elif text.endswith(".txt"):
         locations = _read_list(text)
     else:
         locations = _expanded(text)
-    return _make_list(locations, text)
+    shards = _make_list(locations, text)
+    if locations == [text] and not is_remote(text) and not Path(text).exists():
+        raise DataError(f"{text} does not exist; give a folder of .tar files, a name such as 'train-{{0000..1023}}.tar', or a .txt list.")
+    return shards
 
 
 def _tars_in(folder: Path) -> list[str]:
     try:
         names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from None
+        raise read_error(folder, error, f"{folder} cannot be read ({error.strerror}); check its permissions.") from None
     if not names:
         raise DataError(f"{folder} holds no .tar file; give the folder of the shards.")
     return [str(folder / name) for name in names]
@@ -74,7 +80,7 @@ def _read_list(text: str) -> list[str]:
         lines = [line.strip() for line in Path(text).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise DataError(f"{text} cannot be read ({reason}); give a text file with one path or URL per line.") from None
+        raise read_error(text, error, f"{text} cannot be read ({reason}); give a text file with one path or URL per line.") from None
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise DataError(f"{text} lists no shard; expected one path or URL per line.")
@@ -117,4 +123,4 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(f"shard {path} {state}; put it there, or name the shards that are.") from None
+        raise read_error(f"shard {path}", error, f"shard {path} {state}; put it there, or name the shards that are.") from None

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.formats.index import Index
-from data_pipelines.formats.wds_scanner import IMAGES, ShardRow, scan_tar
+from data_pipelines.formats.wds_scanner import IMAGES, ShardRow, scan_members
 from data_pipelines.prepare.journal import PartRecord, part_index, read_record, write_record
 from data_pipelines.prepare.shard_list import ShardList
 from data_pipelines.prepare.working_folder import write_error
 from data_pipelines.processes import map_unordered
 from data_pipelines.storage.files import sha256
+from data_pipelines.storage.passing_trouble import read_error, reading
+from data_pipelines.storage.patience import Patience, patiently
 from data_pipelines.storage.remote_files import stream_bytes, with_retries
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -30,11 +32,17 @@ REMEDY = "mend the shard, or leave it out, and give the command again"
 
 @dataclass(frozen=True)
 class ScanJob:
-    """What all scanning processes share. `classes` is the number of named classes; None: no classes are named."""
+    """What all scanning processes share. `classes` is the number of named classes; None: no classes are named.
+
+    patience: how long each process waits for a shard that cannot be read now.
+    ignore_unused: accept members that look like images and belong to no sample.
+    """
 
     shards: ShardList
     work: Path
     classes: int | None
+    patience: Patience = field(default_factory=Patience)
+    ignore_unused: bool = False
 
 
 def scan_shards(job: ScanJob, processes: int, progress: Callable[[int], None]) -> tuple[list[PartRecord], int]:
@@ -48,7 +56,7 @@ def scan_shards(job: ScanJob, processes: int, progress: Callable[[int], None]) -
     records = {record.number: record for record in found if record and _has_index(job.work, record)}
     resumed = sum(record.samples for record in records.values())
     progress(len(records))
-    for record in map_unordered(_scan_shard, job, [number for number in numbers if number not in records], processes):
+    for record in map_unordered(_scan_patiently, job, [number for number in numbers if number not in records], processes):
         records[record.number] = record
         progress(1)
     return [records[number] for number in numbers], resumed
@@ -60,9 +68,18 @@ def _remove_partial_downloads(work: Path) -> None:
 
 
 def _has_index(work: Path, record: PartRecord) -> bool:
-    with suppress(OSError, ValueError):
-        return len(Index.load(part_index(work, record.number))) == record.samples
-    return False
+    path = part_index(work, record.number)
+    try:
+        with reading(path):
+            return len(Index.load(path)) == record.samples
+    except UnavailableError:  # it is a ValueError too
+        raise
+    except (OSError, ValueError):
+        return False
+
+
+def _scan_patiently(job: ScanJob, number: int) -> PartRecord:
+    return patiently(lambda: _scan_shard(job, number), job.patience)
 
 
 def _scan_shard(job: ScanJob, number: int) -> PartRecord:
@@ -70,12 +87,16 @@ def _scan_shard(job: ScanJob, number: int) -> PartRecord:
     location = job.shards.location(number)
     with _local_copy(job, number) as (path, digest):
         _refuse_compressed(path, location)
-        rows = scan_tar(path, REMEDY, images=IMAGES, name=location)
-        stat = path.stat()
-    _check_rows(rows, location, job.classes)
-    record = PartRecord(number, len(rows), stat.st_size, digest, modified=0 if job.shards.is_remote else stat.st_mtime_ns)
+        scan = scan_members(path, REMEDY, images=IMAGES, name=location)
+        with reading(f"shard {location}", was_there=True):
+            stat = path.stat()
+    if not job.ignore_unused:
+        _refuse_lost_images(scan.lost, location)
+    _check_rows(scan.rows, location, job.classes)
+    modified = 0 if job.shards.is_remote else stat.st_mtime_ns
+    record = PartRecord(number, len(scan.rows), stat.st_size, digest, modified=modified, unused=scan.unused)
     try:
-        Index.from_rows((number, *row) for row in rows).save(part_index(job.work, number))
+        Index.from_rows((number, *row) for row in scan.rows).save(part_index(job.work, number))
         write_record(job.work, record)
     except OSError as error:
         raise write_error(job.work, error) from None
@@ -90,7 +111,7 @@ def _local_copy(job: ScanJob, number: int) -> Iterator[tuple[Path, str]]:
         try:
             digest = sha256(path)
         except OSError as error:
-            raise DataError(f"shard {path} cannot be read ({error.strerror}); {REMEDY}.") from None
+            raise read_error(f"shard {path}", error, f"shard {path} cannot be read ({error.strerror}); {REMEDY}.", was_there=True) from None
         yield path, digest
         return
     path = job.work / f"{os.getpid()}-{number:06d}.tar"
@@ -114,11 +135,19 @@ def _download(url: str, path: Path) -> str:
 
 
 def _refuse_compressed(path: Path, location: str) -> None:
-    with path.open("rb") as file:
+    with reading(f"shard {location}", was_there=True), path.open("rb") as file:
         start = file.read(8)
     for magic, name in COMPRESSED.items():
         if start.startswith(magic):
             raise DataError(f"shard {location} is compressed ({name}), and a sample in it is not one seek away; unpack it to a plain .tar.")
+
+
+def _refuse_lost_images(lost: list[str], location: str) -> None:
+    if lost:
+        raise DataError(
+            f"shard {location} holds {len(lost)} members that look like images and belong to no sample, such as {lost[0]}; rename or "
+            "remove them, or leave them out on purpose: --ignore-unused."
+        )
 
 
 def _check_rows(rows: list[ShardRow], location: str, classes: int | None) -> None:

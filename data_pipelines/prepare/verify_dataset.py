@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.processes import map_unordered
 from data_pipelines.storage.files import sha256
 from data_pipelines.storage.locations import is_remote
+from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.patience import Patience, patiently
 from data_pipelines.storage.shard_info import ShardInfo, check_size
 
 DECODED_SAMPLES = 1000
@@ -34,6 +36,8 @@ class VerifyOptions:
 
     hashes: bool = False
     all_images: bool = False
+    patience: Patience = field(default_factory=Patience)
+    """How long each process waits for a shard that cannot be read now."""
 
 
 def verify_dataset(
@@ -44,18 +48,21 @@ def verify_dataset(
     Images are decoded only if all shards are sound.
     progress: is called with the number of samples whose shard, or whose image, was checked since its last call. Both numbers add
     up to the samples of the manifest.
-    Raises DataError if there is no readable manifest, or if the shards lie at a URL.
+    Raises DataError if there is no sound manifest, or if the shards lie at a URL. Raises UnavailableError for what cannot be read now,
+    which is no damage.
     """
-    options, manifest = options or VerifyOptions(), read_manifest(folder)
+    options = options or VerifyOptions()
+    manifest = patiently(lambda: read_manifest(folder), options.patience)
     if manifest.shards_at and is_remote(manifest.shards_at):
         raise DataError(
             f"the shards of {folder} lie at {manifest.shards_at}, and verify reads local ones; copy them here and index the copy "
             "to look into them. Training compares each with its SHA-256 when it downloads it."
         )
-    if damage := _check_shards(_ShardCheck(folder, manifest, options), processes, progress):
+    check = patiently(lambda: _ShardCheck(folder, manifest, options), options.patience)
+    if damage := _check_shards(check, processes, progress):
         return damage
     try:
-        data = open_dataset(folder)
+        data = patiently(lambda: open_dataset(folder), options.patience)
     except DataError as error:
         return [str(error)]
     if options.hashes and data.digest() != manifest.digest:
@@ -76,10 +83,14 @@ class _ShardCheck:
 
 def _check_shards(check: _ShardCheck, processes: int, progress: Progress) -> list[str]:
     damage = []
-    for found, samples in map_unordered(_check_shard, check, list(enumerate(check.manifest.shards)), processes):
+    for found, samples in map_unordered(_check_patiently, check, list(enumerate(check.manifest.shards)), processes):
         damage += found
         progress(samples)
     return damage
+
+
+def _check_patiently(check: _ShardCheck, numbered: tuple[int, ShardInfo]) -> tuple[list[str], int]:
+    return patiently(lambda: _check_shard(check, numbered), check.options.patience)
 
 
 def _check_shard(check: _ShardCheck, numbered: tuple[int, ShardInfo]) -> tuple[list[str], int]:
@@ -89,12 +100,13 @@ def _check_shard(check: _ShardCheck, numbered: tuple[int, ShardInfo]) -> tuple[l
     path, damage = shard_path(check.folder, manifest, shard), []
     try:
         check_size(path, shard, remedy)
-        if check.options.hashes and sha256(path) != shard.sha256:
-            damage.append(f"shard {path} does not match its SHA-256 in the manifest; {remedy}.")
+        with reading(f"shard {path}", was_there=True):
+            if check.options.hashes and sha256(path) != shard.sha256:
+                damage.append(f"shard {path} does not match its SHA-256 in the manifest; {remedy}.")
         if manifest.format == "wds":
             rows = scan_shard(check.folder, manifest, shard)
             damage += _check_index(check.index, number, rows, path) + _check_labels(rows, path, len(manifest.classes))
-    except (DataError, OSError) as error:
+    except DataError as error:
         damage.append(str(error))
     return damage, shard.samples
 
@@ -128,19 +140,20 @@ def _check_images(data: DataSet, options: VerifyOptions, processes: int, progres
     chosen, damage = np.arange(len(data)), []
     if not options.all_images and len(data) > DECODED_SAMPLES:
         chosen = np.sort(np.random.default_rng(0).choice(len(data), DECODED_SAMPLES, replace=False))
-    for found, samples in map_unordered(_decode, data, np.array_split(chosen, -(-len(chosen) // SAMPLES_PER_JOB)), processes):
+    jobs = np.array_split(chosen, -(-len(chosen) // SAMPLES_PER_JOB))
+    for found, samples in map_unordered(_decode, (data, options.patience), jobs, processes):
         damage += found
         progress(samples)
     progress(len(data) - len(chosen))
     return damage
 
 
-def _decode(data: DataSet, samples: np.ndarray) -> tuple[list[str], int]:
+def _decode(shared: tuple[DataSet, Patience], samples: np.ndarray) -> tuple[list[str], int]:
     """Return the damage of some images, and their number."""
-    damage = []
+    (data, patience), damage = shared, []
     for sample in samples.tolist():
         try:
-            data.read(sample)
+            patiently(lambda sample=sample: data.read(sample), patience)  # type: ignore[misc]
         except DataError as error:
             damage.append(str(error))
     return damage, len(samples)

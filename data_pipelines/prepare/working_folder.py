@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError, UserError
 from data_pipelines.formats.ffcv_joiner import FFCV_FILE
 from data_pipelines.formats.manifest import MANIFEST, RECIPE, UNFINISHED
 from data_pipelines.prepare.journal import LEFT_OUT
 from data_pipelines.storage.files import replace_file
 from data_pipelines.storage.locks import HeldError, locked
+from data_pipelines.storage.passing_trouble import is_passing, read_error
 
 DATASET_FILES = ("shard-*.tar", FFCV_FILE, "index-*.npy", LEFT_OUT)
 """Patterns of all files of a data set but its manifest."""
@@ -32,7 +33,7 @@ def working_folder(folder: Path, recipe: dict[str, Any]) -> Iterator[Path]:
     work = _made(folder)
     with ExitStack() as lock:
         _take(lock, folder, work)
-        if (folder / MANIFEST).exists():
+        if is_complete(folder):
             raise DataError(f"another process has just finished {folder}; give the same command again, or choose another folder.")
         try:
             _check_recipe(work, recipe)
@@ -50,7 +51,7 @@ def _made(folder: Path) -> Path:
             _refuse_foreign_files(folder)
         work.mkdir(exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
+        raise read_error(folder, error, f"{folder} cannot be made ({error.strerror}); choose another folder.") from None
     return work
 
 
@@ -61,7 +62,8 @@ def _take(lock: ExitStack, folder: Path, work: Path) -> None:
         more = f" ({held})" if str(held) else ""
         raise DataError(f"another process is writing {folder}{more}; wait for it, or choose another folder.") from None
     except OSError as error:
-        raise DataError(f"{folder} cannot be locked ({error.strerror}); see that it can be written to, or choose another folder.") from None
+        remedy = "see that it can be written to, or choose another folder"
+        raise read_error(folder, error, f"{folder} cannot be locked ({error.strerror}); {remedy}.") from None
 
 
 def _refuse_foreign_files(folder: Path) -> None:
@@ -101,13 +103,14 @@ def recipe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """True if the folder holds a complete data set. Raises DataError if the folder cannot be read."""
+    """True if the folder holds a complete data set. Raises DataError or UnavailableError if the folder cannot be read."""
     try:
         return (folder / MANIFEST).is_file()
     except OSError as error:
-        raise DataError(f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
+        raise read_error(folder, error, f"{folder} cannot be used ({error.strerror}); choose another folder.") from None
 
 
-def write_error(path: Path, error: OSError) -> DataError:
-    """Make the error for a file that cannot be written."""
-    return DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here.")
+def write_error(path: Path, error: OSError) -> UserError:
+    """Make the error for a file that cannot be written, or be read back. It is an UnavailableError if nobody has to make room for it."""
+    text = f"cannot be written ({error.strerror or error}); the same command goes on from here."
+    return UnavailableError(f"{path} {text}") if is_passing(error) else DataError(f"{path} {text}")

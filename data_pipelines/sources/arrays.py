@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import LeftOut, Source
+from data_pipelines.storage.passing_trouble import read_error
 
 MAX_CLASSES = 1_000_000
 """A larger label is no class. It is a marker, such as the largest integer for "unknown"."""
@@ -30,6 +31,7 @@ class ArraySource:
     """
 
     ignored_files = 0
+    left_out: Sequence[LeftOut] = ()
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         self._path = path
@@ -53,7 +55,7 @@ class ArraySource:
     @property
     def _images(self) -> np.ndarray:
         if self._opened is None:
-            self._opened = _load(self._path)[0]
+            self._opened = _load(self._path, was_there=True)[0]
         return self._opened
 
     def __len__(self) -> int:
@@ -85,34 +87,37 @@ def open_arrays(root: Path) -> dict[str, Source]:
     return {"train": train, "val": ArraySource(paths["val"], train.classes)}
 
 
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    """Load images, labels and the class names, if there are any. Nothing is ever unpickled."""
-    return _load_folder(path) if path.is_dir() else _load_npz(path)
+def _load(path: Path, *, was_there: bool = False) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """Load images, labels and the class names, if there are any. Nothing is ever unpickled. was_there: they were loaded before."""
+    return _load_folder(path, was_there) if path.is_dir() else _load_npz(path, was_there)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn NumPy's errors for an unreadable file into a DataError with the file's name."""
+def _reading(path: Path, was_there: bool) -> Iterator[None]:
+    """Turn NumPy's errors for an unreadable file into a DataError or an UnavailableError with the file's name."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); mend it or copy it again.") from None
+        damage = f"{path} cannot be read ({error.strerror or error}); mend it or copy it again."
+        raise read_error(path, error, damage, was_there=was_there) from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises errors of NumPy, zipfile, zlib or tokenize
         raise DataError(f"{path} holds no plain array ({error}); copy it again, or save it without Python objects.") from None
 
 
-def _load_folder(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    with _reading(folder / "images.npy"):
+def _load_folder(folder: Path, was_there: bool) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    with _reading(folder / "images.npy", was_there):
         images = open_memmap(folder / "images.npy", mode="r")
-    with _reading(folder / "labels.npy"):
+    with _reading(folder / "labels.npy", was_there):
         labels = np.array(open_memmap(folder / "labels.npy", mode="r"))
     names = folder / "classes.txt"
-    with _reading(names):
+    with _reading(names, was_there):
         return images, labels, names.read_text(encoding="utf-8").splitlines() if names.exists() else None
 
 
-def _load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    with _reading(path):
+def _load_npz(path: Path, was_there: bool) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    with _reading(path, was_there):
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is no .npz file")

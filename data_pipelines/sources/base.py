@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from data_pipelines.formats.sample import RawSample
+
+
+class LeftOut(NamedTuple):
+    """A file that looks like a sample and is none, and the reason."""
+
+    origin: str
+    reason: str
 
 
 class Source(Protocol):
@@ -24,10 +31,18 @@ class Source(Protocol):
         """The number of files that are no samples, as their names tell."""
         ...
 
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        """The entries that have the name of a sample or of a class, and are none: broken links, files at another depth, other formats."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> RawSample:
-        """Read one sample without decoding it. Raises DataError, naming the file, if it cannot be read."""
+        """Read one sample without decoding it.
+
+        Raises DataError, naming the file, if it is damaged, and UnavailableError if it cannot be read now.
+        """
         ...
 
     def origin(self, index: int) -> str:

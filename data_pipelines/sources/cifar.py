@@ -18,7 +18,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import LeftOut, Source
 from data_pipelines.sources.cifar_archive import CIFAR_ARCHIVES, CifarArchive, read_members
 from data_pipelines.sources.cifar_pickle import PixelArray, unpickle_batch
 
@@ -38,6 +38,7 @@ class CifarSource:
     def __init__(self, split: str, batches: Sequence[CifarBatch], classes: Sequence[str]) -> None:
         self.classes = list(classes)
         self.ignored_files = 0
+        self.left_out: list[LeftOut] = []
         self._split = split
         self._origins = [batch.origin for batch in batches]
         self._ends = list(accumulate(len(batch.labels) for batch in batches))

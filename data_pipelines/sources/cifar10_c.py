@@ -14,7 +14,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import LeftOut, Source
+from data_pipelines.storage.passing_trouble import read_error
 
 SEVERITIES = range(1, 6)
 """The severities of both suites, CIFAR-10-C and ImageNet-C."""
@@ -31,6 +32,7 @@ class CorruptedArraySource:
     def __init__(self, path: Path, severity: int, labels: np.ndarray) -> None:
         self.classes = list(CIFAR10_CLASSES)
         self.ignored_files = 0
+        self.left_out: list[LeftOut] = []
         self._path = path
         self._name = f"{path.stem}-{severity}"
         self._first = (severity - 1) * len(labels)
@@ -109,4 +111,5 @@ def _map(path: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an array of numbers ({error}); download the suite again.") from None
+        damage = f"{path} cannot be read as an array of numbers ({error}); download the suite again."
+        raise read_error(path, error, damage, was_there=True) from None

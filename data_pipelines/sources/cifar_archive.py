@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import DataError
+from data_pipelines.storage.passing_trouble import read_error
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_members(path: Path, published: CifarArchive) -> dict[str, Member]:
         members = _read_folder(path, wanted) if path.is_dir() else _read_archive(path, published.folder, wanted)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         reason = " ".join(str(error).split())  # tarfile's message has several lines
-        raise DataError(f"{path} cannot be read ({reason}); download {published.archive} again.") from None
+        raise read_error(path, error, f"{path} cannot be read ({reason}); download {published.archive} again.") from None
     if missing := [name for name in wanted if name not in members]:
         raise DataError(f"{path} has no {missing[0]}; expected the published {published.archive} or its folder {published.folder}.")
     return members

@@ -14,6 +14,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.formats.keys import key_of
 from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import LeftOut
+from data_pipelines.storage.passing_trouble import read_error
 
 HEIGHT = WIDTH = 128
 REMEDY = "remove the folder frames_number_…_split_by_number that it lies in and prepare again"
@@ -30,6 +32,7 @@ class EventSource:
     def __init__(self, files: Sequence[tuple[str, int]], classes: Sequence[str], time_steps: int) -> None:
         self.classes = list(classes)
         self.ignored_files = 0
+        self.left_out: list[LeftOut] = []
         self._files = [(Path(path), label) for path, label in files]
         self._shape = (time_steps, 2, HEIGHT, WIDTH)
 
@@ -48,7 +51,7 @@ class EventSource:
             with np.load(path, allow_pickle=False) as arrays:
                 frames: np.ndarray = arrays["frames"]
         except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path} cannot be read ({error}); {REMEDY}.") from None
+            raise read_error(path, error, f"{path} cannot be read ({error}); {REMEDY}.", was_there=True) from None
         if frames.shape != self._shape or frames.dtype.kind not in "fiu":
             found, expected = f"{frames.dtype} {list(frames.shape)}", list(self._shape)
             raise DataError(f"{path} is {found}; expected numbers {expected}: {REMEDY}.")
@@ -76,4 +79,4 @@ def _checksum(path: Path) -> int:
         with zipfile.ZipFile(path) as members:
             return members.getinfo("frames.npy").CRC
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read ({error}); {REMEDY}.") from None
+        raise read_error(path, error, f"{path} cannot be read ({error}); {REMEDY}.", was_there=True) from None

@@ -14,6 +14,7 @@ from data_pipelines.sources.base import Source
 from data_pipelines.sources.tar_scan import TarImages, open_tar, scan_images
 from data_pipelines.sources.tar_source import TarSource
 from data_pipelines.sources.tars import NestedTarSource
+from data_pipelines.storage.passing_trouble import read_error
 
 TRAIN, VAL, DEVKIT = ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 META = "ILSVRC2012_devkit_t12/data/meta.mat"
@@ -47,7 +48,7 @@ def read_devkit(path: Path) -> tuple[dict[int, str], list[int]]:
     except KeyError as error:
         raise DataError(f"{path}: {error.args[0]}; copy the archive again.") from None
     except Exception as error:  # a damaged archive raises errors of gzip, zlib or tarfile
-        raise DataError(f"{path} is no readable .tar.gz file ({error}); copy it again.") from None
+        raise read_error(path, error, f"{path} is no readable .tar.gz file ({error}); copy it again.", was_there=True) from None
     class_of = _parse_meta(meta, f"{path}, member {META}")
     return class_of, _parse_truth(truth, class_of, f"{path}, member {TRUTH}")
 

@@ -20,6 +20,7 @@ from data_pipelines.sources.imagenet_c import open_imagenet_c
 from data_pipelines.sources.lists import open_lists
 from data_pipelines.sources.mnist import open_mnist
 from data_pipelines.sources.tars import open_tars
+from data_pipelines.storage.passing_trouble import SEE_TO_IT, reading
 
 Splits = dict[str, Source]
 """The sources of a data set by the name of the split: `train`, `val`, …"""
@@ -69,15 +70,25 @@ def open_splits(source: str, layout: str = "auto", time_steps: int = 16) -> Spli
     """Open what a user names: the word `mnist`, or a folder or file in one of the layouts.
 
     layout: one of LAYOUTS, or "auto", which recognises the layouts of images. time_steps: frames per sample of an event data set.
-    Raises DataError if no layout fits, and for files that do not follow the layout.
+    Raises DataError if no layout fits, and for files that do not follow the layout. Raises UnavailableError if something of the source
+    cannot be looked at now.
     """
     if layout not in ("auto", *LAYOUTS):
         raise DataError(f"{layout} is no layout; choose one of auto, {', '.join(LAYOUTS)}.")
     if "mnist" in (layout, source) and layout in ("auto", "mnist"):
         return open_mnist()
     path = Path(source)
-    if not path.exists():
-        raise DataError(f"{path} is not a folder; give a folder that holds train/ and val/, or the word mnist.")
+    with reading(source):
+        if not path.exists():
+            raise DataError(f"{path} is not a folder; give a folder that holds train/ and val/, or the word mnist.")
+    try:
+        with reading(source, was_there=True):
+            return _open(path, layout, time_steps)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); {SEE_TO_IT}.") from None
+
+
+def _open(path: Path, layout: str, time_steps: int) -> Splits:
     if layout in EVENT_LAYOUTS:
         return EVENT_LAYOUTS[layout](path, time_steps)
     return IMAGE_LAYOUTS[_recognise(path) if layout == "auto" else layout](path)

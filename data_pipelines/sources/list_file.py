@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 from data_pipelines.formats.images import EXTENSION_OF
+from data_pipelines.storage.passing_trouble import read_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ def read_list(path: Path) -> Iterator[ListEntry]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); expected a text file with lines of a path and a class.") from None
+        damage = f"{path} cannot be read ({error.strerror}); expected a text file with lines of a path and a class."
+        raise read_error(path, error, damage) from None
     folder = os.path.abspath(path.parent)
     for number, line in enumerate(lines, 1):
         origin = f"{path}, line {number},"

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
-from data_pipelines.sources.base import Source
+from data_pipelines.sources.base import LeftOut, Source
 
 VALIDATION_PER_CLASS = 100
 
@@ -26,6 +26,7 @@ class MnistSource:
         chosen = np.concatenate([self._split(np.flatnonzero(labels == label), split) for label in range(10)])
         self.classes = [str(digit) for digit in range(10)]
         self.ignored_files = 0
+        self.left_out: list[LeftOut] = []
         self._positions = chosen
         self._pixels = pixels[chosen].reshape(-1, 28, 28).astype(np.uint8)
         self._labels = labels[chosen]

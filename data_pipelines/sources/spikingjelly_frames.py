@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from data_pipelines.errors import DataError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 
 
 def import_spikingjelly_module(name: str) -> Any:
@@ -53,6 +54,8 @@ def integrate_frames(dataset_class: Any, root: Path, time_steps: int, folders: S
     try:
         dataset = dataset_class(str(root), data_type="frame", frames_number=time_steps, split_by="number", **arguments)
     except Exception as error:  # spikingjelly's readers check little, so a damaged recording may raise anything
+        if is_passing(error):
+            raise unavailable(root, error) from None
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{root} cannot be prepared ({reason}); remove everything in it but download/ and prepare again.") from None
     if list(dataset.classes) != list(folders):

@@ -12,8 +12,11 @@ from typing import IO
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.formats.images import EXTENSION_OF
+from data_pipelines.formats.images import EXTENSION_OF, looks_like_image
 from data_pipelines.formats.keys import is_utf8
+from data_pipelines.sources.base import LeftOut
+from data_pipelines.sources.entries import NO_JPEG_OR_PNG
+from data_pipelines.storage.passing_trouble import SEE_TO_IT, read_error
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 """The first bytes of files that gzip, bzip2, xz and zstd wrote. Seeking is not possible in them."""
@@ -26,7 +29,7 @@ class TarImages:
 
     tar: the file to seek in. origin: what messages call it: the file, or the file and the tar inside it.
     member: names in the tar, UTF-8 bytes [N]. offset: first byte of each image in the file, int64 [N]. size: bytes, int64 [N].
-    ignored_files: number of members that are no images.
+    ignored_files: number of members without the name of an image. left_out: members with such a name that are none.
     """
 
     tar: Path
@@ -35,6 +38,7 @@ class TarImages:
     offset: np.ndarray
     size: np.ndarray
     ignored_files: int
+    left_out: list[LeftOut]
 
     def __len__(self) -> int:
         return len(self.member)
@@ -42,11 +46,11 @@ class TarImages:
 
 @contextmanager
 def open_tar(tar: Path) -> Iterator[IO[bytes]]:
-    """Open a tar file for reading. Raises DataError if it cannot be opened."""
+    """Open a tar file for reading. Raises DataError or UnavailableError if it cannot be opened."""
     try:
         file = tar.open("rb")
     except OSError as error:
-        raise DataError(f"{tar} cannot be read ({error.strerror}); mend or remove it.") from None
+        raise read_error(tar, error, f"{tar} cannot be read ({error.strerror}); {SEE_TO_IT}.", was_there=True) from None
     with file:
         yield file
 
@@ -54,13 +58,25 @@ def open_tar(tar: Path) -> Iterator[IO[bytes]]:
 def scan_images(file: IO[bytes], tar: Path, origin: str) -> TarImages:
     """Find the images in the uncompressed tar that is open as `file`. Raises DataError as `members` does."""
     images, others = [], 0
+    left_out: list[LeftOut] = []
     for _, member in members(file, origin):
-        if member.isreg() and PurePosixPath(member.name).suffix.lower() in EXTENSION_OF:
+        if member.isdir() or not looks_like_image(member.name):
+            others += not member.isdir()
+        elif reason := why_no_image_member(member):
+            left_out.append(LeftOut(f"{origin}, member {member.name}", reason))
+        else:
             images.append((member.name.encode(), member.offset_data, member.size))
-        elif not member.isdir():
-            others += 1
     names, offsets, sizes = zip(*images, strict=True) if images else ((), (), ())
-    return TarImages(tar, origin, np.array(names, np.bytes_), np.array(offsets, np.int64), np.array(sizes, np.int64), others)
+    return TarImages(tar, origin, np.array(names, np.bytes_), np.array(offsets, np.int64), np.array(sizes, np.int64), others, left_out)
+
+
+def why_no_image_member(member: tarfile.TarInfo) -> str | None:
+    """Say why a member with the name of an image is none that can be read, or return None."""
+    if member.issym() or member.islnk():
+        return f"it is a link to {member.linkname}, and a tar is read without following links; pack it again with --dereference"
+    if not member.isreg():
+        return "it is no plain file; remove it"
+    return None if PurePosixPath(member.name).suffix.lower() in EXTENSION_OF else NO_JPEG_OR_PNG
 
 
 def members(file: IO[bytes], origin: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -79,7 +95,8 @@ def members(file: IO[bytes], origin: str) -> Iterator[tuple[tarfile.TarFile, tar
                 yield tar, member
             _check_end(file, tar.offset, origin)
     except (tarfile.TarError, OSError, OverflowError) as error:
-        raise DataError(f"{origin} is cut off or no readable tar file ({error}); copy it again.") from None
+        damage = f"{origin} is cut off or no readable tar file ({error}); copy it again."
+        raise read_error(origin, error, damage, was_there=True) from None
 
 
 def _check_member(member: tarfile.TarInfo, origin: str) -> None:

@@ -13,21 +13,30 @@ from data_pipelines.errors import DataError
 from data_pipelines.formats.images import EXTENSION_OF
 from data_pipelines.formats.keys import check_unique_keys, key_of
 from data_pipelines.formats.sample import RawSample
+from data_pipelines.sources.base import LeftOut
 from data_pipelines.sources.tar_scan import TarImages
+from data_pipelines.storage.passing_trouble import read_error
 
 
 class TarSource:
     """The samples of scanned tar files. All layouts with tars use this class.
 
     parts: the scanned tars. labels: for each part, the class index of all its images, or an array with one index per image.
+    ignored_files, left_out: those outside the scanned tars.
     Raises DataError for two images with the same key.
     """
 
     def __init__(
-        self, classes: Sequence[str], parts: Sequence[TarImages], labels: Sequence[int | np.ndarray], ignored_files: int = 0
+        self,
+        classes: Sequence[str],
+        parts: Sequence[TarImages],
+        labels: Sequence[int | np.ndarray],
+        ignored_files: int = 0,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
         self.classes = list(classes)
         self.ignored_files = ignored_files + sum(part.ignored_files for part in parts)
+        self.left_out = [*left_out, *(entry for part in parts for entry in part.left_out)]
         self._tars = [(part.tar, part.origin) for part in parts]
         self._part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
         self._member = np.concatenate([part.member for part in parts])
@@ -57,7 +66,8 @@ class TarSource:
                 file.seek(int(self._offset[index]))
                 data = file.read(size)
         except OSError as error:
-            raise DataError(f"{self.origin(index)} cannot be read ({error.strerror}); mend or remove it.") from None
+            damage = f"{self.origin(index)} cannot be read ({error.strerror}); mend or remove it."
+            raise read_error(self.origin(index), error, damage, was_there=True) from None
         if len(data) != size:
             raise DataError(f"{self.origin(index)} is cut off after {len(data)} of {size} bytes; copy it again.")
         extension = EXTENSION_OF[PurePosixPath(self._member[index].decode()).suffix.lower()]

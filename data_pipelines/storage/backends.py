@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.storage.locations import BACKENDS, check_location
+from data_pipelines.storage.passing_trouble import ABOUT_THE_PATH, reason_of
 
 SILENCE_SECONDS = 20.0
 """A server that sends no byte for so long counts as silent."""
 BLOCK_BYTES = 4 * 2**20
 """Size of one request to an object store. The backends' default of 50 MB would count as silence on a slow connection."""
+PASSING_STATUSES = (408, 425, 429)
+"""HTTP statuses below 500 with which a server asks for another attempt later."""
+TRY_LATER = "check the network and the server, and the same command goes on when it can be read"
 
 
-class TransferError(DataError):
-    """A remote file could not be read. `transient`: another attempt may succeed."""
-
-    def __init__(self, text: str, transient: bool = False) -> None:
-        super().__init__(text)
-        self.transient = transient
+class TransferError(UserError):
+    """A remote file cannot be read, and another attempt would not change that. It says nothing about the samples in the file."""
 
 
 def open_filesystem(url: str) -> Any:
-    """Make fsspec's file system for a URL. Raises TransferError if its package is missing or it cannot be made.
+    """Make fsspec's file system for a URL. Raises TransferError if its package is missing, or what explain_error makes of a failure.
 
     It must be made in the process that uses it: fsspec keeps one per process and thread, and none survives a fork.
     """
@@ -38,7 +41,7 @@ def open_filesystem(url: str) -> Any:
         if "Protocol not known" not in str(error):
             raise explain_error(url, error) from None
         package = BACKENDS[scheme]
-    raise TransferError(f"{url} cannot be read without the Python package {package}; install it: pip install {package}.", transient=False)
+    raise TransferError(f"{url} cannot be read without the Python package {package}; install it: pip install {package}.")
 
 
 def _http_options() -> dict[str, Any]:
@@ -57,17 +60,37 @@ def stream_options(url: str) -> dict[str, int]:
     return {"block_size": 0 if url.startswith("hf:") else BLOCK_BYTES}
 
 
-def explain_error(url: str, error: Exception) -> TransferError:
-    """Turn a backend's error into one sentence, and decide whether another attempt may succeed."""
+def explain_error(url: str, error: BaseException) -> TransferError | UnavailableError:
+    """Turn a backend's error into one sentence. It is an UnavailableError if another attempt may succeed."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError | IsADirectoryError):
-        return TransferError(f"{url} was not found; check the address.", transient=False)
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return TransferError(f"{url} may not be read (no permission); check the address and your credentials.", transient=False)
+        return TransferError(f"{url} was not found; check the address.")
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
+        return TransferError(f"{url} may not be read (no permission); check the address and your credentials.")
     if isinstance(error, TimeoutError):
-        return TransferError(f"{url}: no answer for {SILENCE_SECONDS:g} seconds; check the address and the network.", transient=True)
+        return UnavailableError(f"{url} cannot be read now: no answer for {SILENCE_SECONDS:g} seconds; {TRY_LATER}.")
     if isinstance(status, int):
-        transient = status >= 500 or status in (408, 429)
-        return TransferError(f"{url}: the server answered HTTP {status}; check the address and the server.", transient)
-    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    return TransferError(f"{url} cannot be read ({reason}); check the address and the network.", transient=True)
+        return _explain_status(url, status, getattr(error, "headers", None))
+    reason = reason_of(error).partition("\n")[0][:200]
+    is_about_the_path = isinstance(error, OSError) and error.errno in ABOUT_THE_PATH
+    if is_about_the_path or isinstance(error, ValueError | TypeError | NotImplementedError) or "Certificate" in type(error).__name__:
+        return TransferError(f"{url} cannot be read ({reason}); check the address and the server's certificate.")
+    return UnavailableError(f"{url} cannot be read now ({reason}); {TRY_LATER}.")
+
+
+def _explain_status(url: str, status: int, headers: Mapping[str, str] | None) -> TransferError | UnavailableError:
+    if status >= 500 or status in PASSING_STATUSES:
+        pause = seconds_to_wait((headers or {}).get("Retry-After"))
+        return UnavailableError(f"{url} cannot be read now: the server answered HTTP {status}; {TRY_LATER}.", pause)
+    return TransferError(f"{url}: the server answered HTTP {status}; check the address and the server.")
+
+
+def seconds_to_wait(retry_after: str | None) -> float:
+    """Read the header Retry-After, which is a number of seconds or a date. Returns 0 without one, and for anything else."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

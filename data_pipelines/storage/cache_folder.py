@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.storage.locks import HeldError, locked
+from data_pipelines.storage.passing_trouble import is_passing, reason_of
 
 ROOM_POLL_SECONDS = 0.2
 CACHED_FILE = re.compile(r"[0-9a-f]{16}/[0-9a-f]{64}(\.[0-9a-f]{32}\.part)?")
@@ -62,17 +63,23 @@ class CacheFolder:
             yield
 
     @contextmanager
-    def local_errors(self) -> Iterator[None]:
-        """Turn an error of the local disk into a DataError."""
+    def local_errors(self, *, was_usable: bool) -> Iterator[None]:
+        """Turn an error of the local disk into a sentence, which is about the folder and never about the samples in it.
+
+        was_usable: the folder was used before, so whatever it lacks now may come back: an UnavailableError. Otherwise a UserError
+        says what has to be mended, unless the trouble passes by itself.
+        """
         try:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "no space is left on its disk" if full else error.strerror or str(error)
+            reason = "no space is left on its disk" if full else reason_of(error)
             remedy = (
                 "free some, or allow the cache fewer bytes" if full else "choose a folder on a disk of this machine that you may write to"
             )
-            raise DataError(f"the shard cache {self.path} cannot be used ({reason}); {remedy}.") from None
+            if was_usable or is_passing(error):
+                raise UnavailableError(f"the shard cache {self.path} cannot be used now ({reason}); {remedy}, and go on.") from None
+            raise UserError(f"the shard cache {self.path} cannot be used ({reason}); {remedy}.") from None
 
     def _make_room(self, needed: int) -> bool:
         """Evict the least recently used files until `needed` bytes are free. The caller holds the folder's lock."""

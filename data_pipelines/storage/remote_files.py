@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import Any, TypeVar
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.storage import backends
-from data_pipelines.storage.backends import TransferError
 
 RETRY_PAUSES = (1.0, 4.0)
 """Seconds to wait before the second and before the third attempt."""
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 
 def read_small(url: str, limit_bytes: int) -> bytes:
-    """Read a small remote file as a whole. Raises DataError if it cannot be read, or if it has more than `limit_bytes`."""
+    """Read a small remote file as a whole. Raises DataError if it has more than `limit_bytes`, and what stream_bytes raises."""
 
     def attempt() -> bytes:
         content = bytearray()
@@ -36,19 +35,19 @@ def read_small(url: str, limit_bytes: int) -> bytes:
 
 
 def with_retries(attempt: Callable[[], T]) -> T:
-    """Call `attempt` up to three times, as long as it raises a transient TransferError."""
+    """Call `attempt` up to three times, as long as it raises UnavailableError, and its server does not ask for a longer pause."""
     for pause in RETRY_PAUSES:
         try:
             return attempt()
-        except TransferError as error:
-            if not error.transient:
+        except UnavailableError as error:
+            if error.retry_after_s > pause:
                 raise
         time.sleep(pause)
     return attempt()
 
 
 def stream_bytes(url: str) -> Generator[bytes, None, None]:
-    """Yield the bytes of a remote file in chunks of no fixed size. Raises TransferError with the URL.
+    """Yield the bytes of a remote file in chunks of no fixed size. Raises TransferError or UnavailableError, with the URL.
 
     A thread of its own reads the file. The backends differ in their timeouts and internal retries, so only a queue with a timeout
     bounds the silence of all of them.

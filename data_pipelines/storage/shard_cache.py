@@ -57,16 +57,17 @@ class ShardCache:
                 f"a shard cache of {self.folder.limit_bytes} bytes is too small for {self.base}: "
                 f"{len(sizes)} shards of up to {sizes[0]} bytes must fit; allow at least {sum(sizes)} bytes."
             )
-        with self.folder.local_errors(), self.folder.lock():
+        with self.folder.local_errors(was_usable=False), self.folder.lock():
             pass
 
     def open(self, shard: ShardInfo) -> FileIO:
         """Open a shard for reading, and download it first if needed. An open shard stays readable when it is evicted.
 
-        One process downloads a shard, and the others wait for it. Raises DataError with the URL if the download fails.
+        One process downloads a shard, and the others wait for it. Raises DataError, with the URL, for other bytes than the manifest
+        describes, and what stream_bytes raises. Raises UnavailableError if the folder cannot be used.
         """
         path = self._path(shard)
-        with self.folder.local_errors():
+        with self.folder.local_errors(was_usable=True):
             if file := _open_cached(path, shard):
                 return file
             with file_lock(path.with_suffix(".lock")):

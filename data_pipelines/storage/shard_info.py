@@ -7,6 +7,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from data_pipelines.errors import DataError
+from data_pipelines.storage.passing_trouble import SEE_TO_IT, read_error
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class ShardInfo:
 
 
 def check_size(path: Path, shard: ShardInfo, remedy: str) -> None:
-    """Raises DataError, ending in `remedy`, if the shard is missing, no regular file, or of another size than described."""
+    """Raises DataError if the shard is missing, no regular file, or of another size than described. `remedy` is the advice for that.
+
+    Raises UnavailableError if it cannot be looked at now.
+    """
     try:
         stat = path.stat()
     except OSError as error:
-        state = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise DataError(f"shard {path} {state}; {remedy}.") from None
+        state = f"is missing; {remedy}" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror}); {SEE_TO_IT}"
+        raise read_error(f"shard {path}", error, f"shard {path} {state}.") from None
     if not S_ISREG(stat.st_mode):
         raise DataError(f"shard {path} is no file; {remedy}.")
     if stat.st_size != shard.bytes:

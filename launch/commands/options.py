@@ -20,6 +20,9 @@ Overrides = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="The number of processes to start on this machine, one per GPU.")]
 Workers = Annotated[int | None, typer.Option("--processes", min=1, help="Processes that share the work.", show_default="all cores")]
+PatienceMinutes = Annotated[
+    float, typer.Option("--patience", min=0, help="Minutes to try again what cannot be read now, before the command stops with code 75.")
+]
 RunDirOption = Annotated[
     Path | None, typer.Option(help="The folder of the run; an existing run is continued.", show_default="a new folder in `output`")
 ]

@@ -21,8 +21,8 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
 
     The command starts its own processes with --processes N. Under torchrun or srun it is started once per GPU.
     Exit codes: 0 the run is finished; 1 the program has a fault; 2 something has to be corrected, and one sentence says what;
-    69 another rank died or hangs, and the last valid checkpoint is kept; 75 a signal or a deadline stopped the run, and its state
-    is saved; 128 + n (with --processes) a rank was killed by signal n.
+    69 another rank died or hangs, and the last valid checkpoint is kept; 75 a signal, a deadline, or data that cannot be read now
+    stopped the run, and its state is saved; 128 + n (with --processes) a rank was killed by signal n.
     """
     streams.go_on_without_reader()
     from tdformer.config.yaml_io import load_config
@@ -59,7 +59,7 @@ def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], p
     run_lock.check_free(run_dir)
     typer.echo(f"starting {processes} processes; run directory {run_dir}")
     code = run_processes(processes, ["train", str(target), *overrides, "--run-dir", str(run_dir)])
-    if code == EXIT_ERROR and is_new:
+    if code in (EXIT_ERROR, EXIT_STOPPED) and is_new:
         creation.discard_if_unused(run_dir)
     if code not in (0, EXIT_ERROR, EXIT_STOPPED):
         from tdformer.tracking import sync

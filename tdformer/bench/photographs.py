@@ -18,6 +18,7 @@ from data_pipelines.errors import DataError, UserError
 from data_pipelines.formats.images import encode_jpeg
 from data_pipelines.processes import map_unordered
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 
 NAMES = (
     "astronaut",
@@ -84,6 +85,8 @@ def _claim(folder: Path, recipe: dict[str, object]) -> None:
             raise DataError(f"{folder} holds other files; choose a new or an empty folder.")
         replace_file(path, lambda partial: partial.write_text(json.dumps(recipe)))
     except (OSError, ValueError) as error:
+        if is_passing(error):
+            raise unavailable(folder, error) from None
         raise DataError(f"{folder} cannot be used ({error}); choose another folder.") from None
 
 

@@ -32,6 +32,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
+from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
 from tdformer.checkpoint.train_state import FORMAT_VERSION, Snapshot, TrainState
 from tdformer.models.weights import load_exactly, read_safetensors
 
@@ -137,7 +138,15 @@ def sync_to_disk(path: Path) -> None:
 
 
 def check(checkpoint: Checkpoint) -> TrainState:
-    """Raise CheckpointError, naming file and remedy, unless every file is there with its size and SHA-256."""
+    """Raise CheckpointError, naming file and remedy, unless every file is there with its size and SHA-256.
+
+    Raises UnavailableError if a file cannot be read now, which is no damage.
+    """
+    with reading(f"checkpoint {checkpoint}"):
+        return _check(checkpoint)
+
+
+def _check(checkpoint: Checkpoint) -> TrainState:
     remedy = _remedy(checkpoint)
     for name, (size, digest) in _listed_files(checkpoint, remedy).items():
         path = checkpoint.path / name
@@ -159,6 +168,8 @@ def _listed_files(checkpoint: Checkpoint, remedy: str) -> dict[str, tuple[int, s
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {checkpoint} is incomplete: it has no {name}. {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if is_passing(error):
+            raise unavailable(checkpoint.manifest, error) from None
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {name} cannot be read ({error}). {remedy}") from None
     if missing := sorted({path.name for path in checkpoint.required} - files.keys()):
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {name} does not list {missing[0]}. {remedy}")
@@ -166,7 +177,7 @@ def _listed_files(checkpoint: Checkpoint, remedy: str) -> dict[str, tuple[int, s
 
 
 def read_train_state(checkpoint: Checkpoint) -> TrainState:
-    """Read state.json. Raises CheckpointError if it is of another format version, or cannot be read."""
+    """Read state.json. Raises CheckpointError if it is of another format version or damaged, UnavailableError if it cannot be read now."""
     try:
         state = json.loads(checkpoint.state.read_text())
         if (version := state.get("version")) != FORMAT_VERSION:
@@ -176,6 +187,8 @@ def read_train_state(checkpoint: Checkpoint) -> TrainState:
             )
         return TypeAdapter(TrainState).validate_python(state)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        if is_passing(error):
+            raise unavailable(checkpoint.state, error) from None
         reason, name = str(error).splitlines()[0], checkpoint.state.name
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {name} cannot be read ({reason}). {_remedy(checkpoint)}") from None
 
@@ -231,9 +244,9 @@ def _remedy(checkpoint: Checkpoint) -> str:
 
 
 def _has_all_sizes(checkpoint: Checkpoint) -> bool:
-    """Compare sizes alone, which is quick enough for a message."""
+    """Compare sizes alone, which is quick enough for a message. A checkpoint that cannot be read now counts as whole."""
     try:
         files = json.loads(checkpoint.manifest.read_text())["files"]
         return all((checkpoint.path / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return is_passing(error)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from data_pipelines.storage.passing_trouble import reading
 from tdformer.checkpoint.format import NAME, Checkpoint, CheckpointError, all_in, check, sync_to_disk, was_best, write_files
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.rundir.run_dir import RunDir
@@ -101,7 +102,7 @@ def _remove_old(run_dir: RunDir, retention: RetentionPolicy) -> None:
 
     They are renamed first, so that a removal that is cut short leaves no half checkpoint under its name.
     """
-    root, pointers = run_dir.checkpoints, (run_dir.latest, run_dir.best)
+    root, pointers = run_dir.checkpoints, (run_dir.last_saved, run_dir.latest, run_dir.best)
     named = {_named_by(pointer) for pointer in pointers}
     for old in all_in(root)[: -retention.last]:
         if old.name not in named and not (retention.every and old.step % retention.every == 0):
@@ -118,8 +119,13 @@ def _remove_old(run_dir: RunDir, retention: RetentionPolicy) -> None:
 def find(path: Path, which: str = "latest") -> Checkpoint:
     """Return the checkpoint that a user means by a run directory, by its folder `checkpoints`, or by a checkpoint itself.
 
-    which: latest or best. Raises CheckpointError if there is none.
+    which: latest or best. Raises CheckpointError if there is none, and UnavailableError if that cannot be looked at now.
     """
+    with reading(path):
+        return _find(path, which)
+
+
+def _find(path: Path, which: str) -> Checkpoint:
     if Checkpoint.at(path).manifest.exists() or path.name.startswith("step-"):
         return Checkpoint.at(path)
     root = path if path.name == "checkpoints" else RunDir(path).checkpoints
@@ -136,17 +142,26 @@ def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
 
 
 def has_any(run_dir: RunDir) -> bool:
-    """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not."""
-    return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
+    """Tell whether a run directory holds a pointer or a checkpoint that a resume would look at, valid or not.
+
+    Raises UnavailableError if the folder cannot be looked at now. A run with checkpoints never begins again from nothing.
+    """
+    with reading(run_dir.checkpoints):
+        return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
 
 
 def can_resume(run_dir: RunDir) -> bool:
-    """Tell whether a run goes on from a checkpoint, or begins. Raises CheckpointError if it saved checkpoints and all are gone."""
-    if run_dir.checkpoints.exists() and not run_dir.checkpoints.is_dir():
-        raise CheckpointError(f"{run_dir.checkpoints} is no folder; move it away, because checkpoints are written there.")
+    """Tell whether a run goes on from a checkpoint, or begins.
+
+    Raises CheckpointError if it saved checkpoints and all are gone, and UnavailableError if that cannot be looked at now.
+    """
+    with reading(run_dir.checkpoints):
+        if run_dir.checkpoints.exists() and not run_dir.checkpoints.is_dir():
+            raise CheckpointError(f"{run_dir.checkpoints} is no folder; move it away, because checkpoints are written there.")
+        last = _named_by(run_dir.last_saved)
     if has_any(run_dir):
         return True
-    if last := _named_by(run_dir.last_saved):
+    if last:
         raise CheckpointError(
             f"{run_dir} has no checkpoint any more, and its last one was {last}; put {run_dir.checkpoints} back, or start a new run: "
             f"tdformer train {run_dir.config}"
@@ -158,8 +173,13 @@ def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
     """Return the checkpoint to go on from, its state, and a warning for each newer one that is damaged.
 
     That is the checkpoint that `latest` names, else the newest one before it. Raises CheckpointError if none is valid: a run that has
-    checkpoints never begins again from nothing.
+    checkpoints never begins again from nothing. Raises UnavailableError if one cannot be read now: then no older one takes its place.
     """
+    with reading(run_dir.checkpoints):
+        return _latest_valid(run_dir)
+
+
+def _latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
     _restore_replaced(run_dir.checkpoints)
     candidates, warnings = _candidates(run_dir)
     for candidate in candidates:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import RunConfig
 
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -46,10 +47,15 @@ def dump_config(config: RunConfig) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the tree in a YAML file. Raises ConfigError if the file cannot be read, or holds no mapping."""
+    """Read the tree in a YAML file. Raises ConfigError if there is none, or if it holds no mapping.
+
+    Raises UnavailableError if it cannot be read now.
+    """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(f"configuration {path}", error) from None
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.storage.patience import NO_PATIENCE, Patience, patiently
 from tdformer.distributed.launch_environment import gpu_index, launcher_variables
 from tdformer.distributed.watchdog.client import connect
 from tdformer.distributed.watchdog.diagnosis import PeerLostError
@@ -91,23 +92,31 @@ class DistContext:
             dist.gather_object(value, values, dst=0)
         return values or []
 
-    def on_all_ranks(self, action: Callable[[], Result]) -> Result:
-        """Run an action that may raise UserError. If it does so on any rank, it is raised on all ranks, with the same words."""
+    def on_all_ranks(self, action: Callable[[], Result], patience: Patience = NO_PATIENCE) -> Result:
+        """Run an action that may raise UserError. If it does so on any rank, it is raised on all ranks, with the same words.
+
+        patience: how long a rank tries again what cannot be read now.
+        """
         try:
-            result, failure = action(), None
+            result, failure = patiently(action, patience), None
         except UserError as error:
             result, failure = None, error
         self.raise_on_all_ranks(failure)
         return result  # type: ignore[return-value]  # only None if failure was raised above
 
     def raise_on_all_ranks(self, failure: UserError | None) -> None:
-        """Raise on all ranks the failure of any rank. Return if no rank has one."""
+        """Raise on all ranks the failure of any rank. Return if no rank has one.
+
+        It is an UnavailableError if any rank has one, so that the state is saved, and a UserError otherwise.
+        """
         if not self.all_reduce_max(int(failure is not None)):
             return
-        failures = self.all_gather(str(failure) if failure else None)
-        rank, text = next((rank, text) for rank, text in enumerate(failures) if text)
+        failures = self.all_gather((isinstance(failure, UnavailableError), str(failure)) if failure else None)
+        passing = any(failed[0] for failed in failures if failed)
+        rank, text = next((rank, failed[1]) for rank, failed in enumerate(failures) if failed and failed[0] == passing)
         everywhere = len(set(failures)) == 1
-        raise UserError(text if everywhere else f"{text} (on rank {rank} of {self.world_size})")
+        kind = UnavailableError if passing else UserError
+        raise kind(text if everywhere else f"{text} (on rank {rank} of {self.world_size})")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 from data_pipelines.errors import UserError
 from data_pipelines.formats.manifest import MANIFEST
 from data_pipelines.loading.dataloader import evaluation_batches
+from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.patience import SOME_PATIENCE
 from tdformer.checkpoint.format import Checkpoint, check, load_model
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
@@ -22,6 +24,7 @@ from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.evaluation import evaluate
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import check_classes, open_val
+from tdformer.training.faults.waiting import patience_of
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import autocast
 
@@ -54,7 +57,7 @@ def evaluate_suite(load: Callable[[], RunConfig], checkpoint: Checkpoint, averag
     """
     with _trained(load, checkpoint, averaged) as trained:
         context = trained.context
-        folders = context.broadcast(context.on_all_ranks(lambda: _data_sets_in(suite)))
+        folders = context.broadcast(context.on_all_ranks(lambda: _data_sets_in(suite), patience_of(trained.config, context)))
         results = [{"data_set": folder.name, **_evaluate_on(str(folder), trained)} for folder in folders]
         mean = sum(result["top1"] for result in results) / len(results)
         return {**_origin(trained), "data_sets": results, "mean_top1": mean} if context.is_rank0 else None
@@ -63,10 +66,11 @@ def evaluate_suite(load: Callable[[], RunConfig], checkpoint: Checkpoint, averag
 @contextmanager
 def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bool) -> Iterator[Trained]:
     with init_distributed() as context:
-        config = context.broadcast(context.on_all_ranks(load))
-        train_state = context.broadcast(context.on_all_ranks(lambda: check(checkpoint) if context.is_rank0 else None))
+        config = context.broadcast(context.on_all_ranks(load, SOME_PATIENCE))
+        patience = patience_of(config, context)
+        train_state = context.broadcast(context.on_all_ranks(lambda: check(checkpoint) if context.is_rank0 else None, patience))
         model = TDFormer(config.model).to(context.device).eval()
-        context.on_all_ranks(lambda: load_model(checkpoint, model, averaged=averaged))
+        context.on_all_ranks(lambda: load_model(checkpoint, model, averaged=averaged), patience)
         choose_kernels(model, config.training.kernels, context)
         notes = notes_on_idle_gpus(context)
         for note in notes if context.is_rank0 else ():
@@ -76,17 +80,20 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
 
 
 def _data_sets_in(suite: Path) -> list[Path]:
-    if folders := sorted(path for path in suite.glob("*") if (path / MANIFEST).is_file()):
-        return folders
+    with reading(suite):
+        if folders := sorted(path for path in suite.glob("*") if (path / MANIFEST).is_file()):
+            return folders
     raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")
 
 
 def _evaluate_on(location: str, trained: Trained) -> dict[str, Any]:
     config, context = trained.config, trained.context
     data = config.data.model_copy(update={"val": location})
-    val_set = context.on_all_ranks(lambda: open_val(config.model_copy(update={"data": data})))
+    patience = patience_of(config, context)
+    val_set = context.on_all_ranks(lambda: open_val(config.model_copy(update={"data": data})), patience)
     context.on_all_ranks(lambda: check_classes(val_set, trained.train_state.classes, "the checkpoint was trained on"))
-    batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, rank=context.rank, world_size=context.world_size)
+    place = {"rank": context.rank, "world_size": context.world_size}
+    batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, **place, patience=patience)
     start = time.perf_counter()
     with autocast(context.device, config.training.precision):
         result = evaluate(trained.model.forward_segments, batches, context)

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import ModelConfig
 from tdformer.config.dotted_keys import differences
 from tdformer.config.yaml_io import checked
@@ -174,6 +175,8 @@ def _read_folder(folder: Path) -> Weights:
         written_as, tree, digest = description["format"], description.get("model"), description.get("sha256")
         origin = dict(description.get("origin", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if is_passing(error):
+            raise unavailable(folder / CONFIG, error) from None
         raise WeightsError(
             f"{folder} is no weights folder ({CONFIG} cannot be read: {error}); make one by `tdformer checkpoint import` or `export`."
         ) from None
@@ -216,6 +219,8 @@ def _read_file(path: Path) -> dict[Any, Any]:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(path, error) from None
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
     if start[8:9] == b"{":
         return dict(read_safetensors(path))
@@ -234,6 +239,8 @@ def _read_torch_file(path: Path) -> dict[Any, Any]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
+        if is_passing(error):
+            raise unavailable(path, error) from None
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise WeightsError(
                 f"{path} is a pickle of more than plain tensors (it wants to load {refused[1]}), and is not opened; "

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.storage.passing_trouble import reading
 
 
 class WeightsError(UserError):
@@ -92,9 +93,13 @@ def printable(name: str) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file by their names. Raises WeightsError if it cannot be read."""
+    """Read the tensors of a file by their names. Raises WeightsError if it is damaged, UnavailableError if it cannot be read now."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
+        with reading(path):
+            path.open("rb").close()  # safetensors would call any trouble a missing file
+            return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:  # UnavailableError is a ValueError
+        if isinstance(error, UnavailableError):
+            raise
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise WeightsError(f"{path} cannot be read ({reason}); restore it from a copy.") from None

@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
 from tdformer.config import RunConfig
 from tdformer.config.dotted_keys import differences, is_within
 from tdformer.config.yaml_io import dump_config, load_config
@@ -25,6 +27,7 @@ CHANGEABLE = (
     "data.train",
     "data.val",
     "data.on_bad_sample",
+    "data.patience_minutes",
     "data.max_bad_samples",
     "training.eval_batch",
     "training.zero_stage",
@@ -48,6 +51,8 @@ def create_next(config: RunConfig) -> RunDir:
         except FileExistsError:
             continue  # another run took the name at the same moment
         except OSError as error:
+            if is_passing(error):
+                raise unavailable(f"output folder {config.output}", error) from None
             raise UserError(f"output folder {config.output} cannot be made ({error.strerror}); choose another output.") from None
     raise AssertionError("numbers do not end")
 
@@ -62,8 +67,9 @@ def free_names(config: RunConfig) -> Iterator[RunDir]:
 def config_of(path: Path) -> Path:
     """Return the configuration file of a run directory. Raises UserError if `path` is no run directory."""
     config = RunDir(path).config
-    if config.exists():
-        return config
+    with reading(config):
+        if config.exists():
+            return config
     raise UserError(f"{path} is not a run directory: it has no {config.name}; give one, or a YAML file to start from.")
 
 
@@ -72,7 +78,9 @@ def check_fits(run_dir: RunDir, config: RunConfig) -> None:
 
     The configuration is compared with the run's own, and with that of its newest checkpoint: the run's own may have been edited.
     """
-    if not run_dir.config.exists():
+    with reading(run_dir.config):
+        has_config = run_dir.config.exists()
+    if not has_config:
         if _has_content(run_dir):
             raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
         return
@@ -82,10 +90,10 @@ def check_fits(run_dir: RunDir, config: RunConfig) -> None:
             f"--run-dir. Different are: {'; '.join(changed)}"
         )
     saved = _newest_saved_config(run_dir)
-    if saved and (changed := _fixed_differences(load_config(saved), config)):
+    if saved and (changed := _fixed_differences(saved.config, config)):
         raise UserError(
-            f"{run_dir.config} was changed after the run had begun; restore it (cp {saved} {run_dir.config}), or start a new run with "
-            f"it: tdformer train {run_dir.config}. Different are: {'; '.join(changed)}"
+            f"{run_dir.config} was changed after the run had begun; restore it (cp {saved.path} {run_dir.config}), or start a new run "
+            f"with it: tdformer train {run_dir.config}. Different are: {'; '.join(changed)}"
         )
 
 
@@ -94,12 +102,20 @@ def _fixed_differences(saved: RunConfig, config: RunConfig) -> list[str]:
     return [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
 
 
-def _newest_saved_config(run_dir: RunDir) -> Path | None:
-    """Return the configuration in the newest checkpoint that has a readable one."""
+class _Saved(NamedTuple):
+    path: Path
+    config: RunConfig
+
+
+def _newest_saved_config(run_dir: RunDir) -> _Saved | None:
+    """Return the configuration in the newest checkpoint that has a whole one. Raises UnavailableError if one cannot be read now."""
     for path in sorted(run_dir.checkpoints.glob(f"step-*/{run_dir.config.name}"), reverse=True):
-        with suppress(UserError):  # a damaged checkpoint is told when it would be loaded
-            load_config(path)
-            return path
+        try:
+            return _Saved(path, load_config(path))
+        except UnavailableError:
+            raise
+        except UserError:
+            continue  # a damaged checkpoint is told when it would be loaded
     return None
 
 
@@ -108,6 +124,8 @@ def make_folder(run_dir: RunDir) -> None:
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(f"run directory {run_dir}", error) from None
         raise UserError(f"run directory {run_dir} cannot be made ({error.strerror}); choose another --run-dir.") from None
 
 

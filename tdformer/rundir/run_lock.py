@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.rundir import lock_file
 from tdformer.rundir.lock_file import STALE_SECONDS
 from tdformer.rundir.lock_holder import Holder, this_process
@@ -39,7 +40,7 @@ def check_free(run_dir: RunDir) -> None:
     try:
         holder = lock_file.read(run_dir.lock)
     except OSError as error:
-        raise UserError(_cannot_be_locked(run_dir, error)) from None
+        raise _cannot_be_locked(run_dir, error) from None
     if holder and holder.is_here and not lock_file.is_stale(run_dir.lock, holder) and not holder.is_ending:
         raise UserError(_refusal(run_dir, holder))
 
@@ -66,7 +67,7 @@ def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock
     try:
         _acquire(run_dir, lock.own)
     except OSError as error:
-        raise UserError(_cannot_be_locked(run_dir, error)) from None
+        raise _cannot_be_locked(run_dir, error) from None
     ended = threading.Event()
     threading.Thread(target=_keep, args=(lock, ended), name="run lock", daemon=True).start()
     try:
@@ -157,8 +158,10 @@ def _announce(run_dir: RunDir, holder: Holder | None) -> None:
     print(f"{who}; waiting to see whether it {what}", file=sys.stderr, flush=True)
 
 
-def _cannot_be_locked(run_dir: RunDir, error: OSError) -> str:
-    return f"run directory {run_dir} cannot be locked ({error.strerror}); see that it can be written to."
+def _cannot_be_locked(run_dir: RunDir, error: OSError) -> UserError:
+    if is_passing(error):
+        return unavailable(f"the lock of run directory {run_dir}", error)
+    return UserError(f"run directory {run_dir} cannot be locked ({error.strerror}); see that it can be written to.")
 
 
 def _refusal(run_dir: RunDir, holder: Holder | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.rundir.run_dir import RunDir
 
 
@@ -36,6 +37,8 @@ def _within(folder: Path, depth: int) -> Iterable[Path]:
     try:
         children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(f"folder {folder}", error) from None
         raise UserError(f"folder {folder} cannot be read ({error.strerror}); see to its permissions.") from None
     for child in children:
         if is_run(child):

@@ -24,9 +24,13 @@ def read_run_id(run_dir: RunDir, uri: str | None) -> str | None:
 
 
 def note_run_id(run_dir: RunDir, uri: str, run_id: str) -> None:
-    """Note the MLflow run id at `uri`. A damaged file is kept beside the new one, with the suffix .damaged. Raises OSError."""
+    """Note the MLflow run id at `uri`. A damaged file is kept beside the new one, with the suffix .damaged.
+
+    Raises OSError, also if the ids that are there cannot be read now, so that none is lost.
+    """
     path = run_dir.mlflow_runs
+    there = path.read_bytes() if path.exists() else b""
     ids = read_run_ids(run_dir)
-    if not ids and path.exists() and path.read_bytes():
+    if there and not ids:
         path.replace(path.with_suffix(".damaged"))
     replace_file(path, lambda partial: partial.write_text(json.dumps({**ids, uri: run_id}, indent=1) + "\n"))

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import TrackingConfig
 from tdformer.distributed.launch_environment import REQUEUES
 from tdformer.rundir.run_dir import RunDir
@@ -37,6 +38,8 @@ class Tracker:
         try:
             self._session = SessionFile(run_dir, session)
         except OSError as error:
+            if is_passing(error):
+                raise unavailable(run_dir, error) from None
             raise UserError(f"{run_dir} cannot be written ({error.strerror or error}); make room, or see to its permissions.") from None
         self._sender = Sender(Mirror(run_dir, config.uri))
         if refusal := self._sender.first_refusal(SECONDS_TO_START[is_server(config.uri)]):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
@@ -164,6 +165,8 @@ def _cut_metrics(run_dir: RunDir, train_state: TrainState) -> list[int]:
     try:
         return MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
     except OSError as error:
+        if is_passing(error):
+            raise unavailable(path, error) from None
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.patience import SOME_PATIENCE
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.distributed.watchdog.diagnosis import Timeouts
@@ -28,7 +29,7 @@ def run_training(load: Callable[[], RunConfig], path: Path | None) -> tuple[bool
     and on rank 0 a summary for people.
     """
     with init_distributed() as context, ExitStack() as stack:
-        config = context.broadcast(context.on_all_ranks(load))
+        config = context.broadcast(context.on_all_ranks(load, SOME_PATIENCE))
         context.on_all_ranks(lambda: config.training.accumulation(context.world_size))
         run_dir = context.broadcast(context.on_all_ranks(lambda: _choose(config, path) if context.is_rank0 else None))
         is_new = not run_dir.config.exists()

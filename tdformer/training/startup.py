@@ -9,6 +9,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.loading.dataset import DataSet
+from data_pipelines.storage.patience import Patience
 from tdformer.checkpoint import store
 from tdformer.checkpoint.export import initial_state
 from tdformer.checkpoint.format import Checkpoint, load_average, load_model, load_optimizer
@@ -23,43 +24,51 @@ from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
 
 
-def start_or_resume(config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext) -> tuple[Engine, TrainState, list[str]]:
-    """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike."""
+def start_or_resume(
+    config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext, patience: Patience
+) -> tuple[Engine, TrainState, list[str]]:
+    """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike.
+
+    patience: how long checkpoints and weights that cannot be read now are waited for. Then UnavailableError is raised on all ranks.
+    """
     idle = notes_on_idle_gpus(context)
-    if not context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None)):
-        engine, notes = _start(config, context)
+    if not context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None, patience)):
+        engine, notes = _start(config, context, patience)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
         return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes + idle
-    checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context)
+    checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context, patience)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
-    engine, kernel_notes = load_engine(config, checkpoint, train_state, context)
+    engine, kernel_notes = load_engine(config, checkpoint, train_state, context, patience)
     return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes + idle
 
 
-def latest_valid_on_all_ranks(run_dir: RunDir, context: DistContext) -> tuple[Checkpoint, TrainState, list[str]]:
+def latest_valid_on_all_ranks(run_dir: RunDir, context: DistContext, patience: Patience) -> tuple[Checkpoint, TrainState, list[str]]:
     """Find the checkpoint to go on from on rank 0, as store.latest_valid does, and tell all ranks."""
-    return context.broadcast(context.on_all_ranks(lambda: store.latest_valid(run_dir) if context.is_rank0 else None))
+    return context.broadcast(context.on_all_ranks(lambda: store.latest_valid(run_dir) if context.is_rank0 else None, patience))
 
 
-def load_engine(config: RunConfig, checkpoint: Checkpoint, train_state: TrainState, context: DistContext) -> tuple[Engine, list[str]]:
+def load_engine(
+    config: RunConfig, checkpoint: Checkpoint, train_state: TrainState, context: DistContext, patience: Patience
+) -> tuple[Engine, list[str]]:
     """Return an engine with the weights, statistics and moments of a checkpoint, and notes for the user.
 
     The checkpoint may come from another number of ranks and another ZeRO stage.
     """
     model_with_loss, notes = _model_with_loss(config, context)
-    context.on_all_ranks(lambda: load_model(checkpoint, model_with_loss.model))
+    context.on_all_ranks(lambda: load_model(checkpoint, model_with_loss.model), patience)
     engine = Engine(model_with_loss, config, context)
-    engine.load_optimizer_state(context.on_all_ranks(lambda: load_optimizer(checkpoint)), train_state.updates)
+    engine.load_optimizer_state(context.on_all_ranks(lambda: load_optimizer(checkpoint), patience), train_state.updates)
     if engine.has_average:
-        engine.load_average(context.on_all_ranks(lambda: load_average(checkpoint)))
+        engine.load_average(context.on_all_ranks(lambda: load_average(checkpoint), patience))
     return engine, notes
 
 
-def _start(config: RunConfig, context: DistContext) -> tuple[Engine, list[str]]:
+def _start(config: RunConfig, context: DistContext, patience: Patience) -> tuple[Engine, list[str]]:
     model_with_loss, notes = _model_with_loss(config, context)
     if config.init is not None:
-        state, fresh = context.on_all_ranks(lambda: initial_state(model_with_loss.model, config.init))  # type: ignore[arg-type]  # not None
+        init = config.init
+        state, fresh = context.on_all_ranks(lambda: initial_state(model_with_loss.model, init), patience)
         model_with_loss.model.load_state_dict(state, strict=False)
         notes.append(f"started from the weights in {config.init}; {len(fresh)} tensors start fresh")
     return Engine(model_with_loss, config, context), notes

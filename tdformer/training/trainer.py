@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data_pipelines.errors import UnavailableError
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
 from data_pipelines.loading.mixup import SeededMixup
@@ -26,6 +27,7 @@ from tdformer.training.datasets import notes_on, open_data
 from tdformer.training.faults import non_finite
 from tdformer.training.faults.bad_samples import BadSamples
 from tdformer.training.faults.preemption import StopFlag
+from tdformer.training.faults.waiting import patience_of
 from tdformer.training.gradient_accumulator import is_finite
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.report import Report
@@ -58,12 +60,13 @@ class Trainer:
     def __init__(self, config: RunConfig, run_dir: RunDir, context: DistContext, stop_flag: StopFlag, may_write: MayWrite = always) -> None:
         """may_write: HeldLock.may_write, which rank 0 asks before it writes."""
         self.config, self.run_dir, self.context, self.stop_flag = config, run_dir, context, stop_flag
-        self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config))
+        self.patience = patience_of(config, context, lambda: stop_flag)
+        self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config), self.patience)
         training = config.training
         sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
         self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)
         self.total_steps = training.epochs * self.sampler.steps_per_epoch
-        self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, context)
+        self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, context, self.patience)
         self.notes = notes_on(config, self.train_set, self.val_set) + notes
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
         """The state that was handed to the writer last."""
@@ -71,7 +74,8 @@ class Trainer:
         self.writer = CheckpointWriter(run_dir, config.checkpoint, dump_config(config), context, may_write)
         self.bad_samples = BadSamples(self.train_state.bad_samples, config.data.max_bad_samples, context)
         self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
-        self.batches = train_batches(config.data, self.train_set, self.sampler, self.train_state.step, self.total_steps)
+        steps = self.train_state.step, self.total_steps
+        self.batches = train_batches(config.data, self.train_set, self.sampler, *steps, self.patience)
         self.loss_spikes = LossSpikes()
         self.throughput = Throughput()
         self.telemetry = make_telemetry(config, run_dir, context)
@@ -125,12 +129,17 @@ class Trainer:
     # --- what the loop does ----------------------------------------------------------------------------------
 
     def step(self, report: Report) -> None:
-        """Take one optimizer step, on this rank's micro-batches of the next global batch."""
+        """Take one optimizer step, on this rank's micro-batches of the next global batch.
+
+        If they cannot be read now, on any rank, nothing changes, and the run is told to stop.
+        """
         rate, scale = self.learning_rate(), self.train_state.loss_scale.factor if self.train_state.loss_scale else 1.0
         images = self.config.training.global_batch
         with self.telemetry.step(self.train_state.step + 1, self.engine.model_with_loss), self.throughput.training(images):
             with self.throughput.waiting():
-                batches = self.context.on_all_ranks(lambda: list(itertools.islice(self.batches, self.sampler.accumulation)))
+                batches = self._next_batches()
+            if batches is None:
+                return
             losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
             self.telemetry.enter("communication")
             loss, norm = self.engine.reduce(scale)
@@ -148,6 +157,14 @@ class Trainer:
             self._lower_loss_scale(report, self.train_state.loss_scale)
         else:
             self._pass_over(report, batches, losses)
+
+    def _next_batches(self) -> list[Batch] | None:
+        """Return this rank's micro-batches of the next global batch. Return None, on all ranks, if any rank cannot read its own now."""
+        try:
+            return self.context.on_all_ranks(lambda: list(itertools.islice(self.batches, self.sampler.accumulation)))
+        except UnavailableError as error:
+            self.stop_flag.set_for(f"data that cannot be read: {error}")
+            return None
 
     def _micro_step(self, number: int, batch: Batch, loss_scale: float) -> torch.Tensor:
         """Run one micro-batch forward and backward.
@@ -210,9 +227,9 @@ class Trainer:
         if not self.context.broadcast(store.has_any(self.run_dir)):
             report.say("warning: there is no checkpoint to rewind to yet; going on with the weights as they are")
             return
-        checkpoint, train_state, _ = latest_valid_on_all_ranks(self.run_dir, self.context)
+        checkpoint, train_state, _ = latest_valid_on_all_ranks(self.run_dir, self.context, self.patience)
         del self.engine
-        self.engine, _ = load_engine(self.config, checkpoint, train_state, self.context)
+        self.engine, _ = load_engine(self.config, checkpoint, train_state, self.context, self.patience)
         self.train_state = replace(self.train_state, updates=train_state.updates)
         report.say(f"rewound to the weights of {checkpoint.name}")
 
@@ -222,11 +239,14 @@ class Trainer:
         self.train_state = replace(self.train_state, bad_samples=self.bad_samples.total)
 
     def evaluate(self, report: Report) -> None:
-        """Evaluate the epoch just finished. If the run is told to stop meanwhile, the evaluation is left to the resume."""
+        """Evaluate the epoch just finished. If the run must stop meanwhile, the evaluation is left to the resume."""
         try:
             result = self._accuracy()
             averaged = self._accuracy_of_average() if self.engine.has_average else None
         except Stopped:
+            return
+        except UnavailableError as error:
+            self.stop_flag.set_for(f"validation data that cannot be read: {error}")
             return
         top1 = (averaged or result).top1
         self.best_is_unsaved = top1 > self.train_state.best_top1
@@ -240,7 +260,8 @@ class Trainer:
 
     def _accuracy(self) -> Evaluation:
         model, size = self.engine.model_with_loss, self.config.training.eval_batch
-        batches = evaluation_batches(self.config.data, self.val_set, batch=size, rank=self.context.rank, world_size=self.context.world_size)
+        place = {"rank": self.context.rank, "world_size": self.context.world_size}
+        batches = evaluation_batches(self.config.data, self.val_set, batch=size, **place, patience=self.patience)
         model.eval()
         try:
             return evaluate(self.engine.logits, batches, self.context, should_stop=lambda: bool(self.stop_flag))

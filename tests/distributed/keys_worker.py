@@ -21,9 +21,9 @@ from tdformer.training import trainer
 really_load = trainer.train_batches
 
 
-def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, *others: Any) -> Generator[Batch, None, None]:
     path = Path(os.environ["KEYS"]) / f"{sampler.rank}.jsonl"
-    batches = really_load(config, data, sampler, first_step, last_step)
+    batches = really_load(config, data, sampler, first_step, *others)
     try:
         for count, batch in enumerate(batches):
             step, turn = divmod(count, sampler.accumulation)

@@ -100,6 +100,7 @@ class EventsSource:
 
     classes = ("left", "middle", "right")
     ignored_files = 0
+    left_out = ()
 
     def __len__(self) -> int:
         return 14

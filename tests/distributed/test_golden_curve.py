@@ -26,7 +26,7 @@ class EveryFifth:
     """A fifth of a source."""
 
     def __init__(self, source: MnistSource) -> None:
-        self.source, self.classes, self.ignored_files = source, source.classes, 0
+        self.source, self.classes, self.ignored_files, self.left_out = source, source.classes, 0, source.left_out
 
     def __len__(self) -> int:
         return len(self.source) // 5

@@ -42,8 +42,8 @@ FAULTS = {
 }
 
 
-def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    batches = really_load(config, data, sampler, first_step, last_step)
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, *others: Any) -> Generator[Batch, None, None]:
+    batches = really_load(config, data, sampler, first_step, *others)
     try:
         for count, batch in enumerate(batches):
             if count == sampler.accumulation and sampler.rank == int(os.environ["FAULT_RANK"]):

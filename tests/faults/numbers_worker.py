@@ -28,8 +28,8 @@ def steps(variable: str) -> set[int]:
     return {int(step) for step in os.environ.get(variable, "").split(",") if step}
 
 
-def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    batches = really_load(config, data, sampler, first_step, last_step)
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, *others: Any) -> Generator[Batch, None, None]:
+    batches = really_load(config, data, sampler, first_step, *others)
     try:
         for count, batch in enumerate(batches):
             step, turn = divmod(count, sampler.accumulation)

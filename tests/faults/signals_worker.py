@@ -35,12 +35,12 @@ def watched(batches: Iterable[Batch], last: int, moment: str) -> Generator[Batch
         yield batch
 
 
-def train_batches(config: Any, data: Any, sampler: Any, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-    return watched(really_load(config, data, sampler, first_step, last_step), sampler.accumulation, "training")
+def train_batches(config: Any, data: Any, sampler: Any, first_step: int, *others: Any) -> Generator[Batch, None, None]:
+    return watched(really_load(config, data, sampler, first_step, *others), sampler.accumulation, "training")
 
 
-def evaluation_batches(config: Any, data: Any, **sizes: int) -> Generator[Batch, None, None]:
-    return watched(really_evaluate(config, data, **sizes), 1, "evaluation")
+def evaluation_batches(config: Any, data: Any, **options: Any) -> Generator[Batch, None, None]:
+    return watched(really_evaluate(config, data, **options), 1, "evaluation")
 
 
 def put(partial: Path, final: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import resource
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.sources.base import LeftOut
 from tests.conftest import stored
 
 SAMPLES, PER_SHARD = 23, 5
@@ -33,6 +37,7 @@ class MemorySource:
     samples: Sequence[RawSample]
     classes: Sequence[str] = CLASSES
     ignored_files: int = 0
+    left_out: Sequence[LeftOut] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -138,6 +143,19 @@ def error_of(action: Callable[[], object], *mentions: object, remedies: Sequence
     assert any(remedy in text for remedy in remedies), text
     assert "\n" not in text
     return text
+
+
+@contextmanager
+def no_file_is_opened() -> Iterator[None]:
+    """Let this process open no more files inside, as one that has reached its limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def reseal(folder: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from data_pipelines.errors import UnavailableError
+from data_pipelines.storage.files import sha256
+from tdformer.checkpoint import format as format_module
 from tdformer.checkpoint import store
 from tdformer.checkpoint.format import Checkpoint, CheckpointError, check, load_optimizer, read_train_state
 from tdformer.checkpoint.store import RetentionPolicy
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.models.weights import WeightsError, load_exactly
 from tdformer.rundir.run_dir import RunDir
+from tests.unit.conftest import no_file_is_opened
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
@@ -214,3 +220,47 @@ def test_another_models_weights_are_refused_before_anything_is_changed() -> None
     with pytest.raises(WeightsError, match=r"1 tensors have other shapes .*weight: \[3, 2\], \[2, 2\]"):
         load_exactly(model, {"weight": torch.ones(3, 2), "bias": torch.ones(2)}, "checkpoint x")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# --- what cannot be read now -------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged_and_no_older_one_takes_its_place(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(run_dir, step)
+    really = sha256
+
+    def failing(path: Path) -> str:
+        if path.parent.name == "step-00000002":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return really(path)
+
+    monkeypatch.setattr(format_module, "sha256", failing)
+    with pytest.raises(UnavailableError, match=r"step-00000002/.* cannot be read now \(Stale file handle\)"):
+        store.latest_valid(run_dir)
+    monkeypatch.undo()
+    assert store.latest_valid(run_dir)[0].step == 2
+
+
+def test_too_many_open_files_damage_no_checkpoint(run_dir: RunDir) -> None:
+    checkpoint = save(run_dir, 1)
+    actions = (
+        lambda: check(checkpoint),
+        lambda: store.latest_valid(run_dir),
+        lambda: load_optimizer(checkpoint),
+        lambda: store.find(run_dir.path),
+    )
+    for action in actions:
+        with no_file_is_opened(), pytest.raises(UnavailableError, match="Too many open files"):
+            action()
+    assert store.latest_valid(run_dir)[0] == checkpoint
+
+
+def test_a_listing_that_fails_never_makes_a_run_begin_anew(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run_dir, 1)
+    run_dir.latest.unlink()
+    with no_file_is_opened(), pytest.raises(UnavailableError, match="Too many open files"):
+        store.has_any(run_dir)
+    assert store.has_any(run_dir)

@@ -42,6 +42,7 @@ from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
 from data_pipelines.prepare.working_folder import working_folder
 from data_pipelines.storage import remote_files
 from data_pipelines.storage.cache_folder import CacheFolder
+from data_pipelines.storage.patience import NO_PATIENCE
 from launch.cli import app
 from tests.conftest import REPOSITORY, stored, tdformer, write_config
 from tests.unit.conftest import MemorySource, contents, keys_of, noise_png, noise_sample
@@ -140,7 +141,7 @@ def web(tars: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def index(text: object, folder: Path, classes: list[str] | None = None, **options: Any) -> IndexResult:
-    return index_shards(find_shards(str(text)), folder, classes, **options)
+    return index_shards(find_shards(str(text)), folder, classes, **{"patience": NO_PATIENCE, **options})
 
 
 # --- the samples -------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_any_samples_that_webdataset_packs_are_read_back(
         for key, (extension, label, image, more) in samples:
             other = {"txt": b"x", "seg.png": b"y", "npy": b"z"} if more else {}
             writer.write({"__key__": key, extension: image, "cls": str(label).encode(), **other})
-    index(f"{folder}/tars/x-{{0..{len(list((folder / 'tars').iterdir())) - 1}}}.tar", folder / "out")
+    index(f"{folder}/tars/x-{{0..{len(list((folder / 'tars').iterdir())) - 1}}}.tar", folder / "out", ignore_unused=True)
     assert everything(open_dataset(folder / "out")) == [(key, label, image) for key, (_, label, image, _) in samples]
 
 
@@ -399,6 +400,64 @@ def test_the_same_key_in_two_shards_is_reported(tars: Path, out: Path) -> None:
     write_members(tars / NAMES[3], [*members_of(tars / NAMES[3]), ("n001_1.jpg", b"x"), ("n001_1.cls", b"1")])
     refusal(lambda: index(tars, out), tars / NAMES[0], tars / NAMES[3], "n001_1", f"remove {out}")
     assert not (out / MANIFEST).exists()
+
+
+# --- members that no sample has ------------------------------------------------------------------------------
+
+
+def test_members_that_no_sample_has_are_counted_by_extension(tars: Path, out: Path) -> None:
+    path = tars / NAMES[2]
+    write_members(path, [*members_of(path), ("notes.txt", b""), ("more.txt", b""), ("._n000_0.png", b"of macOS"), ("README", b"")])
+    assert index(tars, out).unused == {"json": SAMPLES, "txt": 2, "": 2}
+    assert index(tars, out).unused == {"json": SAMPLES, "txt": 2, "": 2}, "a repeated command says it too"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("photo.0.jpg", "first dot, which makes '0.jpg' its extension"),
+        ("n000_0.mask.png", "first dot"),
+        ("photo.webp", "it is no .jpg, .jpeg or .png"),
+        (".photo.jpg", "begins with a dot"),
+    ],
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_images_that_no_sample_has_are_refused_unless_that_is_meant(
+    tars: Path, out: Path, web: Server, remote: bool, name: str, says: str
+) -> None:
+    path = tars / NAMES[3]
+    write_members(path, [*members_of(path), (name, noise_png(1)), ("photo.0.cls", b"2")])
+    place = f"{web.url if remote else tars}/{NOTATION}"
+    refusal(lambda: index(place, out), NAMES[3], f"1 members that look like images and belong to no sample, such as {name}: ", says)
+    assert not (out / MANIFEST).exists()
+    done = index(place, out, ignore_unused=True)
+    assert (done.samples, done.resumed) == (SAMPLES, 15), "what was read before the refusal is kept"
+    assert sum(done.unused.values()) == SAMPLES + 2
+
+
+def test_a_link_in_a_shard_is_an_image_that_no_sample_has(tars: Path, out: Path) -> None:
+    with tarfile.open(tars / NAMES[0], "a") as tar:
+        info = tarfile.TarInfo("again.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "n000_0.png"
+        tar.addfile(info)
+    refusal(lambda: index(tars, out), NAMES[0], "again.png: it is a link")
+
+
+@pytest.mark.slow
+def test_the_command_refuses_lost_images_and_takes_its_own_advice(tars: Path, out: Path) -> None:
+    write_members(tars / NAMES[0], [*members_of(tars / NAMES[0]), ("photo.0.jpg", noise_png(1)), ("photo.0.cls", b"2")])
+    refused = tdformer("data", "index", tars, out)
+    assert refused.returncode == 2
+    assert "--ignore-unused" in refused.stderr
+    done = tdformer("data", "index", tars, out, "--ignore-unused")
+    assert done.returncode == 0, done.stderr
+    assert "1 .N.cls, 1 .N.jpg, 23 .json" in done.stdout
+
+
+def test_a_place_that_does_not_exist_is_called_so(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("nowhere", f"{tmp_path}/nowhere", "nowhere/set.tar"):
+        assert refusal(lambda text=text: find_shards(text), f"{text} does not exist; give a folder of .tar files").count("exist") == 1
 
 
 # --- classes -----------------------------------------------------------------------------------------------
@@ -684,8 +743,10 @@ def test_the_command(tars: Path, out: Path, tmp_path: Path) -> None:
     shown = {"data_set": str(out), "shards": 5, "first": str(tars / NAMES[0]), "last": str(tars / NAMES[4])}
     assert invoke(*arguments, "--dry-run") == {**shown, "state": "would be indexed"}
     assert not out.exists()
-    assert invoke(*arguments) == {**shown, "samples": SAMPLES, "classes": 4, "state": "indexed"}
-    assert invoke(*arguments) == {**shown, "samples": SAMPLES, "classes": 4, "state": "already there"}
+    done = {**shown, "samples": SAMPLES, "classes": 4, "samples_per_class": "0 to 8, median 7.5", "empty_classes": ["d"]}
+    done["unused_members"] = {"json": SAMPLES}
+    assert invoke(*arguments) == {**done, "state": "indexed"}
+    assert invoke(*arguments) == {**done, "state": "already there"}
     assert invoke(*arguments, "--dry-run") == {**shown, "state": "already there"}
 
 

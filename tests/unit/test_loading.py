@@ -193,14 +193,14 @@ def test_an_undecodable_image_is_named_in_evaluation(source: MemorySource, folde
     assert f"sample {source[7].key} in {shards.location}/shard-" in text
 
 
-@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), lambda path: os.truncate(path, 0), os.unlink])
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 1000), lambda path: os.truncate(path, 0)])
 def test_a_shard_that_is_damaged_after_opening_is_named(folder: Path, damage: Callable[[Path], None]) -> None:
     shards = open_dataset(folder)
     damaged = folder / "shard-000002.tar"
     damage(damaged)
     delivered, text = load_until_error(evaluation_batches(config(), shards, batch=1, rank=0, world_size=1))
     assert str(damaged) in text
-    assert "the shard ends after" in text or "the shard cannot be read (No such file" in text
+    assert "the shard ends after" in text
     assert len(delivered) >= 10  # the two shards before it hold ten samples
 
 

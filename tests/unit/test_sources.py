@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.formats.keys import key_of
 from data_pipelines.sources.arrays import ArraySource, open_arrays
 from data_pipelines.sources.base import Source
@@ -86,6 +86,7 @@ def test_an_image_folder_gives_its_files_sorted_by_class_and_name(tmp_path: Path
     samples = [source[index] for index in range(len(source))]
     assert source.classes == ["ant", "bee", "zebra"]
     assert source.ignored_files == 1
+    assert source.left_out == [(str(root / "list.png"), "it lies in no class folder; move it into one")]
     assert [(sample.key, sample.extension, sample.label) for sample in samples] == [
         ("ant/a_b", "jpg", 0),
         ("ant/b", "png", 0),
@@ -220,7 +221,9 @@ def test_members_that_are_no_image_are_counted(tmp_path: Path) -> None:
             tar.addfile(info)
     source = TarPerClassSource(folder)
     assert list(contents(source)) == ["ant/1"]
-    assert source.ignored_files == 5  # notes, checksums and three members that are no regular files; folders are not counted
+    assert source.ignored_files == 2  # notes and checksums; folders are not counted
+    assert [entry.origin for entry in source.left_out] == [f"{folder / 'ant.tar'}, member {number}.png" for number in (2, 3, 4)]
+    assert ["--dereference" in entry.reason for entry in source.left_out] == [True, True, False]
 
 
 def test_validation_tars_take_the_classes_of_training(tmp_path: Path) -> None:
@@ -348,7 +351,8 @@ def test_a_tar_that_shrinks_or_goes_after_it_was_opened_is_named(tmp_path: Path)
     path.write_bytes(path.read_bytes()[:1200])
     error_of(lambda: source[0], path, "ant.tar", "member 1.png", "cut off")
     path.unlink()
-    error_of(lambda: source[0], path, "member 1.png", "cannot be read")
+    with pytest.raises(UnavailableError, match=r"member 1\.png cannot be read now"):
+        source[0]
 
 
 def test_the_fingerprint_of_tars_changes_with_their_images(tmp_path: Path) -> None:
@@ -553,7 +557,7 @@ def test_a_listed_file_that_is_missing_is_reported_when_it_is_read(tmp_path: Pat
     assert source[0].key == "1"
     error_of(lambda: source[1], tmp_path / "2.png", f"line 2 of {tmp_path / 'list.txt'}", "cannot be read")
     plant(tmp_path, "2.png")
-    assert source.fingerprint() != before
+    assert ListSource(tmp_path / "list.txt").fingerprint() != before
 
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import Json, Workers
+from launch.commands.options import Json, PatienceMinutes, Workers
 from launch.output.progress import progress
 from launch.output.tables import show
 
@@ -20,6 +20,10 @@ def index(
         Path | None,
         typer.Option(help="A text file with one class name per line, from class 0 on; without it they are called 0, 1, …"),
     ] = None,
+    ignore_unused: Annotated[
+        bool, typer.Option("--ignore-unused", help="Accept members that look like images and belong to no sample.")
+    ] = False,
+    patience: PatienceMinutes = 2.0,
     processes: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show which shards would be read, and write nothing.")] = False,
     as_json: Json = False,
@@ -27,10 +31,13 @@ def index(
     """Make WebDataset shards that others wrote ready for training. They are read once, and stay where they are.
 
     A sample is <key>.jpg, .jpeg or .png, and <key>.cls with its class number. After a kill, the same command continues where it was.
+    The exit code is 75 if a shard cannot be read now.
     """
+    from data_pipelines.prepare.class_counts import count_classes
     from data_pipelines.prepare.class_names import read_class_names
     from data_pipelines.prepare.index_shards import index_shards, preview_indexing
     from data_pipelines.prepare.shard_list import find_shards
+    from data_pipelines.storage.patience import Patience
 
     found, names = find_shards(shards), None if classes is None else read_class_names(classes)
     count = len(found.names)
@@ -40,11 +47,24 @@ def index(
         return
     with progress(f"{out}", count) as advance:
         try:
-            done = index_shards(found, out, names, processes=processes or os.cpu_count() or 1, progress=advance)
+            done = index_shards(
+                found,
+                out,
+                names,
+                processes=processes or os.cpu_count() or 1,
+                progress=advance,
+                patience=Patience(60 * patience),
+                ignore_unused=ignore_unused,
+            )
         except KeyboardInterrupt:
             typer.echo(f"stopped; the shards that were read are noted in {out}, and the same command goes on", err=True)
             raise typer.Exit(130) from None
     state = "already there" if done.already_there else f"indexed, {done.resumed} samples of it before" if done.resumed else "indexed"
-    show(row | {"samples": done.samples, "classes": done.classes, "state": state}, as_json)
+    counts = count_classes(out)
+    row |= {"samples": done.samples, "classes": done.classes, "state": state, **(counts.described() if counts else {})}
+    if done.unused:
+        named = ", ".join(f"{count} .{extension}" for extension, count in sorted(done.unused.items()))
+        row["unused_members"] = done.unused if as_json else named
+    show(row, as_json)
     if not as_json:
         typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_pipelines.errors import UserError
-from launch.commands.options import Json, Workers
+from launch.commands.options import Json, PatienceMinutes, Workers
 from launch.output.progress import progress
 from launch.output.tables import show_rows
 
 if TYPE_CHECKING:
     from data_pipelines.prepare.options import Encoding, PrepareOptions
     from data_pipelines.sources.base import Source
+
+
+EMPTY = "empty_classes"
+"""The column with the names of classes without a sample. JSON has it; for people there is a line instead."""
 
 
 def prepare(
@@ -46,6 +50,7 @@ def prepare(
     on_bad_image: Annotated[
         Literal["leave-out", "stop"], typer.Option(help="List files that cannot be decoded in left_out.tsv, or stop at the first.")
     ] = "leave-out",
+    patience: PatienceMinutes = 2.0,
     time_steps: Annotated[int, typer.Option(min=1, help="For event data: frames per sample.")] = 16,
     processes: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
@@ -53,15 +58,18 @@ def prepare(
 ) -> None:
     """Write data sets for training from images as they are published.
 
-    After a kill at any moment, the same command continues where it was. Existing files are never overwritten.
+    After a kill at any moment, the same command continues where it was. Existing files are never overwritten. The exit code is 75 if
+    the source cannot be read now.
     """
     from data_pipelines.prepare.options import PrepareOptions
     from data_pipelines.sources.layouts import open_splits
+    from data_pipelines.storage.patience import Patience, patiently
 
     encoding = _encoding(format, short_side, quality, mode, jpeg_share, max_side)
-    options = PrepareOptions(encoding, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop")
+    waiting = Patience(60 * patience)
+    options = PrepareOptions(encoding, samples_per_shard, seed, stop_at_bad=on_bad_image == "stop", patience=waiting)
     _check_apart(Path(source), out)
-    splits = open_splits(source, layout, time_steps)
+    splits = patiently(lambda: open_splits(source, layout, time_steps), waiting)
     if unknown := sorted(set(only or []) - splits.keys()):
         raise UserError(f"--only {unknown[0]}: {source} holds {', '.join(splits)}.")
     chosen = {name: samples for name, samples in splits.items() if not only or name in only}
@@ -69,9 +77,11 @@ def prepare(
         show_rows([_planned(samples, out / name, options) for name, samples in chosen.items()], as_json, "data_sets")
         return
     rows = [_write(samples, out / name, options, processes or os.cpu_count() or 1) for name, samples in chosen.items()]
-    show_rows(rows, as_json, "data_sets")
-    if not as_json:
-        _advise(rows, splits, out)
+    if as_json:
+        show_rows(rows, as_json, "data_sets")
+        return
+    show_rows([{name: value for name, value in row.items() if name != EMPTY} for row in rows], as_json, "data_sets")
+    _advise(rows, splits, out)
 
 
 def _described(samples: Source, folder: Path) -> dict[str, object]:
@@ -88,6 +98,7 @@ def _planned(samples: Source, folder: Path, options: PrepareOptions) -> dict[str
 
 def _write(samples: Source, folder: Path, options: PrepareOptions, processes: int) -> dict[str, object]:
     """Write a data set, and return its row. Exits with code 130 after Ctrl-C."""
+    from data_pipelines.prepare.class_counts import count_classes
     from data_pipelines.prepare.prepare_dataset import prepare_dataset
 
     with progress(f"{folder}", len(samples)) as advance:
@@ -97,14 +108,18 @@ def _write(samples: Source, folder: Path, options: PrepareOptions, processes: in
             typer.echo(f"stopped; finished parts of {folder} are kept, and the same command goes on", err=True)
             raise typer.Exit(130) from None
     state = "already there" if done.already_there else f"written, {done.resumed} of them before" if done.resumed else "written"
-    return {**_described(samples, folder), "samples": done.samples, "bad_images": done.left_out, "state": state}
+    counts = count_classes(folder)
+    of_classes = counts.described() if counts else {"samples_per_class": "not known"}
+    return {**_described(samples, folder), "samples": done.samples, "bad_images": done.left_out, "state": state, **of_classes}
 
 
 def _advise(rows: list[dict[str, object]], splits: Mapping[str, Source], out: Path) -> None:
-    """Print where bad images are listed, and how to train on the data sets."""
+    """Print which classes are empty, where bad images are listed, and how to train on the data sets."""
     from data_pipelines.prepare.journal import LEFT_OUT
 
     for row in rows:
+        if isinstance(empty := row.get(EMPTY), list):
+            typer.echo(f"classes without a sample in {row['data_set']}: {', '.join(empty)}")
         if row["bad_images"]:
             typer.echo(f"bad images, with reasons: {row['data_set']}/{LEFT_OUT}")
     if {"train", "val"} <= splits.keys():

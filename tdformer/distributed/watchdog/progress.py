@@ -57,6 +57,10 @@ class Progress:
             self._phase, self._is_slow = before
             self._advance()
 
+    def alive(self) -> None:
+        """Say that the main thread goes on, while it waits for something outside of this run."""
+        self._advance()
+
     @contextmanager
     def collective(self) -> Iterator[None]:
         """Wrap a collective operation. Other threads than the main one are not counted: they do not show how far it has come."""

@@ -1,1 +1,1 @@
-"""Handles what goes wrong or stops a run: non-finite numbers, unreadable samples, signals and deadlines."""
+"""Handles what goes wrong or stops a run: non-finite numbers, damaged samples, what cannot be read now, signals and deadlines."""

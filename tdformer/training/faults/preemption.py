@@ -1,4 +1,4 @@
-"""Notices that a run must stop: a signal or a deadline sets a flag.
+"""Notices that a run must stop: a signal, a deadline, or data that cannot be read now sets a flag.
 
 The training loop reads the flag between two steps. Nothing is saved inside a signal handler.
 """
@@ -22,12 +22,13 @@ JOB_END = "SLURM_JOB_END_TIME"
 
 
 class StopFlag:
-    """Is true from the first stop signal on that this process receives, and from its deadline on."""
+    """Is true from the first stop signal on that this process receives, from its deadline on, and from a fault on that will pass."""
 
     def __init__(self, deadline: float = float("inf"), deadline_reason: str = "") -> None:
         """deadline: in seconds since 1970, as time.time() gives them."""
         self.signal: signal.Signals | None = None
         self._deadline, self._deadline_reason = deadline, deadline_reason
+        self._fault = ""
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -37,7 +38,11 @@ class StopFlag:
         """Return what stops the run, as text that follows "stopped by". Empty if nothing does."""
         if self.signal is not None:
             return self.signal.name
-        return self._deadline_reason if time.time() >= self._deadline else ""
+        return self._deadline_reason if time.time() >= self._deadline else self._fault
+
+    def set_for(self, fault: str) -> None:
+        """Stop the run because of something that will pass, so that its state is saved and it can be resumed."""
+        self._fault = fault
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)
