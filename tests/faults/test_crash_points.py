@@ -40,7 +40,7 @@ def crash_in_save(run_dir: RunDir, new: TrainState, retention: RetentionPolicy, 
 
         def watch(event: str, arguments: tuple) -> None:
             nonlocal left
-            left -= changes_a_file(event, arguments, str(run_dir.checkpoints))
+            left -= changes_a_file(event, arguments, str(run_dir.path))
             if left == 0:
                 left = -1
                 os.write(writing, f"{event} {Path(arguments[0]).name}".encode())
@@ -71,6 +71,7 @@ def test_every_point_of_a_save(tmp_path: Path, new: TrainState, commit: str, las
     One change of a file is the commit. A crash before it leaves the old checkpoint to go on from, and a crash after it the new one.
     """
     before, retention = RunDir(tmp_path / "before"), RetentionPolicy(last)
+    before.path.mkdir()
     for train_state in (replace(BEFORE, step=3, updates=3), BEFORE):
         store.save(before, state(train_state), "seed: 1", retention=retention)
     operation, expected, change = 0, BEFORE, "none yet"
@@ -91,8 +92,9 @@ def test_every_point_of_a_save(tmp_path: Path, new: TrainState, commit: str, las
         for later in [new] if train_state == BEFORE else [replace(new, step=new.step + 1)]:
             store.save(run_dir, state(later), "seed: 1", is_best=later == EVALUATED, retention=retention)
             assert store.latest_valid(run_dir)[1:] == (later, []), operation
-        assert list(run_dir.checkpoints.glob(".*")) == [], operation
-        if change == commit:
+        assert [*run_dir.checkpoints.glob(".*"), *run_dir.path.glob(".*")] == [], operation
+        assert run_dir.last_saved.read_text() == run_dir.latest.read_text(), operation
+        if change.startswith(commit):
             expected = new
     assert expected == new, "the save was never committed"
     assert operation > 8
