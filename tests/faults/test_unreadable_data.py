@@ -225,6 +225,22 @@ def test_a_server_that_is_busy_at_the_start_ends_it_with_code_75_and_leaves_no_r
     assert list(Path(config["output"]).glob("*")) == []
 
 
+def test_a_resumed_run_whose_data_folder_is_gone_comes_back(reference: ReferenceRun, tmp_path: Path) -> None:
+    """A requeued job may come to a machine where the disk is not mounted."""
+    shutil.copytree(reference.folder / "train", tmp_path / "train")
+    config = reference.config(tmp_path)
+    config["data"]["train"] = str(tmp_path / "train")
+    assert again(config, tmp_path, "preemption.max_minutes=0.001").returncode == EXIT_STOPPED
+    (tmp_path / "train").rename(tmp_path / "away")
+    result = again(config, tmp_path, "data.patience_minutes=0.01")
+    assert result.returncode == EXIT_STOPPED, result.stderr
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert f"{tmp_path / 'train' / 'manifest.json'} cannot be read now (No such file or directory)" in error
+    (tmp_path / "away").rename(tmp_path / "train")
+    assert again(config, tmp_path).returncode == 0
+    assert_as_undisturbed(tmp_path / "run", reference)
+
+
 def test_evaluate_ends_with_code_75_for_data_that_cannot_be_read_now(reference: ReferenceRun, tmp_path: Path, outage: Outage) -> None:
     with serving(reference.folder / "val", outage) as web:
         outage_begins_after_opening(web, outage)
