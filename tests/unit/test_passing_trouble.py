@@ -8,10 +8,11 @@ import json
 import os
 import pickle
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -32,6 +33,7 @@ from data_pipelines.prepare.options import PrepareOptions
 from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from data_pipelines.prepare.shard_list import find_shards
 from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
+from data_pipelines.processes import map_unordered
 from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.layouts import open_splits
 from data_pipelines.sources.lists import ListSource
@@ -342,6 +344,28 @@ def test_loader_processes_that_find_no_free_file_are_no_fault_of_the_program(fol
     trained(data, NO_PATIENCE, workers=1)  # the helper that starts them runs
     with no_file_is_opened():
         refusal(lambda: trained(data, NO_PATIENCE, workers=1), "the loader processes", "Too many open files", "lower data.workers")
+
+
+def end_by_bus_error(shared: int, job: int) -> int:
+    os.kill(os.getpid(), signal.SIGBUS)
+    return job
+
+
+@pytest.mark.slow
+def test_a_mapped_file_that_cannot_be_read_is_no_lack_of_memory() -> None:
+    """The kernel ends a process that reads from a mapping whose disk has failed."""
+    text = refusal(lambda: list(map_unordered(end_by_bus_error, 0, [1, 2], 2)), "bus error")
+    assert "fewer --processes" not in text
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_of_a_mapped_file_ends_the_run_in_order(folder: Path) -> None:
+    data = open_dataset(folder)
+    assert data.index.path is not None
+    with closing(evaluation_batches(config(1), data, batch=1, rank=0, world_size=1)) as batches:
+        next(batches)
+        os.truncate(data.index.path, 0)
+        refusal(lambda: list(batches), "loader process")  # the connection may be lost before the death of the process is seen
 
 
 # --- opening -------------------------------------------------------------------------------------------------
