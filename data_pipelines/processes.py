@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 
 Shared = TypeVar("Shared")
 Job = TypeVar("Job")
@@ -27,6 +27,11 @@ Result = TypeVar("Result")
 
 LONGEST_SOCKET_FOLDER = 64
 """Bytes that a folder's path may have. multiprocessing appends some 32, and Linux takes 107 in all."""
+
+BUS_ERROR = (
+    "a process was ended by a bus error: a file that it maps into memory cannot be read now (its disk failed, or it was cut off); the same "
+    "command goes on."
+)
 
 _pickled: bytes = b""
 """The argument that all jobs of a worker process share. It is sent once per process, not once per job."""
@@ -37,7 +42,8 @@ _shared: Any = None
 def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, jobs: Sequence[Job], processes: int) -> Iterator[Result]:
     """Yield function(shared, job) for every job, in the order in which they finish. One process means: no other is started.
 
-    Raises what a job raises, and ends the other jobs. Raises UserError if a process is killed.
+    Raises what a job raises, and ends the other jobs. Raises UserError if a process is killed, and UnavailableError if that was because
+    a file that it had mapped into memory cannot be read.
     """
     processes = min(processes, len(jobs))
     if processes <= 1:
@@ -46,10 +52,15 @@ def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, job
     use_short_socket_folder()
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(processes, context, initializer=_initialise_worker, initargs=(os.getpid(), pickle.dumps(shared)))
+    children: list[multiprocessing.process.BaseProcess] = []
     try:
-        for done in as_completed([pool.submit(_call, function, job) for job in jobs]):
+        futures = [pool.submit(_call, function, job) for job in jobs]
+        children += pool._processes.values()
+        for done in as_completed(futures):
             yield done.result()
     except BrokenProcessPool:
+        if any(child.exitcode == -signal.SIGBUS for child in children):
+            raise UnavailableError(BUS_ERROR) from None
         raise UserError("a process was killed, most likely because memory ran out; use fewer --processes.") from None
     except BaseException:
         for child in multiprocessing.active_children():

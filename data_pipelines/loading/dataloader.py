@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_pipelines.config import DataConfig
-from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.errors import UnavailableError
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.event_transform import EventTransform
@@ -24,6 +24,11 @@ from data_pipelines.loading.sampler import TrainSampler, evaluation_samples
 from data_pipelines.loading.transforms import Transform, eval_transform, train_transform
 from data_pipelines.storage.passing_trouble import reading, unavailable
 from data_pipelines.storage.patience import NO_PATIENCE, Patience, patiently
+
+KILLED = (
+    "a loader process was killed, most likely because memory ran out, or because a file that it maps cannot be read now; lower "
+    "data.workers, and the same command goes on."
+)
 
 
 def train_sampler(
@@ -96,12 +101,18 @@ def _load(
         with reading("the loader processes", was_there=True):
             for batch in loader:
                 yield _load_again(dataset, batch, patience) if isinstance(batch, Unread) else batch
-    except RuntimeError as error:
-        if "ancdata" in str(error) or "Too many open files" in str(error):  # what torch makes of a full file table
-            raise unavailable("a batch of the loader processes", OSError(errno.EMFILE, "")) from error
-        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
-            raise
-        raise UserError("a loader process was killed, most likely because memory ran out; lower data.workers and go on.") from error
+    except (RuntimeError, EOFError) as error:
+        raise _explain_loader(error) from error
+
+
+def _explain_loader(error: RuntimeError | EOFError) -> Exception:
+    """Say in a sentence what torch and multiprocessing tell of loader processes. Returns a fault of the program unchanged."""
+    text = str(error)
+    if "ancdata" in text or "Too many open files" in text:
+        return unavailable("a batch of the loader processes", OSError(errno.EMFILE, ""))
+    if isinstance(error, EOFError) or any(word in text for word in ("exited unexpectedly", "killed by signal", "Bus error")):
+        return UnavailableError(KILLED)
+    return error
 
 
 def _load_again(dataset: MicroBatchDataset, unread: Unread, patience: Patience) -> Batch:

@@ -50,7 +50,8 @@ class DataSet:
             remedy = f"mend or remove it in {source}, remove {self.location} and {again} it again"
             raise DataError(f"{self.describe(sample)}: {str(error).rstrip('.')}; {remedy}.") from None
         except UnavailableError as error:
-            raise UnavailableError(f"{self.describe(sample)}: {error}", error.retry_after_s) from None
+            sample_of = f"sample {self.index.key_of(sample)}" if self.is_streamed else self.describe(sample)  # an error names its URL
+            raise UnavailableError(f"{sample_of}: {error}", error.retry_after_s) from None
 
     def describe(self, sample: int) -> str:
         """Name a sample and its shard, for messages."""

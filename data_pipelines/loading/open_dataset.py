@@ -17,6 +17,7 @@ from data_pipelines.loading.dataset import DataSet
 from data_pipelines.storage.cache_folder import CacheFolder
 from data_pipelines.storage.files import replace_file
 from data_pipelines.storage.locations import check_location, is_remote, join_location
+from data_pipelines.storage.passing_trouble import reading
 from data_pipelines.storage.remote_files import read_small
 from data_pipelines.storage.shard_cache import ShardCache
 from data_pipelines.storage.shard_files import CachedShardFiles, LocalShardFiles
@@ -27,24 +28,28 @@ MAX_MANIFEST_BYTES, MAX_INDEX_BYTES = 2**28, 2**32
 COPY_AGAIN = "copy the data set to its place again"
 
 
-def open_dataset(location: str | Path, cache: CacheFolder | None = None) -> DataSet:
+def open_dataset(location: str | Path, cache: CacheFolder | None = None, *, was_there: bool = False) -> DataSet:
     """Open the data set in a local folder or at a URL. Reads manifest and index, and checks the sizes of local shards.
 
-    cache: needed for a URL, and for a folder whose shards are at a URL.
+    cache: needed for a URL, and for a folder whose shards are at a URL. was_there: the folder was read before, so that a missing one is
+    taken for a lost mount.
     Raises DataError for a missing or empty folder, for a missing or truncated shard (with its name), and for a label that is no class.
     Raises UnavailableError for what cannot be read now, and UserError for a URL or a cache that cannot be used.
     """
     if isinstance(location, str) and is_remote(check_location(location)):
         data = _open_remote(location, cache)
     else:
-        data = _open_local(Path(location), cache)
+        data = _open_local(Path(location), cache, was_there)
     if not len(data):
         raise DataError(f"{data.location} holds no sample; {data.manifest.remedy(data.location)}.")
     _check_labels(data)
     return data
 
 
-def _open_local(folder: Path, cache: CacheFolder | None) -> DataSet:
+def _open_local(folder: Path, cache: CacheFolder | None, was_there: bool) -> DataSet:
+    if was_there:
+        with reading(f"data folder {folder}", was_there=True):
+            (folder / MANIFEST).stat()
     manifest = read_manifest(folder)
     if manifest.shards_at and is_remote(manifest.shards_at):
         return _open_indexed(folder, manifest, manifest.shards_at, cache)

@@ -14,6 +14,8 @@ from data_pipelines.formats.keys import is_valid_key
 from data_pipelines.storage.locations import check_location, is_remote, join_location
 from data_pipelines.storage.passing_trouble import read_error, reading
 
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 
 @dataclass(frozen=True)
 class ShardList:
@@ -63,10 +65,14 @@ def find_shards(text: str) -> ShardList:
 
 
 def _tars_in(folder: Path) -> list[str]:
+    """List the shards of a folder. Raises DataError for compressed ones, which would otherwise be left out."""
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix == ".tar" and not path.name.startswith("."))
+        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise read_error(folder, error, f"{folder} cannot be read ({error.strerror}); check its permissions.") from None
+    if compressed := [name for name in found if name.endswith(COMPRESSED_SUFFIXES)]:
+        raise DataError(f"{folder / compressed[0]} is compressed; unpack it to a plain .tar, or name the shards that are to be read.")
+    names = [name for name in found if name.endswith(".tar")]
     if not names:
         raise DataError(f"{folder} holds no .tar file; give the folder of the shards.")
     return [str(folder / name) for name in names]

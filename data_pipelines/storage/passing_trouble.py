@@ -43,8 +43,8 @@ def is_passing(error: BaseException, *, was_there: bool = False) -> bool:
 
 
 def is_of_a_disk(error: OSError) -> bool:
-    """True for an error that only a disk, a mount or a full file table gives, wherever in the program it comes from."""
-    return error.errno in TOO_MANY_FILES | {errno.EIO, errno.ESTALE}
+    """True for an error that only a disk, a mount, or a lack of files or memory gives, wherever in the program it comes from."""
+    return error.errno in TOO_MANY_FILES | {errno.EIO, errno.ESTALE, errno.ENOMEM}
 
 
 def unavailable(what: object, error: BaseException) -> UnavailableError:

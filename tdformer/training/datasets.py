@@ -18,14 +18,14 @@ from tdformer.config import RunConfig
 from tdformer.config.short_runs import notes_on_length
 
 
-def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
-    """Open the training and the validation set.
+def open_data(config: RunConfig, *, were_there: bool = False) -> tuple[DataSet, DataSet]:
+    """Open the training and the validation set. were_there: the run has read them before, so a missing folder is a lost mount.
 
     Raises DataError if they do not fit the run. Raises UserError if the configuration asks for a transform that this kind of data, or the
     installed packages, do not have.
     """
     data = config.data
-    train_set, val_set = open_dataset(data.train, cache_of(data)), open_val(config)
+    train_set, val_set = open_dataset(data.train, cache_of(data), was_there=were_there), open_val(config, was_there=were_there)
     check_transforms(data, train_set)
     check_classes(val_set, train_set.classes, f"the training set {data.train}")
     _check_samples(config, train_set)
@@ -49,9 +49,9 @@ def open_data(config: RunConfig) -> tuple[DataSet, DataSet]:
     return train_set, val_set
 
 
-def open_val(config: RunConfig) -> DataSet:
+def open_val(config: RunConfig, *, was_there: bool = False) -> DataSet:
     """Open the validation set alone. Raises as open_data does."""
-    opened = open_dataset(config.data.val, cache_of(config.data))
+    opened = open_dataset(config.data.val, cache_of(config.data), was_there=was_there)
     _check_samples(config, opened)
     return opened
 

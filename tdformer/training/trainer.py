@@ -61,7 +61,8 @@ class Trainer:
         """may_write: HeldLock.may_write, which rank 0 asks before it writes."""
         self.config, self.run_dir, self.context, self.stop_flag = config, run_dir, context, stop_flag
         self.patience = patience_of(config, context, lambda: stop_flag)
-        self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config), self.patience)
+        begun = context.broadcast(context.on_all_ranks(lambda: store.has_any(run_dir), self.patience))
+        self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config, were_there=begun), self.patience)
         training = config.training
         sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
         self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)

@@ -17,6 +17,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import psutil
 import pytest
 
 from launch.exit_codes import EXIT_STOPPED
@@ -223,6 +224,40 @@ def test_a_server_that_is_busy_at_the_start_ends_it_with_code_75_and_leaves_no_r
     assert "HTTP 503" in errors[0]
     assert "Traceback" not in result.stderr
     assert list(Path(config["output"]).glob("*")) == []
+
+
+def test_a_killed_loader_process_ends_the_run_with_its_state_saved(reference: ReferenceRun, tmp_path: Path) -> None:
+    config = reference.config(tmp_path)
+    config["data"]["workers"] = 1
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    run = start(config, tmp_path)
+    wait_until(metrics.exists, run)
+    descendants = psutil.Process(run.pid).children(recursive=True)
+    helpers = {process.pid for process in descendants if "forkserver" in " ".join(process.cmdline())}
+    loaders = [process for process in descendants if process.ppid() in helpers]
+    assert loaders
+    loaders[0].kill()
+    assert run.wait(120) == EXIT_STOPPED, run.output() + run.output("stderr")
+    assert "stopped by data that cannot be read: " in run.output()
+    assert "loader process" in run.output()
+    assert again(config, tmp_path).returncode == 0
+    assert_as_undisturbed(tmp_path / "run", reference)
+
+
+def test_a_resumed_run_whose_data_folder_is_gone_comes_back(reference: ReferenceRun, tmp_path: Path) -> None:
+    """A requeued job may come to a machine where the disk is not mounted."""
+    shutil.copytree(reference.folder / "train", tmp_path / "train")
+    config = reference.config(tmp_path)
+    config["data"]["train"] = str(tmp_path / "train")
+    assert again(config, tmp_path, "preemption.max_minutes=0.001").returncode == EXIT_STOPPED
+    (tmp_path / "train").rename(tmp_path / "away")
+    result = again(config, tmp_path, "data.patience_minutes=0.01")
+    assert result.returncode == EXIT_STOPPED, result.stderr
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert f"{tmp_path / 'train' / 'manifest.json'} cannot be read now (No such file or directory)" in error
+    (tmp_path / "away").rename(tmp_path / "train")
+    assert again(config, tmp_path).returncode == 0
+    assert_as_undisturbed(tmp_path / "run", reference)
 
 
 def test_evaluate_ends_with_code_75_for_data_that_cannot_be_read_now(reference: ReferenceRun, tmp_path: Path, outage: Outage) -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_pipelines.config import DataConfig
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import DataError, UnavailableError, UserError
 from data_pipelines.formats.manifest import MANIFEST
 from data_pipelines.formats.manifest_reader import read_manifest
 from data_pipelines.formats.wds_scanner import scan_tar, split_name
@@ -452,6 +452,29 @@ def test_the_command_refuses_lost_images_and_takes_its_own_advice(tars: Path, ou
     done = tdformer("data", "index", tars, out, "--ignore-unused")
     assert done.returncode == 0, done.stderr
     assert "1 .N.cls, 1 .N.jpg, 23 .json" in done.stdout
+
+
+def test_a_compressed_shard_in_a_folder_is_not_left_out(tars: Path) -> None:
+    (tars / "set-0005.tar.gz").write_bytes(gzip.compress(b"tar"))
+    refusal(lambda: find_shards(str(tars)), tars / "set-0005.tar.gz", "is compressed")
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_shards_whose_whole_folder_is_gone_are_not_damaged(tars: Path, out: Path, is_empty: bool) -> None:
+    """A place where nothing is mounted any more is an empty folder."""
+    index(tars, out)
+    before, read_before = contents(out), everything(open_dataset(out))
+    away = tars.rename(tars.with_name("away"))
+    if is_empty:
+        tars.mkdir()
+    for action in (lambda: open_dataset(out), lambda: verify_dataset(out, VerifyOptions(patience=NO_PATIENCE))):
+        with pytest.raises(UnavailableError, match=r"set-0000\.tar cannot be read now \(No such file"):
+            action()
+    if is_empty:
+        tars.rmdir()
+    away.rename(tars)
+    assert everything(open_dataset(out)) == read_before
+    assert contents(out) == before
 
 
 def test_a_place_that_does_not_exist_is_called_so(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

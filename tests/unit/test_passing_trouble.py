@@ -8,10 +8,11 @@ import json
 import os
 import pickle
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -32,6 +33,7 @@ from data_pipelines.prepare.options import PrepareOptions
 from data_pipelines.prepare.prepare_dataset import prepare_dataset
 from data_pipelines.prepare.shard_list import find_shards
 from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
+from data_pipelines.processes import map_unordered
 from data_pipelines.sources.folders import ImageFolderSource
 from data_pipelines.sources.layouts import open_splits
 from data_pipelines.sources.lists import ListSource
@@ -219,6 +221,20 @@ def busy(request: BaseHTTPRequestHandler, data: bytes, retry_after: str = "0") -
     request.end_headers()
 
 
+class Returns:
+    """A folder that goes, as a lost mount does, and comes back a moment after somebody has said that it is waited for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.away, self.lines = folder, folder.with_name("away"), list[str]()
+
+    def go(self) -> None:
+        self.folder.rename(self.away)
+
+    def soon(self, text: str) -> None:
+        self.lines.append(text)
+        threading.Timer(0.2, lambda: self.away.rename(self.folder)).start()
+
+
 def config(workers: int = 0, on_bad_sample: str = "raise") -> DataConfig:
     return DataConfig(train="t", val="v", image_size=16, workers=workers, on_bad_sample=on_bad_sample)  # type: ignore[arg-type]
 
@@ -285,18 +301,14 @@ def test_a_refusal_is_not_waited_for_and_no_sample_is_skipped_for_it(
 def test_a_folder_that_goes_and_comes_back_changes_no_batch(folder: Path, shards: DataSet, workers: int) -> None:
     data, taken, expected = open_dataset(folder), config(workers), trained(shards, NO_PATIENCE)
     sampler = train_sampler(taken, data, 1, global_batch=4, micro_batch=2, rank=0, world_size=1)
-    lines: list[str] = []
-    batches = train_batches(taken, data, sampler, 0, 2 * sampler.steps_per_epoch, Patience(60.0, lines.append))
+    returns = Returns(folder)
+    batches = train_batches(taken, data, sampler, 0, 2 * sampler.steps_per_epoch, Patience(60.0, returns.soon))
     loaded = [next(batches)]
-    away = folder.with_name("away")
-    folder.rename(away)
-    timer = threading.Timer(0.7, lambda: away.rename(folder))
-    timer.start()
+    returns.go()
     loaded += list(batches)
-    timer.join()
     assert_same(loaded, expected)
-    assert len(lines) == 1
-    assert "the shard cannot be read now (No such file or directory)" in lines[0]
+    (line,) = returns.lines
+    assert "the shard cannot be read now (No such file or directory)" in line
 
 
 @pytest.mark.parametrize("on_bad_sample", ["raise", "skip"])
@@ -320,13 +332,40 @@ def test_evaluation_waits_too(server: Server, remote: DataSet, shards: DataSet, 
 
 @pytest.mark.slow
 def test_a_worker_process_that_cannot_open_the_index_is_no_lack_of_memory(folder: Path, shards: DataSet) -> None:
-    data, expected = open_dataset(folder), trained(shards, NO_PATIENCE)
-    away = folder.with_name("away")
-    folder.rename(away)
-    timer = threading.Timer(4.0, lambda: away.rename(folder))
-    timer.start()
-    assert_same(trained(data, Patience(60.0, lambda text: None), workers=1), expected)
-    timer.join()
+    data, expected, returns = open_dataset(folder), trained(shards, NO_PATIENCE), Returns(folder)
+    returns.go()
+    assert_same(trained(data, Patience(60.0, returns.soon), workers=1), expected)
+    assert len(returns.lines) == 1
+
+
+@pytest.mark.slow
+def test_loader_processes_that_find_no_free_file_are_no_fault_of_the_program(folder: Path) -> None:
+    data = open_dataset(folder)
+    trained(data, NO_PATIENCE, workers=1)  # the helper that starts them runs
+    with no_file_is_opened():
+        refusal(lambda: trained(data, NO_PATIENCE, workers=1), "the loader processes", "Too many open files", "lower data.workers")
+
+
+def end_by_bus_error(shared: int, job: int) -> int:
+    os.kill(os.getpid(), signal.SIGBUS)
+    return job
+
+
+@pytest.mark.slow
+def test_a_mapped_file_that_cannot_be_read_is_no_lack_of_memory() -> None:
+    """The kernel ends a process that reads from a mapping whose disk has failed."""
+    text = refusal(lambda: list(map_unordered(end_by_bus_error, 0, [1, 2], 2)), "bus error")
+    assert "fewer --processes" not in text
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_of_a_mapped_file_ends_the_run_in_order(folder: Path) -> None:
+    data = open_dataset(folder)
+    assert data.index.path is not None
+    with closing(evaluation_batches(config(1), data, batch=1, rank=0, world_size=1)) as batches:
+        next(batches)
+        os.truncate(data.index.path, 0)
+        refusal(lambda: list(batches), "loader process")  # the connection may be lost before the death of the process is seen
 
 
 # --- opening -------------------------------------------------------------------------------------------------
@@ -418,18 +457,15 @@ def test_a_source_that_goes_away_stops_prepare_and_nothing_is_bad(images: Path, 
 
 
 def test_prepare_waits_for_a_source_that_comes_back(images: Path, tmp_path: Path) -> None:
-    source, away, lines = ImageFolderSource(images), tmp_path / "away", list[str]()
-    timer = threading.Timer(0.7, lambda: away.rename(images))
+    source, returns = ImageFolderSource(images), Returns(images)
 
     def lose_source(done: int) -> None:
-        if not lines and images.exists():
-            images.rename(away)
-            timer.start()
+        if not returns.lines:
+            returns.go()
 
-    done = prepare_dataset(source, tmp_path / "set", options(Patience(60.0, lines.append)), progress=lose_source)
-    timer.join()
+    done = prepare_dataset(source, tmp_path / "set", options(Patience(60.0, returns.soon)), progress=lose_source)
     assert (done.samples, done.left_out) == (40, 0)
-    assert len(lines) == 1
+    assert len(returns.lines) == 1
 
 
 def test_an_image_that_gives_an_input_output_error_is_not_left_out(images: Path, tmp_path: Path) -> None:

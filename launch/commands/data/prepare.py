@@ -93,7 +93,8 @@ def _planned(samples: Source, folder: Path, options: PrepareOptions) -> dict[str
     from data_pipelines.prepare.prepare_dataset import preview_preparation
 
     state = preview_preparation(samples, folder, options)
-    return {**_described(samples, folder), "files": len(samples), "parts": len(options.parts(len(samples))), "state": state}
+    found = {"files": len(samples), "bad_images": len(samples.left_out)}
+    return {**_described(samples, folder), **found, "parts": len(options.parts(len(samples))), "state": state}
 
 
 def _write(samples: Source, folder: Path, options: PrepareOptions, processes: int) -> dict[str, object]:
