@@ -1,4 +1,4 @@
-"""Makes `python -m launch` the same as the command `tdformer`."""
+"""Makes `python -m launch` the same as the command `tdformer`, which is `main` here."""
 
 from launch import current_folder
 
@@ -6,4 +6,5 @@ current_folder.leave_out()  # before anything else is imported
 
 from launch.cli import main  # noqa: E402
 
-main()
+if __name__ == "__main__":
+    main()

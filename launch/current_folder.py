@@ -10,21 +10,37 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The folder of our packages."""
+VARIABLE = "PYTHONPATH"
 
 
 def leave_out() -> None:
     """Import nothing from the current folder, in this process and in every Python process that it starts.
 
-    `python -m` and `python -c`, with which ranks and helpers of loaders are started, put that folder first on the path. It stays there
-    only if our packages are in it, and child processes then get it as PYTHONPATH.
+    `python -m` and `python -c`, with which ranks and helpers of loaders are started, put that folder first on the path. An empty part of
+    PYTHONPATH means it too, which `PYTHONPATH=$PYTHONPATH:…` has if the variable was not set. The folder stays on the path if our packages
+    are there, and child processes then find them by PYTHONPATH.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
-    if sys.flags.safe_path or not sys.path:
-        return
-    if (first := _absolute(sys.path[0])) == ROOT:
-        _put_first(ROOT)
-    elif first == _absolute("."):
+    parts = os.environ.get(VARIABLE, "").split(os.pathsep)
+    wanted, here = [part for part in parts if part], _absolute(".")
+    if here == ROOT and ROOT in map(_absolute, sys.path):
+        wanted = [ROOT, *(part for part in wanted if _absolute(part) != ROOT)]
+    else:
+        _forget(here, is_first=not sys.flags.safe_path, is_later=VARIABLE in os.environ and len(wanted) < len(parts))
+    if wanted:
+        os.environ[VARIABLE] = os.pathsep.join(wanted)
+    else:
+        os.environ.pop(VARIABLE, None)
+
+
+def _forget(folder: str, *, is_first: bool, is_later: bool) -> None:
+    """Remove a folder from the path: from its beginning, and from the place that PYTHONPATH gave it."""
+    if is_first and sys.path and _absolute(sys.path[0]) == folder:
         del sys.path[0]
+    if is_later:
+        place = next((index for index, path in enumerate(sys.path) if _absolute(path) == folder), None)
+        if place is not None:
+            del sys.path[place]
 
 
 def _absolute(path: str) -> str:
@@ -32,8 +48,3 @@ def _absolute(path: str) -> str:
         return os.path.abspath(path)
     except OSError:  # somebody has removed the current folder
         return ""
-
-
-def _put_first(folder: str) -> None:
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != folder]
-    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *others])

@@ -55,8 +55,8 @@ def _no_server(uri: str) -> str:
 
 
 def _reason(uri: str, error: OSError) -> str:
-    reason = meaning_of_network_error(error) or str(getattr(error, "reason", error))
-    return f"{reason}{_of_proxy(uri)}"
+    reason, proxy = meaning_of_network_error(error) or str(getattr(error, "reason", error)), proxy_of(uri)
+    return f"{proxy} does not pass it on ({reason}): {proxy.remedy}" if proxy else reason
 
 
 def _of_proxy(uri: str) -> str:

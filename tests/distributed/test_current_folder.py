@@ -51,7 +51,7 @@ def tdformer(tmp_path: Path) -> Path:
     """The command as it is installed: a script in another folder."""
     script = tmp_path / "bin" / "tdformer"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom launch.cli import main\nmain()\n")
+    script.write_text(f"#!{sys.executable}\nfrom launch.__main__ import main\nmain()\n")
     script.chmod(0o755)
     return script
 
@@ -72,6 +72,18 @@ def test_a_run_of_several_processes_with_loaders(folder: Path, tdformer: Path, r
 def test_processes_that_write_a_data_set(folder: Path, tdformer: Path, tmp_path: Path) -> None:
     run([tdformer, "data", "prepare", "mnist", tmp_path / "out", "--only", "val", "--processes", 2], folder, PYTHONPATH=str(REPOSITORY))
     assert (tmp_path / "out" / "val" / "manifest.json").exists()
+
+
+def test_an_empty_part_of_pythonpath(folder: Path, tdformer: Path, run_config: dict, tmp_path: Path) -> None:
+    """PYTHONPATH=$PYTHONPATH:FOLDER has one. Python itself then looks into the current folder until our first line is run."""
+    for name in ("launch", "tdformer", "data_pipelines", "typing", "signal", "tempfile"):
+        path = folder / name if (folder / name).is_dir() else folder / f"{name}.py"
+        path.rename(path.with_name(f"not_{path.name}"))
+    run_config["training"]["epochs"] = 1
+    run_config["data"]["workers"] = 1
+    config = write_config(run_config, tmp_path)
+    run([tdformer, "train", config, "--run-dir", tmp_path / "run", "--processes", 2], folder, PYTHONPATH=f":{REPOSITORY}")
+    assert world_size(tmp_path / "run") == 2
 
 
 def test_as_a_module(folder: Path, run_config: dict, tmp_path: Path) -> None:
