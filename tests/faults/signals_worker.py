@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,11 @@ def evaluation_batches(config: Any, data: Any, **options: Any) -> Generator[Batc
     return watched(really_evaluate(config, data, **options), 1, "evaluation")
 
 
-def put(partial: Path, final: Path) -> None:
+def put(partial: Path, final: Path, require_lock: Callable[[], None]) -> None:
     if final.name >= "step-00000003":
         send("saving")
         time.sleep(0.3)
-    really_put(partial, final)
+    really_put(partial, final, require_lock)
 
 
 def main() -> None:

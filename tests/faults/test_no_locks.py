@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.prepare.working_folder import working_folder
 from data_pipelines.storage.locks import HeldError, locked
 from tests.conftest import REPOSITORY, write_config
@@ -173,7 +173,7 @@ def test_a_lock_that_cannot_be_taken_for_another_reason_is_told(tmp_path: Path, 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("fcntl.flock", fail)
-    with pytest.raises(DataError, match=r"cannot be locked \(Input/output error\)"), working_folder(tmp_path, {}):
+    with pytest.raises(UnavailableError, match=r"cannot be read now \(Input/output error\)"), working_folder(tmp_path, {}):
         pass
 
 

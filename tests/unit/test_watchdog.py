@@ -69,6 +69,16 @@ def test_null_is_never() -> None:
     assert diagnose([member(0, 6, is_disconnected=True)], NOW, Timeouts.from_config(None, None)), "a dead rank ends the run all the same"
 
 
+def test_a_change_of_phase_is_told_at_once() -> None:
+    """The phase that the others know decides for how long they wait for a rank that hangs."""
+    progress, told = Progress(), list[tuple[str, bool]]()
+    progress.on_phase = lambda: told.append((progress.status().phase, progress.status().is_slow))
+    progress.enter_phase("training")
+    with progress.slow_phase("saving"):
+        pass
+    assert told == [("training", False), ("saving", True), ("training", False)]
+
+
 def test_collectives_and_phases_are_progress() -> None:
     progress = Progress()
     assert (progress.status().phase, progress.status().is_slow) == ("starting", True)

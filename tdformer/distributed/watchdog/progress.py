@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,23 +39,22 @@ class Progress:
     def __init__(self) -> None:
         self._collectives, self._phase, self._is_slow = 0, STARTING, True
         self._advanced_at = time.monotonic()
+        self.on_phase: Callable[[], object] = lambda: None
+        """It is called at each change of phase. The other ranks must know it at once, since it decides which timeout counts."""
 
     def enter_phase(self, phase: str) -> None:
         """Begin a phase in which the usual timeout holds. The main thread calls this once, when training begins."""
-        self._phase, self._is_slow = phase, False
-        self._advance()
+        self._change_phase(phase, False)
 
     @contextmanager
     def slow_phase(self, phase: str) -> Iterator[None]:
         """Wrap something that may take watchdog.slow_timeout_s, such as saving."""
         before = self._phase, self._is_slow
-        self._phase, self._is_slow = phase, True
-        self._advance()
+        self._change_phase(phase, True)
         try:
             yield
         finally:
-            self._phase, self._is_slow = before
-            self._advance()
+            self._change_phase(*before)
 
     def alive(self) -> None:
         """Say that the main thread goes on, while it waits for something outside of this run."""
@@ -80,6 +79,11 @@ class Progress:
         place = place_of_main_thread()
         in_collective = bool(self._collectives % 2) or is_in_collective(threading.main_thread())
         return Status(self._collectives, time.monotonic() - self._advanced_at, self._phase, self._is_slow, place, in_collective)
+
+    def _change_phase(self, phase: str, is_slow: bool) -> None:
+        self._phase, self._is_slow = phase, is_slow
+        self._advance()
+        self.on_phase()
 
     def _advance(self) -> None:
         self._advanced_at = time.monotonic()

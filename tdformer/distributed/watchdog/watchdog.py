@@ -66,6 +66,7 @@ class Watchdog:
     def start(self, transport: Transport, server: Address | None = None) -> None:
         """Start the thread. `server`: where rank 0 is."""
         self._transport = transport
+        self.progress.on_phase = transport.wake
         self._report.set_server(server)
         self._states.apply(Event.START)
         threading.Thread(target=self._run, args=(transport,), name="watchdog", daemon=True).start()
