@@ -57,11 +57,13 @@ def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], obje
 def close(run_dir: RunDir, *, comes_back: bool = True) -> None:
     """Tell MLflow that a run ended whose process died before it could say so. Take SECONDS_TO_CLOSE at most.
 
-    comes_back: False if the run's job was to be put back into the queue, and is not.
+    comes_back: False if the run's job was to be put back into the queue, and is not. A process that closed the session before may have
+    been killed before MLflow knew of it, so that this may be called again.
     """
     with suppress(OSError, ValueError):
-        if not sessions.close_last(run_dir, comes_back=comes_back):
+        if not sessions.files(run_dir):
             return
+        sessions.close_last(run_dir, comes_back=comes_back)
         mirror = Mirror(run_dir, load_config(run_dir.config).tracking.uri)
         thread = threading.Thread(target=_update, args=(mirror,), name="mlflow", daemon=True)
         thread.start()
