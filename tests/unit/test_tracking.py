@@ -217,6 +217,15 @@ def test_a_run_whose_process_died_is_closed_from_outside(config: RunConfig, run_
     assert status(config, run_dir) == "FINISHED"
 
 
+def test_a_close_that_was_cut_off_is_done_by_the_next_one(config: RunConfig, run_dir: RunDir) -> None:
+    """A rank closes the session, and the launcher kills it before MLflow has heard of that."""
+    tracker(config, run_dir)._sender.finish(10)
+    assert sessions.close_last(run_dir)
+    assert status(config, run_dir) == "RUNNING"
+    sync.close(run_dir)
+    assert status(config, run_dir) == "FAILED"
+
+
 def test_parameters_and_tags(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
     """Parameters are texts that say one value each; a resume that changes one is a tag, as long as it is changed."""
     with tracker(config, run_dir, slurm_job="17_2", restart=1):
