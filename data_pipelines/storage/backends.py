@@ -72,10 +72,17 @@ def explain_error(url: str, error: BaseException) -> TransferError | Unavailable
     if isinstance(status, int):
         return _explain_status(url, status, getattr(error, "headers", None))
     reason = reason_of(error).partition("\n")[0][:200]
-    is_about_the_path = isinstance(error, OSError) and error.errno in ABOUT_THE_PATH
-    if is_about_the_path or isinstance(error, ValueError | TypeError | NotImplementedError) or "Certificate" in type(error).__name__:
+    if _is_lasting(error):
         return TransferError(f"{url} cannot be read ({reason}); check the address and the server's certificate.")
     return UnavailableError(f"{url} cannot be read now ({reason}); {TRY_LATER}.")
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Tell whether each further attempt would give the same error: a backend refuses the address itself, or the server's certificate."""
+    if isinstance(error, OSError) and error.errno in ABOUT_THE_PATH:
+        return True
+    refuses_address = isinstance(error, ValueError | TypeError | NotImplementedError)
+    return refuses_address or "Certificate" in type(error).__name__  # the backends share no class of errors
 
 
 def _explain_status(url: str, status: int, headers: Mapping[str, str] | None) -> TransferError | UnavailableError:

@@ -13,7 +13,7 @@ from tdformer.distributed.context import DistContext
 
 @dataclass(frozen=True)
 class Place:
-    """Where one rank computes: its host, its GPU, and all GPUs that it could use there. A GPU has the same name for all ranks."""
+    """Says where one rank computes: on which host and GPU, and which GPUs it could use there. A GPU has the same name for all ranks."""
 
     host: str
     used: str

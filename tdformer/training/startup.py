@@ -24,15 +24,21 @@ from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
 
 
+def has_begun(run_dir: RunDir, context: DistContext, patience: Patience) -> bool:
+    """Tell all ranks whether a run goes on from a checkpoint, as store.can_resume does."""
+    return context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None, patience))
+
+
 def start_or_resume(
-    config: RunConfig, run_dir: RunDir, train_set: DataSet, context: DistContext, patience: Patience
+    config: RunConfig, run_dir: RunDir, train_set: DataSet, begun: bool, context: DistContext, patience: Patience
 ) -> tuple[Engine, TrainState, list[str]]:
     """Return the engine, how far the run has come, and notes for the user. Raises UserError on all ranks alike.
 
-    patience: how long checkpoints and weights that cannot be read now are waited for. Then UnavailableError is raised on all ranks.
+    begun: what has_begun said. patience: how long checkpoints and weights that cannot be read now are waited for. Then UnavailableError
+    is raised on all ranks.
     """
     idle = notes_on_idle_gpus(context)
-    if not context.broadcast(context.on_all_ranks(lambda: store.can_resume(run_dir) if context.is_rank0 else None, patience)):
+    if not begun:
         engine, notes = _start(config, context, patience)
         train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
         return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes + idle

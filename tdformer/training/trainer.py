@@ -31,7 +31,7 @@ from tdformer.training.faults.waiting import patience_of
 from tdformer.training.gradient_accumulator import is_finite
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.report import Report
-from tdformer.training.startup import latest_valid_on_all_ranks, load_engine, start_or_resume
+from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
 from tdformer.training.telemetry.telemetry import make_telemetry
 from tdformer.training.telemetry.throughput import Throughput
@@ -61,13 +61,13 @@ class Trainer:
         """may_write: HeldLock.may_write, which rank 0 asks before it writes."""
         self.config, self.run_dir, self.context, self.stop_flag = config, run_dir, context, stop_flag
         self.patience = patience_of(config, context, lambda: stop_flag)
-        begun = context.broadcast(context.on_all_ranks(lambda: store.has_any(run_dir), self.patience))
+        begun = has_begun(run_dir, context, self.patience)
         self.train_set, self.val_set = context.on_all_ranks(lambda: open_data(config, were_there=begun), self.patience)
         training = config.training
         sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
         self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)
         self.total_steps = training.epochs * self.sampler.steps_per_epoch
-        self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, context, self.patience)
+        self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, begun, context, self.patience)
         self.notes = notes_on(config, self.train_set, self.val_set) + notes
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
         """The state that was handed to the writer last."""

@@ -81,6 +81,15 @@ def tdformer_from_scratch(*arguments: object, timeout: float = 240, environment:
     )
 
 
+def installed_command(folder: Path) -> Path:
+    """Write the command `tdformer` into `folder`/bin, as an installation of this checkout writes it. Return its path."""
+    script = folder / "bin" / "tdformer"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom launch.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+    return script
+
+
 def start_ranks(world_size: int, module: str, arguments: Sequence[object], out: Path, environment: Mapping[str, str]) -> list[Started]:
     """Start all processes of a run, as torchrun does."""
     common = {**environment, "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

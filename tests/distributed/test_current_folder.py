@@ -14,6 +14,7 @@ import pytest
 
 from launch.slurm.snapshot import snapshot
 from tests.conftest import REPOSITORY, write_config
+from tests.distributed.starter import installed_command
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +50,7 @@ def run(command: Sequence[object], folder: Path, **environment: str) -> Complete
 @pytest.fixture
 def tdformer(tmp_path: Path) -> Path:
     """The command as it is installed: a script in another folder."""
-    script = tmp_path / "bin" / "tdformer"
-    script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom launch.__main__ import main\nmain()\n")
-    script.chmod(0o755)
-    return script
+    return installed_command(tmp_path)
 
 
 def world_size(run: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from tdformer.distributed.launch_environment import free_port
 from tests.conftest import REPOSITORY
+from tests.distributed.starter import installed_command
 from tests.runs import ReferenceRun, bits, write_config
 
 pytestmark = pytest.mark.slow
@@ -30,19 +31,10 @@ def deepspeed(node: int, port: int, folder: Path) -> list[str]:
     return [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--no_local_rank", "--no_python", "tdformer"]
 
 
-def write_script(folder: Path) -> Path:
-    """Write the command as an installation writes it, for this checkout."""
-    script = folder / "bin" / "tdformer"
-    script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom launch.cli import main\nmain()\n")
-    script.chmod(0o755)
-    return script
-
-
 def of_two_nodes(launcher: Callable[[int, int, Path], list[str]], folder: Path, *arguments: object) -> list[tuple[int, str]]:
     """Exit code and output of the launcher on each node."""
     port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    environment["PATH"] = f"{write_script(folder).parent}:{environment['PATH']}"
+    environment["PATH"] = f"{installed_command(folder).parent}:{environment['PATH']}"
     commands = [[*launcher(node, port, folder), *map(str, arguments)] for node in range(2)]
     nodes = [
         subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

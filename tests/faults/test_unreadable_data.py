@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -24,7 +22,7 @@ from launch.exit_codes import EXIT_STOPPED
 from tests.conftest import write_config
 from tests.distributed.starter import Started, tdformer
 from tests.runs import STEPS, ReferenceRun, bits, curve, step_name
-from tests.unit.test_shard_cache import Server, whole
+from tests.unit.test_shard_cache import Server, serving, whole
 
 pytestmark = pytest.mark.slow
 
@@ -46,21 +44,6 @@ class Outage:
         request.send_header("Retry-After", "1")
         request.send_header("Content-Length", "0")
         request.end_headers()
-
-
-@contextmanager
-def serving(folder: Path, answer: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[Server]:
-    """Serve a data set, whose shards and manifest are all answered by `answer`."""
-    server = Server(folder)
-    server.answers.update({path.name: [answer] for path in folder.iterdir()})
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -121,7 +104,7 @@ def test_a_busy_server_changes_no_bit_even_for_longer_than_the_watchdogs_timeout
     timeout_s: float,
     outage_s: float,
 ) -> None:
-    """With loader processes the timeout is long, since their start alone takes seconds."""
+    """The timeout is long where there are loader processes, since their start alone takes seconds."""
     config = remote_config(reference, tmp_path, web, workers=workers, on_bad_sample=on_bad_sample)
     config["watchdog"] = {"timeout_s": timeout_s}
     outage_begins_after_opening(web, outage)

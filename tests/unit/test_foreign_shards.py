@@ -11,10 +11,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +44,7 @@ from data_pipelines.storage.patience import NO_PATIENCE
 from launch.cli import app
 from tests.conftest import REPOSITORY, stored, tdformer, write_config
 from tests.unit.conftest import MemorySource, contents, keys_of, noise_png, noise_sample
-from tests.unit.test_shard_cache import Server, cut_off, damaged, endless, slow, status
+from tests.unit.test_shard_cache import Server, cut_off, damaged, endless, serving, slow, status
 
 SAMPLES, PER_SHARD, CLASSES = 23, 5, 3
 NAMES = [f"set-{number:04d}.tar" for number in range(5)]
@@ -117,19 +115,6 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> CacheFolder:
     return CacheFolder(tmp_path / "cache", 10**9)
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

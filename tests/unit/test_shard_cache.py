@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,6 +70,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(folder: Path, answer: Answer | None = None) -> Iterator[Server]:
+    """Serve a folder. `answer`: how all requests are answered; None: with the files."""
+    server = Server(folder)
+    if answer:
+        server.answers.update({path.name: [answer] for path in folder.iterdir()})
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def whole(request: BaseHTTPRequestHandler, data: bytes) -> None:
     status(200, request, data)
 
@@ -113,13 +130,8 @@ def server(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(remote_files, "RETRY_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(shard_cache, "TOUCH_SECONDS", 0.0)
-    server = Server(shared_folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(shared_folder) as server:
+        yield server
 
 
 @pytest.fixture

@@ -118,10 +118,9 @@ def test_heartbeats_are_not_answered_at_once(transports: tuple[Server, Client]) 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_wait_ends_when_it_is_woken(transports: tuple[Server, Client], side: int) -> None:
+    """A wait that goes on would run into the time limit of tests."""
     transports[side].wake()
-    start = time.monotonic()
-    assert transports[side].exchange(Status(), TIMEOUTS, 60) is None
-    assert time.monotonic() - start < 30
+    assert transports[side].exchange(Status(), TIMEOUTS, 10_000) is None
 
 
 def test_a_stranger_on_the_port_changes_nothing(transports: tuple[Server, Client]) -> None:
