@@ -27,6 +27,7 @@ from launch.commands.submit import submit
 from launch.commands.train import train
 from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
 from launch.output import streams
+from tdformer import garbage
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
@@ -46,6 +47,7 @@ def main() -> None:
     """
     streams.protect()
     current_folder.leave_out()
+    garbage.search_rarely()
     try:
         app()
     except UserError as error:

@@ -15,6 +15,7 @@ from data_pipelines.formats.manifest import MANIFEST
 from data_pipelines.loading.dataloader import evaluation_batches
 from data_pipelines.storage.passing_trouble import reading
 from data_pipelines.storage.patience import SOME_PATIENCE
+from tdformer import garbage
 from tdformer.checkpoint.format import Checkpoint, check, load_model
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
@@ -76,6 +77,7 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
         for note in notes if context.is_rank0 else ():
             print(f"note: {note}", file=sys.stderr)
         context.watchdog.configure(Timeouts.from_config(config.watchdog.timeout_s, config.watchdog.slow_timeout_s))
+        garbage.search_among_new_objects()
         yield Trained(config, checkpoint, train_state, model, context)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+MARGINS = {"left": 0.06, "right": 0.98, "bottom": 0.13, "top": 0.88, "wspace": 0.2}
+"""Parts of the picture. Margins that matplotlib finds by itself take as long as all the rest."""
+
 
 def draw_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw loss and accuracy over epochs into a PNG. rows: those of metrics.jsonl."""
@@ -13,7 +16,7 @@ def draw_learning_curve(rows: list[dict[str, Any]], path: Path, title: str) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), gridspec_kw=MARGINS)
     figure.suptitle(title)
     for axes, names, label in ((left, ("train/loss", "val/loss"), "loss"), (right, ("val/top1",), "top-1 accuracy (%)")):
         segments = sorted({name for row in rows for name in row if name.startswith("val/top1_segment")})

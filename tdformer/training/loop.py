@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from tdformer import garbage
 from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
 from tdformer.rundir.run_dir import RunDir
@@ -23,6 +24,7 @@ def train(config: RunConfig, run_dir: RunDir, context: DistContext, may_write: M
         trainer = Trainer(config, run_dir, context, stop_flag, may_write)
         with closing(trainer), reporting(config, run_dir, trainer.train_state, trainer.total_steps, context, may_write) as report:
             trainer.announce(report)
+            garbage.search_among_new_objects()
             while not trainer.is_done():
                 if trainer.evaluation_is_due():
                     trainer.evaluate(report)

@@ -25,6 +25,7 @@ from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any, Never
 
+from tdformer import garbage
 from tdformer.distributed.launch_environment import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -188,6 +189,7 @@ def _import_everything() -> None:
     from tdformer.tracking.client import import_mlflow
     from tdformer.training.engine import _import_deepspeed
 
+    garbage.search_rarely()
     _import_deepspeed()
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # by deepspeed.initialize, and with it half of torch's compiler
     import_mlflow()
@@ -198,6 +200,7 @@ def _import_everything() -> None:
     threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
     assert threads <= {Path(sys.executable).name, "python", "jemalloc_bg_thd"}, threads
     assert threading.active_count() == 1
+    garbage.search_among_new_objects()  # children then share the memory of the others
 
 
 def serve() -> None:
