@@ -83,9 +83,11 @@ def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypat
     assert "system/cpu_utilization_percentage" in logged.data.metrics
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dict, tmp_path: Path, victim: int) -> None:
-    """One rank gets SIGKILL, as from the kernel when memory runs out. The others end, MLflow says FAILED, and no process is left."""
+def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dict, tmp_path: Path) -> None:
+    """Rank 0 gets SIGKILL, as from the kernel when memory runs out. The others end, MLflow says FAILED, and no process is left.
+
+    test_hangs kills other ranks.
+    """
     run_config["training"]["epochs"] = 1000
     run_config["data"]["workers"] = 1
     run = tmp_path / "run"
@@ -95,11 +97,11 @@ def test_a_killed_process_ends_the_run_and_leaves_nothing_behind(run_config: dic
             assert process.poll() is None
             time.sleep(0.05)
         family = psutil.Process(process.pid).children(recursive=True)
-        ranks = [child for child in family if child.environ().get("RANK") == str(victim) and child.ppid() == process.pid]
+        ranks = [child for child in family if child.environ().get("RANK") == "0" and child.ppid() == process.pid]
         os.kill(ranks[0].pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert f"error: rank {victim} was killed by SIGKILL" in errors
+    assert "error: rank 0 was killed by SIGKILL" in errors
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     run_id = run_id_of(run)

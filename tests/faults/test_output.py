@@ -43,11 +43,9 @@ def status(run: Path) -> str:
 @pytest.mark.parametrize(
     ("redirection", "told"),
     [
-        ("| head -1", ""),
         ("--processes 2 2>&1 | head -1", ""),
         ("> /dev/full", "warning: standard output cannot be written (No space left on device); the run goes on without it.\n"),
-        ("> /dev/full 2>&1", ""),
-        ("--processes 2 >&- 2>&- <&-", ""),
+        (">&- 2>&- <&-", ""),
     ],
 )
 def test_a_run_is_finished_whoever_reads(run_config: dict, tmp_path: Path, redirection: str, told: str) -> None:
@@ -58,13 +56,12 @@ def test_a_run_is_finished_whoever_reads(run_config: dict, tmp_path: Path, redir
     assert (run / "checkpoints" / "latest").read_text() == "step-00000006\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_of_few_characters(run_config: dict, tmp_path: Path, encoding: str) -> None:
+def test_a_run_in_a_terminal_of_few_characters(run_config: dict, tmp_path: Path) -> None:
     """The name of the run directory has a character that the terminal lacks."""
     run = tmp_path / "run→"
-    ended = shell(f"{TDFORMER} train {write_config(run_config, tmp_path)} --run-dir {run}", PYTHONIOENCODING=encoding)
+    ended = shell(f"{TDFORMER} train {write_config(run_config, tmp_path)} --run-dir {run}", PYTHONIOENCODING="latin-1")
     assert ended.stderr == "0\n"
-    assert ("run\\u2192" if encoding == "latin-1" else "run→") in ended.stdout  # typer takes ASCII for a mistake, and writes UTF-8
+    assert "run\\u2192" in ended.stdout
     assert status(run) == "finished"
 
 
@@ -116,8 +113,7 @@ def wait_for_step(run: Path, process: subprocess.Popen[bytes], descriptor: int) 
         os.read(descriptor, 4096)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_whose_terminal_is_lost_saves_and_stops(run_config: dict, tmp_path: Path, processes: int) -> None:
+def test_a_run_whose_terminal_is_lost_saves_and_stops(run_config: dict, tmp_path: Path) -> None:
     """A connection breaks: the system takes the terminal away and sends SIGHUP to everyone there."""
     run_config["training"]["epochs"] = 1000
     run, (master, slave) = tmp_path / "run", pty.openpty()
@@ -127,7 +123,7 @@ def test_a_run_whose_terminal_is_lost_saves_and_stops(run_config: dict, tmp_path
         os.setsid()
         os.close(os.open(os.ttyname(slave), os.O_RDWR))  # the first terminal that the leader of a session opens becomes its own
 
-    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", processes]
+    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", 2]
     process = start(arguments, [], take_terminal, stdin=slave, stdout=slave, stderr=slave)
     family = psutil.Process(process.pid)
     os.close(slave)
