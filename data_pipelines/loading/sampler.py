@@ -86,11 +86,13 @@ class TrainSampler:
                 yield [(epoch, sample) for sample in samples.tolist()]
 
 
-def evaluation_samples(samples: int, rank: int, world_size: int) -> np.ndarray:
+def evaluation_samples(samples: int, rank: int, world_size: int, at_most: int | None = None) -> np.ndarray:
     """List the samples that one rank evaluates: every world_size-th one, padded with PADDING to equal length on all ranks.
 
     Equal lengths keep the ranks in step, since a forward pass under ZeRO 3 communicates. Padding slots are not counted.
+    at_most: all ranks together take this number of samples, at equal distances in storage order.
     """
-    padded = np.full(-(-samples // world_size) * world_size, PADDING)
-    padded[:samples] = np.arange(samples)
+    chosen = np.arange(samples) if at_most is None or at_most >= samples else np.arange(at_most) * samples // at_most
+    padded = np.full(-(-len(chosen) // world_size) * world_size, PADDING)
+    padded[: len(chosen)] = chosen
     return padded[rank::world_size]

@@ -58,6 +58,9 @@ class ProcessingModule(nn.Module):
 
     def forward(self, x_TBCHW: torch.Tensor, neuron_state: NeuronState) -> torch.Tensor:
         """Return the top-down spikes of a segment's features, in their shape."""
+        return self.lif(x_TBCHW * self.spatial_map(x_TBCHW).clamp(self.lower, self.upper), neuron_state)
+
+    def spatial_map(self, x_TBCHW: torch.Tensor) -> torch.Tensor:
+        """Return the map before the clamp, [T, B, 1, H, W]."""
         mixer = nn.functional.normalize(self.weight.flatten(), dim=0).view_as(self.weight)
-        map_TB1HW = nn.functional.conv2d(x_TBCHW.flatten(0, 1), mixer, padding="same").unflatten(0, x_TBCHW.shape[:2])
-        return self.lif(x_TBCHW * map_TB1HW.clamp(self.lower, self.upper), neuron_state)
+        return nn.functional.conv2d(x_TBCHW.flatten(0, 1), mixer, padding="same").unflatten(0, x_TBCHW.shape[:2])

@@ -1,0 +1,205 @@
+"""Tells whether a network uses its top-down path: what flows there, and what becomes of its answers when that is replaced.
+
+Replaced is S_td, the top-down spikes, at evaluation only: by nothing, by those of another image, by those of an image of another class,
+by random spikes that fire as often, or by spikes everywhere. A path whose content plays a part loses accuracy by every one of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from tdformer.analysis.estimators.half_samples import NORMAL_95
+from tdformer.analysis.samples import Part
+from tdformer.distributed.context import DistContext
+from tdformer.models.attention import ControlledAttention
+from tdformer.models.feedback import ProcessingModule
+from tdformer.models.tdformer import TDFormer
+
+Replacement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes the top-down spikes [T, B, C, H, W] and the labels [B], and returns other spikes."""
+NOTHING = "as they are"
+
+
+def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> dict[str, Any]:
+    """Measure the top-down path of a network. Collective. Returns the same result on all ranks, ready for JSON.
+
+    Raises UserError for a network without the path, and if all samples of a batch are of one class.
+    """
+    if model.processing is None:
+        raise UserError("the network has no top-down path; analyse one with feedback, or leave out topdown_use.")
+    if model.segments < 2:
+        raise UserError("the network has one segment, so its top-down path is never used; leave out topdown_use.")
+    generator = torch.Generator(device=context.device).manual_seed(0)
+    replacements = {NOTHING: _unchanged, **_replacements(generator)}
+    flow, right, agrees = Flow(model), defaultdict[str, list[torch.Tensor]](list), defaultdict[str, list[torch.Tensor]](list)
+    with torch.no_grad():
+        for part in samples:
+            answers: dict[str, torch.Tensor] = {}
+            for name, replacement in replacements.items():
+                with _replaced(model.processing, replacement, part.labels_B), flow.watched(name == NOTHING):
+                    answers[name] = model(part.images).argmax(1)
+                right[name].append(answers[name] == part.labels_B)
+                agrees[name].append(answers[name] == answers[NOTHING])
+    return flow.result(context) | {"answers": _answers(right, agrees, context)}
+
+
+# --- replaced spikes -----------------------------------------------------------------------------------------
+
+
+def _unchanged(spikes_TBCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    return spikes_TBCHW
+
+
+def _replacements(generator: torch.Generator) -> dict[str, Replacement]:
+    def random(spikes_TBCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        rates_T = spikes_TBCHW.flatten(1).mean(1)
+        drawn = torch.rand(spikes_TBCHW.shape, generator=generator, device=spikes_TBCHW.device)
+        return (drawn < rates_T.view(-1, 1, 1, 1, 1)).to(spikes_TBCHW.dtype)
+
+    return {
+        "none": lambda spikes, labels: torch.zeros_like(spikes),
+        "of another image": lambda spikes, labels: spikes.roll(1, dims=1),
+        "of another class": lambda spikes, labels: spikes[:, _of_another_class(labels)],
+        "random, as many": random,
+        "everywhere": lambda spikes, labels: torch.ones_like(spikes),
+    }
+
+
+def _of_another_class(labels_B: torch.Tensor) -> torch.Tensor:
+    """Return for each sample the place of the next one, round the batch, that has another label."""
+    differs = labels_B[:, None] != labels_B[None, :]
+    if not differs.any(1).all():
+        raise UserError("all samples of a batch are of one class, so none can get the top-down spikes of another class; raise the batch.")
+    count = len(labels_B)
+    distance = (torch.arange(count, device=labels_B.device)[None, :] - torch.arange(count, device=labels_B.device)[:, None]) % count
+    return distance.masked_fill(~differs, count).argmin(1)
+
+
+@contextmanager
+def _replaced(processing: ProcessingModule, replacement: Replacement, labels_B: torch.Tensor) -> Iterator[None]:
+    hook = processing.register_forward_hook(lambda module, inputs, spikes_TBCHW: replacement(spikes_TBCHW, labels_B))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _answers(
+    right: dict[str, list[torch.Tensor]], agrees: dict[str, list[torch.Tensor]], context: DistContext
+) -> dict[str, dict[str, float]]:
+    """Return accuracy, agreement with the unchanged network, and the change of accuracy with its 95 % interval, all in percent.
+
+    The interval is that of a mean of paired differences: each sample is right or wrong with and without the replacement.
+    """
+    own, answers = torch.cat(right[NOTHING]).double(), {}
+    for name in right:
+        now, same = torch.cat(right[name]).double(), torch.cat(agrees[name]).double()
+        change = now - own
+        sums = torch.stack([torch.ones_like(now), now, same, change, change**2]).sum(1)
+        count, correct, equal, gain, squares = context.all_reduce_sum(sums).tolist()
+        mean = gain / count
+        error = NORMAL_95 * np.sqrt(max(squares / count - mean**2, 0.0) / max(count - 1, 1))
+        answers[name] = {
+            "top1": 100 * correct / count,
+            "agreement": 100 * equal / count,
+            "change": 100 * mean,
+            "change_low": 100 * (mean - error),
+            "change_high": 100 * (mean + error),
+        }
+    return answers
+
+
+# --- what flows ----------------------------------------------------------------------------------------------
+
+
+class Flow:
+    """Adds up what flows along the top-down path, from outside the network: spikes, the map and its bounds, currents in each attention."""
+
+    def __init__(self, model: TDFormer) -> None:
+        assert model.processing is not None
+        self._processing = model.processing
+        self._attentions = {
+            name: module for name, module in model.named_modules() if isinstance(module, ControlledAttention) and module.control is not None
+        }
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+
+    @contextmanager
+    def watched(self, is_wanted: bool = True) -> Iterator[None]:
+        """Add up what flows in the forward pass inside."""
+        hooks = list(self._hooks()) if is_wanted else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def result(self, context: DistContext) -> dict[str, Any]:
+        """Return the means over all ranks. Rates and shares are between 0 and 1."""
+        names = sorted(self._sums)
+        totals = context.all_reduce_sum(torch.stack([self._sums[name] for name in names])).tolist()
+        means = {name: total / count if count else 0.0 for name, (total, count) in zip(names, totals, strict=True)}
+        return {
+            "firing_rate": means["spikes"],
+            "map": {place: means[f"map {place}"] for place in ("below", "inside", "above")},
+            "currents": {
+                name: {
+                    "topdown": (topdown := means[f"topdown {name}"] ** 0.5),
+                    "bottom_up": (bottom_up := means[f"bottom-up {name}"] ** 0.5),
+                    "ratio": topdown / bottom_up if bottom_up else None,
+                }
+                for name in self._attentions
+            },
+        }
+
+    def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        yield self._processing.register_forward_hook(self._spikes_and_map)
+        for name, attention in self._attentions.items():
+            yield from self._currents(name, attention)
+
+    def _spikes_and_map(self, module: nn.Module, inputs: tuple[Any, ...], spikes_TBCHW: torch.Tensor) -> None:
+        self._add("spikes", spikes_TBCHW)
+        map_TB1HW = self._processing.spatial_map(inputs[0])
+        lower, upper = self._processing.lower, self._processing.upper
+        below, above = map_TB1HW < lower, map_TB1HW > upper
+        self._add("map below", below)
+        self._add("map inside", ~(below | above))
+        self._add("map above", above)
+
+    def _currents(self, name: str, attention: ControlledAttention) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        """Watch the currents that meet in one attention: W_td S_td, and what it is added to. It computes the former first."""
+        control = attention.control
+        assert control is not None
+        is_controlled = False
+        latest_input: list[torch.Tensor] = []
+
+        def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            nonlocal is_controlled
+            is_controlled, latest_input[:] = False, [inputs[0]]
+
+        def topdown(module: nn.Module, inputs: object, current: torch.Tensor) -> None:
+            nonlocal is_controlled
+            is_controlled = True
+            self._add(f"topdown {name}", current.square())
+            if control.target == "input":
+                self._add(f"bottom-up {name}", latest_input[0].square())
+
+        def bottom_up(module: nn.Module, inputs: object, current: torch.Tensor) -> None:
+            if is_controlled:
+                self._add(f"bottom-up {name}", current.square())
+
+        yield attention.register_forward_pre_hook(enter)
+        yield control.register_forward_hook(topdown)
+        if control.target != "input":
+            layer = {"key": "k", "value": "v"}[control.target]
+            yield attention.get_submodule(layer).get_submodule("synapse").register_forward_hook(bottom_up)
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        self._sums[name] = self._sums[name] + torch.tensor([float(values.double().sum()), values.numel()], dtype=torch.float64)
