@@ -41,9 +41,13 @@ class StageOutputs:
 
     def take(self) -> dict[str, torch.Tensor]:
         """Return the outputs of the recorded pass by stage, [T, B, C, H, W], all segments in a row."""
-        outputs = {name: torch.cat(self._segments[name]) for name in self._ends}
-        self._segments.clear()
-        return outputs
+        return {name: torch.cat(segments) for name, segments in self.take_segments().items()}
+
+    def take_segments(self) -> dict[str, list[torch.Tensor]]:
+        """Return them as the pass made them: one tensor for each segment."""
+        segments = {name: self._segments[name] for name in self._ends}
+        self._segments = defaultdict(list)
+        return segments
 
     def _recording(self, name: str) -> Any:
         def record(module: nn.Module, inputs: object, output_TBCHW: torch.Tensor) -> None:

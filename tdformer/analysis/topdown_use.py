@@ -17,6 +17,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from tdformer.analysis.estimators.half_samples import NORMAL_95
+from tdformer.analysis.propositions import masked_variance_bound, processed_variance
 from tdformer.analysis.samples import Part
 from tdformer.distributed.context import DistContext
 from tdformer.models.attention import ControlledAttention
@@ -149,6 +150,7 @@ class Flow:
         return {
             "firing_rate": means["spikes"],
             "map": {place: means[f"map {place}"] for place in ("below", "inside", "above")},
+            "variance": _variances(means, self._processing.lower, self._processing.upper),
             "currents": {
                 name: {
                     "topdown": (topdown := means[f"topdown {name}"] ** 0.5),
@@ -172,6 +174,11 @@ class Flow:
         self._add("map below", below)
         self._add("map inside", ~(below | above))
         self._add("map above", above)
+        y_TBCHW = inputs[0] * map_TB1HW.clamp(lower, upper)
+        for name, values in (("X", inputs[0]), ("Y", y_TBCHW)):
+            self._add(name, values)
+            self._add(f"{name}²", values.double().square())
+        self._add("X > 0", inputs[0] > 0)
 
     def _currents(self, name: str, attention: ControlledAttention) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Watch the currents that meet in one attention: W_td S_td, and what it is added to. It computes the former first."""
@@ -203,3 +210,20 @@ class Flow:
 
     def _add(self, name: str, values: torch.Tensor) -> None:
         self._sums[name] = self._sums[name] + torch.tensor([float(values.double().sum()), values.numel()], dtype=torch.float64)
+
+
+def _variances(means: dict[str, float], lower: float, upper: float) -> dict[str, float | None]:
+    """Return the variances of X and of Y = X clamp(M), and what the paper's propositions say of the latter.
+
+    They are about spikes. A network whose X is a sum of spikes (`X_mean` above `rate`) is outside of them.
+    """
+    rate = means["X > 0"]
+    x_variance, y_variance = (means[f"{name}²"] - means[name] ** 2 for name in ("X", "Y"))
+    return {
+        "rate": rate,
+        "X_mean": means["X"],
+        "X_variance": x_variance,
+        "Y_variance": y_variance,
+        "bound_of_proposition_4_1": masked_variance_bound(rate, upper, lower) if lower >= 0 else None,
+        "proposition_b_4": processed_variance(rate) * x_variance,
+    }
