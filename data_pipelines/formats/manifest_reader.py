@@ -36,7 +36,10 @@ def _missing_manifest(folder: Path) -> DataError:
         activity, command = _interrupted_command(folder)
         return DataError(f"{folder} is not whole: its {activity} was cut short; give the same `tdformer data {command}` again to go on.")
     if not folder.is_dir():
-        return DataError(f"data folder {folder} does not exist; check its path, or write it with: {_command_that_writes(folder)}")
+        command = _command_that_writes(folder)
+        return DataError(
+            f"data folder {folder} does not exist; check its path and whether its disk is mounted, or write it with: {command}"
+        )
     others = f"; or, for the shards in it that others wrote: tdformer data index {folder} OUT" if any(folder.glob("*.tar")) else ""
     return DataError(f"data folder {folder} has no manifest.json; write it with: {_command_that_writes(folder)}{others}")
 

@@ -79,7 +79,8 @@ def evaluation_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's share of a data set. All ranks together take each sample once, and each rank gets equally many batches.
 
-    batch: samples per batch. at_most: take this number of samples, at equal distances in storage order. Raises DataError or UnavailableError, as train_batches does, for a sample that cannot be read.
+    batch: samples per batch. at_most: take this number of samples, at equal distances in storage order. Raises DataError or
+    UnavailableError, as train_batches does, for a sample that cannot be read.
     """
     samples = evaluation_samples(len(data), rank, world_size, at_most).tolist()
     requests = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]

@@ -74,7 +74,7 @@ def _tars_in(folder: Path) -> list[str]:
         raise DataError(f"{folder / compressed[0]} is compressed; unpack it to a plain .tar, or name the shards that are to be read.")
     names = [name for name in found if name.endswith(".tar")]
     if not names:
-        raise DataError(f"{folder} holds no .tar file; give the folder of the shards.")
+        raise DataError(f"{folder} holds no .tar file; give the folder of the shards. Folders of images are for: tdformer data prepare.")
     return [str(folder / name) for name in names]
 
 

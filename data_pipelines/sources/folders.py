@@ -69,7 +69,7 @@ def _require_images(root: Path, listed: ClassFolders) -> None:
     if not with_images:
         raise DataError(f"{root}: no .jpg, .jpeg or .png file in any class folder; expected {root}/<class>/<image>{there}.")
     if empty:
-        raise DataError(f"{root}: class folders {empty[:5]} hold no .jpg, .jpeg or .png file; fill or remove them{there}.")
+        raise DataError(f"{root}: the class folders {', '.join(empty[:5])} hold no .jpg, .jpeg or .png file; fill or remove them{there}.")
 
 
 def _refuse_tiny_imagenet(root: Path) -> None:

@@ -25,6 +25,11 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def inform(text: str) -> None:
+    """Print one line on stderr, of something that is well again."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def never() -> bool:
     """False always: nobody ends the wait before its time."""
     return False
@@ -38,7 +43,8 @@ def tell_nobody() -> None:
 class Patience:
     """Says how long passing trouble is waited for, and who is told meanwhile.
 
-    seconds: how long after the first failure attempts are made. warn: is called with one line when a wait begins.
+    seconds: how long after the first failure attempts are made. warn: is called with one line when a wait begins, and inform: with one
+    when it ends well.
     should_stop: ends the wait as soon as it is true.
     phase: makes the context of the wait, and alive: is called all the while, both for a watchdog.
     It can be pickled to other processes if its functions can.
@@ -46,6 +52,7 @@ class Patience:
 
     seconds: float = 60.0
     warn: Callable[[str], object] = warn
+    inform: Callable[[str], object] = inform
     should_stop: Callable[[], bool] = never
     phase: Callable[[], AbstractContextManager[object]] = nullcontext
     alive: Callable[[], object] = tell_nobody
@@ -65,10 +72,12 @@ def patiently(action: Callable[[], Result], patience: Patience) -> Result:
     except UnavailableError as error:
         if patience.seconds <= 0 or patience.should_stop():
             raise
-        patience.warn(f"{error} It is tried again for {_in_words(patience.seconds)}.")
-        failure = error
+        patience.warn(f"{error} Before that, this command tries again by itself for {_in_words(patience.seconds)}.")
+        failure, began = error, time.monotonic()
     with patience.phase():
-        return _try_again(action, patience, failure)
+        result = _try_again(action, patience, failure)
+    patience.inform(f"what could not be read can be read again, after {time.monotonic() - began:.0f} seconds; this command goes on.")
+    return result
 
 
 def _try_again(action: Callable[[], Result], patience: Patience, failure: UnavailableError) -> Result:

@@ -57,6 +57,8 @@ def submit(
         typer.echo(json.dumps(_described(submitted)))
     elif dry_run:
         typer.echo(submitted.text, nl=False)
+        for line in (*_runs_of_sweep(submitted), "dry run: nothing was written, and nothing was submitted"):
+            typer.echo(line, err=True)
     else:
         _show(submitted)
 
@@ -65,7 +67,14 @@ def _described(submitted: Submitted) -> dict[str, object]:
     job = submitted.job
     paths = {"runs": [str(run) for run in job.runs], "script": str(job.script), "log": str(submitted.log)}
     size = {"nodes": job.nodes, "processes_per_node": job.processes_per_node, "gpus_per_node": job.gpus_per_node}
-    return {"job": submitted.number, "submitted": submitted.number is not None, **size, **paths}
+    sweep = {"sweep": [list(change) for change in submitted.changes]} if job.is_array else {}
+    return {"job": submitted.number, "submitted": submitted.number is not None, **size, **paths, **sweep}
+
+
+def _runs_of_sweep(submitted: Submitted) -> list[str]:
+    """Say which run has which values."""
+    job = submitted.job
+    return [f"{run}: {' '.join(change)}" for run, change in zip(job.runs, submitted.changes, strict=True)] if job.is_array else []
 
 
 def _show(submitted: Submitted) -> None:
@@ -79,4 +88,4 @@ def _show(submitted: Submitted) -> None:
         "follow": f"squeue --jobs {number}; tail -F {submitted.log}",
         "stop": f"scancel {number}   (it saves; go on with: tdformer submit {job.runs[0]})",
     }
-    typer.echo("\n".join(f"{name:<14} {value}" for name, value in rows.items()))
+    typer.echo("\n".join([*(f"{name:<14} {value}" for name, value in rows.items()), *_runs_of_sweep(submitted)]))

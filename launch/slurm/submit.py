@@ -51,6 +51,8 @@ class Submitted:
     """The number of the job. None after a dry run."""
     text: str
     """The text of the script."""
+    changes: Sequence[Sequence[str]]
+    """The overrides that each run of a sweep has, in the order of the runs."""
 
     @property
     def log(self) -> Path:
@@ -73,7 +75,9 @@ def submit(
     run_dir = RunDir(path) if path else None
     changes = list(combinations(sweeps, overrides))
     if run_dir is not None and len(changes) > 1:
-        raise UserError(f"{run_dir} is one run, and --sweep asks for {len(changes)}; leave out --run-dir, or --sweep.")
+        raise UserError(
+            f"{run_dir} is one run, and --sweep starts {len(changes)} new ones; give a YAML file without --run-dir, or no --sweep."
+        )
     if size.at_once is not None and not sweeps:
         raise UserError("--at-once is for the jobs of a --sweep; leave it out, or give a --sweep.")
     wanted = [load_config(target, [*overrides, *change]) for change in changes]
@@ -99,7 +103,7 @@ def submit(
         job = _job(sweep or runs[0], runs, size)
         text = render(job, cluster)
         if dry_run:
-            return Submitted(job, None, text)
+            return Submitted(job, None, text, changes)
         for run, config in zip(runs, configs, strict=True):
             creation.claim(run, config)
             snapshot(run.code)
@@ -108,7 +112,7 @@ def submit(
         number = scheduler.sbatch(job.script)
     for index, run in enumerate(runs):
         job_record.write(run, f"{number}_{index}" if job.is_array else number, job.script)
-    return Submitted(job, number, text)
+    return Submitted(job, number, text, changes)
 
 
 def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:

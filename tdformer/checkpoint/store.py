@@ -53,7 +53,7 @@ def save(
 
     def require_lock() -> None:
         if not may_write():
-            raise CheckpointError(f"checkpoint {final} is not written: its run directory is not this process's own any more.")
+            raise CheckpointError(f"checkpoint {final} is not written: its run directory is gone, or another process trains it.")
 
     try:
         require_lock()
@@ -130,8 +130,17 @@ def _find(path: Path, which: str) -> Checkpoint:
         return Checkpoint.at(path)
     root = path if path.name == "checkpoints" else RunDir(path).checkpoints
     if not (root / which).exists():
-        raise CheckpointError(f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one.")
+        raise CheckpointError(_nothing_called(which, path, root))
     return _pointed_to(root / which, root)
+
+
+def _nothing_called(which: str, path: Path, root: Path) -> str:
+    """Say in a sentence why no checkpoint is found."""
+    if found := all_in(root):
+        return f"{root} has no file {which}, which names a checkpoint; give one of those that are there, such as {found[-1].path}."
+    if root.parent.is_dir() and (root.parent / RunDir(path).config.name).exists():
+        return f"{root.parent} has no checkpoint; put its folder {root.name} back, or train it."
+    return f"{path} holds no {which} checkpoint; give a run directory or a folder checkpoints/step-… within one."
 
 
 def _pointed_to(pointer: Path, root: Path) -> Checkpoint:
@@ -197,9 +206,18 @@ def _candidates(run_dir: RunDir) -> tuple[list[Checkpoint], list[str]]:
     newest_first = all_in(run_dir.checkpoints)[::-1]
     try:
         named = find(run_dir.path)
-    except CheckpointError as error:
-        return newest_first, [str(error)]
+    except CheckpointError:
+        return newest_first, [_why_not_the_last(run_dir)]
     return [named, *(checkpoint for checkpoint in newest_first if checkpoint.step < named.step)], []
+
+
+def _why_not_the_last(run_dir: RunDir) -> str:
+    """Say that `latest` is missing or damaged, and which checkpoint is not there that was saved last."""
+    last = _named_by(run_dir.last_saved)
+    lost = NAME.fullmatch(last) is not None and not Checkpoint(run_dir.checkpoints, last).path.exists()
+    return f"{run_dir.latest} is missing or damaged." + (
+        f" The last checkpoint was {last}, which is not there: the steps up to it are computed again." if lost else ""
+    )
 
 
 def _restore_replaced(root: Path) -> None:

@@ -68,9 +68,20 @@ def config_of(path: Path) -> Path:
     """Return the configuration file of a run directory. Raises UserError if `path` is no run directory."""
     config = RunDir(path).config
     with reading(config):
-        if config.exists():
+        is_there, saved = config.exists(), _newest_saved_config(RunDir(path))
+    if saved is None:
+        if is_there:
             return config
-    raise UserError(f"{path} is not a run directory: it has no {config.name}; give one, or a YAML file to start from.")
+        raise UserError(f"{path} is not a run directory: it has no {config.name}; give one, or a YAML file to start from.")
+    try:
+        if not is_there:
+            raise UserError(f"{config} is missing.")
+        load_config(config)
+        return config
+    except UnavailableError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error} A checkpoint has a copy, which brings it back: cp {saved.path} {config}") from None
 
 
 def check_fits(run_dir: RunDir, config: RunConfig) -> None:
@@ -84,16 +95,16 @@ def check_fits(run_dir: RunDir, config: RunConfig) -> None:
         if _has_content(run_dir):
             raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
         return
-    if changed := _fixed_differences(load_config(run_dir.config), config):
+    own, saved = load_config(run_dir.config), _newest_saved_config(run_dir)
+    if saved and _fixed_differences(saved.config, config) and (edited := _fixed_differences(saved.config, own)):
+        raise UserError(
+            f"{run_dir.config} was changed after the run had begun; restore it (cp {saved.path} {run_dir.config}), or start a new run "
+            f"with it: tdformer train {run_dir.config}. Different are: {'; '.join(edited)}"
+        )
+    if changed := _fixed_differences(saved.config if saved else own, config):
         raise UserError(
             f"{run_dir} holds a run of another configuration; resume it as it was (tdformer train {run_dir}) or choose another "
             f"--run-dir. Different are: {'; '.join(changed)}"
-        )
-    saved = _newest_saved_config(run_dir)
-    if saved and (changed := _fixed_differences(saved.config, config)):
-        raise UserError(
-            f"{run_dir.config} was changed after the run had begun; restore it (cp {saved.path} {run_dir.config}), or start a new run "
-            f"with it: tdformer train {run_dir.config}. Different are: {'; '.join(changed)}"
         )
 
 

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage.files import replace_file
 
 Row = dict[str, Any]
+
+STEP = re.compile(rb'\{"step": (\d+),')
+"""How each row begins."""
+BEFORE_STEP = re.compile(rb'\{("(s(t(e(p("(:( \d*)?)?)?)?)?)?)?)?')
+"""The beginning of a row that was cut off before the end of its step."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a resume finds in the file."""
+
+    unreadable: list[int]
+    """The numbers of the lines that cannot be read, from 1."""
+    gap_from: int | None
+    """The step of the last row, if rows after it are missing that the run has passed. None if no row is missing."""
 
 
 class MetricsFile:
@@ -44,30 +61,46 @@ class MetricsFile:
         """Return the rows that can be read, in the order of the file. Raises OSError."""
         return [row for _, row in self._lines() if row is not None]
 
-    def cut_after(self, step: int, evaluated_epochs: int) -> list[int]:
+    def cut_after(self, step: int, evaluated_epochs: int, log_every: int) -> Cut:
         """Remove the rows that a resume computes again: steps after `step`, and evaluations after the first `evaluated_epochs`.
 
-        Lines that cannot be read stay as they are. Returns their numbers, from 1. A last line without its end is no such line: a
-        crash cut it off, and it is removed. Raises OSError, and the file then stays as it was.
+        Lines that cannot be read stay as they are. Only a last row that a crash cut off is removed, if it would be computed again.
+        log_every: steps between two rows. Raises OSError, and the file then stays as it was.
         """
-        if not self.path.exists():
-            return []
+        lines = self._lines()
+        if lines and lines[-1][1] is None and _is_cut_off_after(step, lines[-1][0]):
+            lines.pop()
         kept = [
             (line, row)
-            for line, row in self._lines()
+            for line, row in lines
             if row is None or (row["step"] <= step and ("val/top1" not in row or row["epoch"] <= evaluated_epochs))
         ]
-        replace_file(self.path, lambda partial: partial.write_bytes(b"".join(line for line, _ in kept)))
-        return [number for number, (_, row) in enumerate(kept, start=1) if row is None]
+        if self.path.exists():
+            replace_file(self.path, lambda partial: partial.write_bytes(b"".join(line for line, _ in kept)))
+        return Cut([number for number, (_, row) in enumerate(kept, start=1) if row is None], _gap(kept, step, log_every))
 
     def _lines(self) -> list[tuple[bytes, Row | None]]:
-        """Return each line with its row, or with None if it cannot be read. A last line without its end counts only if it is whole."""
+        """Return each line with its row, or with None if it cannot be read."""
         if not self.path.exists():
             return []
-        *lines, rest = self.path.read_bytes().split(b"\n")
-        if _row(rest) is not None:
-            lines.append(rest)
-        return [(line + b"\n", _row(line)) for line in lines]
+        lines = self.path.read_bytes().split(b"\n")
+        return [(line + b"\n", _row(line)) for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _is_cut_off_after(step: int, line: bytes) -> bool:
+    """Tell whether a line is the beginning of a row of a later step, or too short to have one."""
+    if begins := STEP.match(line):
+        return int(begins[1]) > step
+    return BEFORE_STEP.fullmatch(line.rstrip(b"\n")) is not None
+
+
+def _gap(lines: list[tuple[bytes, Row | None]], step: int, log_every: int) -> int | None:
+    """Return the step of the last row if several later ones are missing. Lines that cannot be read may be those rows."""
+    rows = [row["step"] for _, row in lines if row is not None and "train/loss" in row]
+    last, before = (rows or [0])[-1], (rows or [0])[-2:-1]
+    usual = max(log_every, last - before[0] if before else 0)
+    missing = step - last > 2 * usual and not any(row is None for _, row in lines)
+    return last if missing else None
 
 
 def _row(line: bytes) -> Row | None:

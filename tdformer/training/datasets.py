@@ -56,9 +56,12 @@ def open_val(config: RunConfig, *, was_there: bool = False) -> DataSet:
     return opened
 
 
-def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet) -> list[str]:
-    """Return notes for the start of a run: things that are allowed, but that a user may not have meant."""
-    notes, classes = notes_on_length(config, len(train_set)), len(train_set.classes)
+def notes_on(config: RunConfig, train_set: DataSet, val_set: DataSet, begun: bool) -> list[str]:
+    """Return notes for the start of a run: things that are allowed, but that a user may not have meant.
+
+    begun: the run goes on. Notes about keys that may not change any more are then left out.
+    """
+    notes, classes = [] if begun else notes_on_length(config, len(train_set)), len(train_set.classes)
     if classes < config.model.num_classes:
         notes.append(f"model.num_classes is {config.model.num_classes}, and the data has {classes} classes: the others are never right")
     if train_set.is_streamed or val_set.is_streamed:

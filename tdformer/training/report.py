@@ -17,7 +17,7 @@ from tdformer.config import RunConfig
 from tdformer.distributed.context import DistContext
 from tdformer.distributed.watchdog.progress import TRAINING
 from tdformer.evaluation import Evaluation
-from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.metrics_file import Cut, MetricsFile
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.tracking.tracker import Tracker
@@ -131,10 +131,10 @@ def reporting(
     def open_tracker() -> Tracker:
         return Tracker(config.tracking, run_dir, new_session(context, train_state.step), may_write)
 
-    unreadable = context.on_all_ranks(lambda: _cut_metrics(run_dir, train_state) if context.is_rank0 else [])
+    cut = context.on_all_ranks(lambda: _cut_metrics(run_dir, train_state, config.training.log_every) if context.is_rank0 else None)
     tracker = context.on_all_ranks(lambda: open_tracker() if context.is_rank0 else None)
     context.watchdog.progress.enter_phase(TRAINING)
-    if tracker is None:
+    if tracker is None or cut is None:
         yield Report()
         return
     with ExitStack() as stack:
@@ -144,8 +144,14 @@ def reporting(
         if sys.stdout.isatty():
             stack.enter_context(progress)
         report = Rank0Report(run_dir, progress, tracker, train_state, total_steps, may_write)
-        if unreadable:
-            report.say(f"warning: {run_dir.metrics}: {_lines(unreadable)} cannot be read; what is there is kept, and shown nowhere.")
+        if cut.unreadable:
+            lines = _lines(cut.unreadable)
+            report.say(f"warning: {run_dir.metrics}: {lines} cannot be read; what is there is kept, and left out of tables and curves.")
+        if cut.gap_from is not None:
+            report.say(
+                f"warning: {run_dir.metrics} has no rows from step {cut.gap_from} to step {train_state.step}, from where the run goes on; "
+                f"its curve has a gap there, unless you put the file back from a copy."
+            )
         yield report
 
 
@@ -159,11 +165,11 @@ def _tracking(tracker: Tracker, context: DistContext) -> Iterator[None]:
             slow.enter_context(context.watchdog.progress.slow_phase("saving"))
 
 
-def _cut_metrics(run_dir: RunDir, train_state: TrainState) -> list[int]:
-    """Cut the metrics file back to `train_state`. Return the numbers of the lines that cannot be read, which stay."""
+def _cut_metrics(run_dir: RunDir, train_state: TrainState, log_every: int) -> Cut:
+    """Cut the metrics file back to `train_state`."""
     path = run_dir.metrics
     try:
-        return MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs)
+        return MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs, log_every)
     except OSError as error:
         if is_passing(error):
             raise unavailable(path, error) from None

@@ -68,7 +68,7 @@ class Trainer:
         self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)
         self.total_steps = training.epochs * self.sampler.steps_per_epoch
         self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, begun, context, self.patience)
-        self.notes = notes_on(config, self.train_set, self.val_set) + notes
+        self.notes = notes_on(config, self.train_set, self.val_set, begun) + notes
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
         """The state that was handed to the writer last."""
         self.best_is_unsaved = False
@@ -88,6 +88,7 @@ class Trainer:
 
     def announce(self, report: Report) -> None:
         """Say what is trained on which data, and where the run goes on."""
+        report.say(f"run directory {self.run_dir}")
         training, sampler, dropped = self.config.training, self.sampler, self.sampler.dropped_samples
         report.say(
             f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
@@ -99,7 +100,8 @@ class Trainer:
             report.say(note)
         if self.train_state.step:
             epoch, consumed = sampler.cursor(self.train_state.step)
-            place = f"epoch {epoch + 1}, {consumed} of its images seen"
+            trained = self.train_state.step == self.total_steps
+            place = "all epochs are trained" if trained else f"epoch {epoch + 1}, {consumed} of its images seen"
             report.say(f"resumed at step {self.train_state.step} of {self.total_steps} ({place})")
 
     # --- how far the run is ----------------------------------------------------------------------------------------

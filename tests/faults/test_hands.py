@@ -37,6 +37,61 @@ def test_one_damaged_line_of_the_metrics_costs_no_other(reference: ReferenceRun,
     assert curve(run) == [row for row in curve(reference.run) if row["step"] != 2]
 
 
+def test_a_damaged_last_line_at_the_checkpoint_is_kept(reference: ReferenceRun, tmp_path: Path) -> None:
+    """The row of that line is not computed again, so what is left of it stays, and is told."""
+    run = reference.copy_cut_after(7, tmp_path)
+    lines = [line for line in (run / "metrics.jsonl").read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= 7]
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
+    assert f"metrics.jsonl: line {len(lines)} cannot be read; what is there is kept" in resume(run).stdout
+    now = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert now[: len(lines)] == [*lines[:-1], lines[-1][:40] + b"\n"]
+    assert json.loads(now[len(lines)])["step"] == 8
+
+
+def test_rows_that_somebody_removed_are_told(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(7, tmp_path)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:2]))
+    assert "metrics.jsonl has no rows from step 2 to step 7, from where the run goes on" in resume(run).stdout
+
+
+def test_an_older_checkpoint_in_place_of_the_last_is_told(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(8, tmp_path)
+    for step in (6, 7, 8):
+        (run / "checkpoints" / f"step-0000000{step}").rename(tmp_path / f"away-{step}")
+    (run / "checkpoints" / "latest").unlink()
+    said = resume(run).stdout
+    assert f"{run}/checkpoints/latest is missing or damaged. The last checkpoint was step-00000008, which is not there" in said
+    assert "Going on from step-00000005." in said
+    assert bits(run) == bits(reference.run)
+
+
+@pytest.mark.parametrize("how", ["missing", "no YAML", "a key too many"])
+def test_a_configuration_that_cannot_be_used_is_brought_back_from_a_checkpoint(reference: ReferenceRun, tmp_path: Path, how: str) -> None:
+    run = reference.copy_cut_after(8, tmp_path)
+    whole = (run / "config.yaml").read_bytes()
+    if how == "missing":
+        (run / "config.yaml").unlink()
+    else:
+        (run / "config.yaml").write_bytes(whole + (b"[" if how == "no YAML" else b"sed: 3\n"))
+    command = f"cp {run}/checkpoints/step-00000008/config.yaml {run}/config.yaml"
+    result = tdformer("train", run)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"A checkpoint has a copy, which brings it back: {command}" in result.stderr
+    shutil.copy(*command.split()[1:])
+    resume(run)
+
+
+def test_a_value_that_mends_an_edited_configuration_is_taken(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(8, tmp_path)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("global_batch: 12", "global_batch: 24"))
+    assert_one_sentence(tdformer("train", run, "seed=4"), "config.yaml was changed after the run had begun", "global_batch: 12 -> 24")
+    resume(run, "training.global_batch=12")
+    assert (run / "config.yaml").read_text() == config
+
+
 def test_a_run_whose_checkpoints_are_gone_is_refused(reference: ReferenceRun, tmp_path: Path) -> None:
     run = reference.copy_cut_after(5, tmp_path)
     (run / "checkpoints").rename(tmp_path / "away")
@@ -116,7 +171,7 @@ def test_a_run_directory_that_goes_away_under_a_run(started: Started, tmp_path: 
     assert started.wait(timeout=60) == 69
     told = started.output("stderr")
     assert f"{run} is gone: it was removed or renamed while it was trained" in told
-    assert "go on with: tdformer train NEW_NAME" in told
+    assert "go on with: tdformer train NEW_PATH" in told
     assert "state saved" not in started.output()
     assert not run.exists()
     if how == "renamed":

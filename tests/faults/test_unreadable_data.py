@@ -85,7 +85,7 @@ def wait_until(condition: Callable[[], object], run: Started, seconds: float = 6
 def waits(run: Started) -> list[str]:
     """The lines that say that a rank waits. The file of stderr comes a moment after the process."""
     said = run.output("stderr") if Path(f"{run.out}.stderr").exists() else ""
-    return [line for line in said.splitlines() if "It is tried again" in line]
+    return [line for line in said.splitlines() if "tries again by itself" in line]
 
 
 def assert_as_undisturbed(run: Path, reference: ReferenceRun) -> None:

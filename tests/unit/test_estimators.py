@@ -31,7 +31,7 @@ def correlated(correlation: float, pairs: int, components: int, seed: int) -> tu
 
 @pytest.mark.parametrize("flip", [0.05, 0.2, 0.5])
 def test_binary_symmetric_channel(flip: float) -> None:
-    """Its capacity is 1 - H(flip), which an even input reaches."""
+    """The capacity of this channel is 1 - H(flip), which an even input reaches."""
     x = spikes(0.5, (500, 4000), seed=1)
     y = np.abs(x - spikes(flip, x.shape, seed=2))
     mean = binary.mutual_information(*counts(x, y)).mean()
@@ -119,7 +119,7 @@ def test_too_few_pairs_are_refused() -> None:
 
 
 def test_half_samples_know_the_error_of_a_mean() -> None:
-    """Of 300 samples of 200 numbers, some 95 % have an interval with the true mean in it, and its width is 2 · 1.96 / √200."""
+    """Some 95 % of the intervals hold the true mean, and their width is 2 · 1.96 / √200."""
     hits, widths = 0, []
     for seed in range(300):
         values = np.random.default_rng(seed).standard_normal(200)

@@ -764,7 +764,7 @@ def test_training_on_indexed_shards(tars: Path, out: Path, web: Server, run_conf
     for text, folder in ((f"{web.url}/{NOTATION}", out), (tars, tmp_path / "val")):
         indexed = tdformer("data", "index", text, folder)
         assert indexed.returncode == 0, indexed.stderr
-        assert f"train on it: tdformer train CONFIG data.train={folder} model.num_classes=3" in indexed.stdout
+        assert f"use it: tdformer train CONFIG data.train={folder} (or data.val={folder}) model.num_classes=3" in indexed.stdout
     run_config["data"] |= {"train": str(out), "val": str(tmp_path / "val"), "shard_cache": str(tmp_path / "cache")}
     run_config["training"] |= {"epochs": 1}
     trained = tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run")

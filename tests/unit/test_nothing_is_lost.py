@@ -125,7 +125,7 @@ def test_ten_broken_links_and_images_one_folder_deeper_stop_the_command(tmp_path
 
 def test_a_class_folder_whose_images_are_all_unreadable_says_what_lies_there(tmp_path: Path) -> None:
     root = plant(tmp_path, "ant/1.jpg", "owl/images/1.jpg")
-    with pytest.raises(DataError, match=r"\['owl'\] hold no .*owl/images/1.jpg: it lies deeper"):
+    with pytest.raises(DataError, match=r"class folders owl hold no .*owl/images/1.jpg: it lies deeper"):
         ImageFolderSource(root)
 
 
@@ -266,7 +266,8 @@ def test_a_folder_that_is_not_there_is_not_asked_to_be_written_into(tmp_path: Pa
     for place, out in (("nowhere", "OUT"), ("data/nowhere", "OUT"), ("data/train", "data"), ("train", "OUT")):
         code, text = invoke("data", "verify", place, "--patience", 0)
         assert code != 0
-        assert f"data folder {place} does not exist; check its path, or write it with: tdformer data prepare SOURCE {out}" in text
+        assert f"data folder {place} does not exist; check its path and whether its disk is mounted, or write it with: " in text
+        assert f"tdformer data prepare SOURCE {out}" in text
 
 
 @pytest.mark.slow

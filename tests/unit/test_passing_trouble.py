@@ -132,11 +132,13 @@ class Failing:
 
 
 def test_an_action_is_tried_again_until_it_succeeds_and_one_line_says_so() -> None:
-    action, lines, signs = Failing(4), [], []
-    patience = Patience(10.0, lines.append, alive=lambda: signs.append(1))
+    action, lines, notes, signs = Failing(4), [], [], []
+    patience = Patience(10.0, lines.append, notes.append, alive=lambda: signs.append(1))
     assert patiently(action, patience) == "done"
     assert len(action.calls) == 5
-    assert lines == ["failure 1. It is tried again for 10 seconds."]
+    assert lines == ["failure 1. Before that, this command tries again by itself for 10 seconds."]
+    assert len(notes) == 1
+    assert notes[0].startswith("what could not be read can be read again, after ")
     assert len(signs) >= 4, "the watchdog is told at every attempt"
 
 
@@ -494,7 +496,7 @@ def test_the_command_ends_with_code_75_and_the_same_command_goes_on(tmp_path: Pa
     assert started.wait(60) == EXIT_STOPPED, started.output("stderr")
     (error,) = started.output("stderr").splitlines()
     assert error.startswith(f"error: {source}/train/")
-    assert "cannot be read now (No such file or directory); nothing shows that it is damaged, and the same command goes on" in error
+    assert "cannot be read now (No such file or directory); nothing shows that it is damaged: give the same command again" in error
     (tmp_path / "away").rename(source)
     result = tdformer(*command, "--json")
     assert result.returncode == 0, result.stderr

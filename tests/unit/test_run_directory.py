@@ -67,9 +67,9 @@ def test_metrics_after_the_resumed_step_are_forgotten_and_a_cut_off_line_is_left
     with record.path.open("a") as file:
         file.write('{"step": 4, "ep')
     assert [row["step"] for row in record.rows()] == [1, 2, 2, 3]
-    record.cut_after(2, evaluated_epochs=1)
+    record.cut_after(2, evaluated_epochs=1, log_every=1)
     assert [row["step"] for row in record.rows()] == [1, 2, 2]
-    record.cut_after(2, evaluated_epochs=0)  # step 2 is saved, its evaluation will be done again
+    record.cut_after(2, evaluated_epochs=0, log_every=1)  # step 2 is saved, its evaluation will be done again
     untimed = [{name: value for name, value in row.items() if name != "time"} for row in record.rows()]
     assert untimed == [{"step": 1, "epoch": 0.5, "train/loss": 3.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0}]
 
@@ -83,9 +83,9 @@ def test_a_damaged_line_costs_no_other_line(tmp_path: Path, damaged: bytes) -> N
     lines = record.path.read_bytes().splitlines(keepends=True)
     lines[1] = damaged + b"\n"
     record.path.write_bytes(b"".join(lines))
-    assert record.cut_after(7, evaluated_epochs=1) == [2]
+    assert record.cut_after(7, evaluated_epochs=1, log_every=1).unreadable == [2]
     assert record.path.read_bytes() == b"".join(lines)
-    assert record.cut_after(5, evaluated_epochs=1) == [2]
+    assert record.cut_after(5, evaluated_epochs=1, log_every=1).unreadable == [2]
     assert record.path.read_bytes() == b"".join(lines[:5])
     assert [row["step"] for row in record.rows()] == [1, 3, 4, 5]
 
@@ -94,9 +94,48 @@ def test_a_whole_last_row_without_its_end_is_kept(tmp_path: Path) -> None:
     record = MetricsFile(tmp_path / "metrics.jsonl")
     record.append(1, 0.5, {"train/loss": 3.0})
     record.path.write_bytes(record.path.read_bytes().rstrip())
-    assert record.cut_after(1, 0) == []
+    assert record.cut_after(1, 0, log_every=1).unreadable == []
     record.append(2, 1.0, {"train/loss": 2.0})
     assert [row["step"] for row in record.rows()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "is_kept"),
+    [
+        (b'{"step": 2, "epoch": 0.5, "tra', True),
+        (b'{"step": 2, "epoch": 0.5, "tra\n', True),
+        (b"\x00\x00\x00", True),
+        (b'{"step": 3, "epoch": 0.5, "tra', False),
+        (b'{"step": 2', False),
+        (b'{"st', False),
+        (b"{", False),
+    ],
+)
+def test_of_a_damaged_last_line_only_what_is_computed_again_is_removed(tmp_path: Path, last: bytes, is_kept: bool) -> None:
+    """The run goes on at step 2. A row that a crash cut off before its step ended holds nothing."""
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    record.append(1, 0.5, {"train/loss": 3.0})
+    whole = record.path.read_bytes()
+    record.path.write_bytes(whole + last)
+    assert record.cut_after(2, 0, log_every=1).unreadable == ([2] if is_kept else [])
+    assert record.path.read_bytes() == (whole + last.rstrip(b"\n") + b"\n" if is_kept else whole)
+    record.append(3, 1.0, {"train/loss": 2.0})
+    assert [row["step"] for row in record.rows()] == [1, 3]
+
+
+def test_rows_that_are_missing_before_the_checkpoint_are_noticed(tmp_path: Path) -> None:
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    assert record.cut_after(0, 0, log_every=1).gap_from is None
+    assert record.cut_after(30, 0, log_every=10).gap_from == 0, "the file is gone"
+    for step in (10, 20, 30):
+        record.append(step, step / 100, {"train/loss": 1.0})
+    record.append(30, 1, {"val/top1": 50.0})
+    for step, gap in ((30, None), (39, None), (50, None), (51, 30), (500, 30)):
+        assert record.cut_after(step, 1, log_every=10).gap_from == gap
+        assert record.cut_after(step, 1, log_every=1).gap_from == gap, "rows were further apart before"
+    with record.path.open("ab") as file:
+        file.write(b"damaged\n")
+    assert record.cut_after(500, 1, log_every=10).gap_from is None, "the damaged line may have been the row"
 
 
 def test_a_line_is_not_glued_to_one_that_a_crash_cut_off(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether the top-down path is used is measured on paths that are known to be used, or not."""
+"""The use of the top-down path is measured on paths that are known to be used, or not."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_a_resume_doubles_no_point_and_loses_none(config: RunConfig, run_dir: Ru
         for step in (1, 2, 3):
             log(first, run_dir, step, loss=float(step))
     first_id = read_run_id(run_dir, config.tracking.uri)
-    MetricsFile(run_dir.metrics).cut_after(1, 0)
+    MetricsFile(run_dir.metrics).cut_after(1, 0, log_every=1)
     with tracker(config, run_dir) as second:
         for step in (2, 3, 4):
             log(second, run_dir, step, loss=float(step), **({"top1": 50.0} if step == 3 else {}))

@@ -63,8 +63,8 @@ def index(
     counts = count_classes(out)
     row |= {"samples": done.samples, "classes": done.classes, "state": state, **(counts.described() if counts else {})}
     if done.unused:
-        named = ", ".join(f"{count} .{extension}" for extension, count in sorted(done.unused.items()))
+        named = ", ".join(f"{count} {f'.{end}' if end else 'without an extension'}" for end, count in sorted(done.unused.items()))
         row["unused_members"] = done.unused if as_json else named
     show(row, as_json)
     if not as_json:
-        typer.echo(f"train on it: tdformer train CONFIG data.train={out} model.num_classes={done.classes}")
+        typer.echo(f"use it: tdformer train CONFIG data.train={out} (or data.val={out}) model.num_classes={done.classes}")
