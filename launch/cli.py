@@ -13,6 +13,7 @@ from typing import NoReturn
 from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.storage.passing_trouble import is_of_a_disk, unavailable
 from launch import current_folder
+from launch.commands.analyze import analyze
 from launch.commands.bench import bench_app
 from launch.commands.checkpoint import checkpoint_app
 from launch.commands.data import data_app
@@ -31,7 +32,7 @@ from tdformer import garbage
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
-for command in (train, evaluate, describe, submit, models, plan):
+for command in (train, evaluate, analyze, describe, submit, models, plan):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

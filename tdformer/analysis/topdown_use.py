@@ -6,12 +6,12 @@ by random spikes that fire as often, or by spikes everywhere. A path whose conte
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,13 +26,13 @@ from tdformer.models.tdformer import TDFormer
 
 Replacement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the top-down spikes [T, B, C, H, W] and the labels [B], and returns other spikes."""
-NOTHING = "as they are"
+NOTHING, OTHER_CLASS = "as they are", "of another class"
 
 
 def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> dict[str, Any]:
     """Measure the top-down path of a network. Collective. Returns the same result on all ranks, ready for JSON.
 
-    Raises UserError for a network without the path, and if all samples of a batch are of one class.
+    A sample whose whole batch is of its class is left out of "of another class". Raises UserError for a network without the path.
     """
     if model.processing is None:
         raise UserError("the network has no top-down path; analyse one with feedback, or leave out topdown_use.")
@@ -40,16 +40,17 @@ def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> d
         raise UserError("the network has one segment, so its top-down path is never used; leave out topdown_use.")
     generator = torch.Generator(device=context.device).manual_seed(0)
     replacements = {NOTHING: _unchanged, **_replacements(generator)}
-    flow, right, agrees = Flow(model), defaultdict[str, list[torch.Tensor]](list), defaultdict[str, list[torch.Tensor]](list)
+    flow, outcomes = Flow(model), defaultdict[str, list[torch.Tensor]](list)
     with torch.no_grad():
         for part in samples:
             answers: dict[str, torch.Tensor] = {}
             for name, replacement in replacements.items():
                 with _replaced(model.processing, replacement, part.labels_B), flow.watched(name == NOTHING):
                     answers[name] = model(part.images).argmax(1)
-                right[name].append(answers[name] == part.labels_B)
-                agrees[name].append(answers[name] == answers[NOTHING])
-    return flow.result(context) | {"answers": _answers(right, agrees, context)}
+                was, now, same = answers[NOTHING] == part.labels_B, answers[name] == part.labels_B, answers[name] == answers[NOTHING]
+                counts = _has_another_class(part.labels_B) if name == OTHER_CLASS else torch.ones_like(now)
+                outcomes[name].append(torch.stack([counts, was, now, same]).double())
+    return flow.result(context) | {"answers": {name: _answer(torch.cat(parts, 1), context) for name, parts in outcomes.items()}}
 
 
 # --- replaced spikes -----------------------------------------------------------------------------------------
@@ -68,20 +69,23 @@ def _replacements(generator: torch.Generator) -> dict[str, Replacement]:
     return {
         "none": lambda spikes, labels: torch.zeros_like(spikes),
         "of another image": lambda spikes, labels: spikes.roll(1, dims=1),
-        "of another class": lambda spikes, labels: spikes[:, _of_another_class(labels)],
+        OTHER_CLASS: lambda spikes, labels: spikes[:, _of_another_class(labels)],
         "random, as many": random,
         "everywhere": lambda spikes, labels: torch.ones_like(spikes),
     }
 
 
 def _of_another_class(labels_B: torch.Tensor) -> torch.Tensor:
-    """Return for each sample the place of the next one, round the batch, that has another label."""
+    """Return for each sample the place of the next one, round the batch, that has another label; its own if there is none."""
     differs = labels_B[:, None] != labels_B[None, :]
-    if not differs.any(1).all():
-        raise UserError("all samples of a batch are of one class, so none can get the top-down spikes of another class; raise the batch.")
     count = len(labels_B)
     distance = (torch.arange(count, device=labels_B.device)[None, :] - torch.arange(count, device=labels_B.device)[:, None]) % count
-    return distance.masked_fill(~differs, count).argmin(1)
+    nearest = distance.masked_fill(~differs, count).min(1)
+    return torch.where(nearest.values < count, nearest.indices, torch.arange(count, device=labels_B.device))
+
+
+def _has_another_class(labels_B: torch.Tensor) -> torch.Tensor:
+    return (labels_B[:, None] != labels_B[None, :]).any(1)
 
 
 @contextmanager
@@ -93,29 +97,27 @@ def _replaced(processing: ProcessingModule, replacement: Replacement, labels_B: 
         hook.remove()
 
 
-def _answers(
-    right: dict[str, list[torch.Tensor]], agrees: dict[str, list[torch.Tensor]], context: DistContext
-) -> dict[str, dict[str, float]]:
+def _answer(outcomes: torch.Tensor, context: DistContext) -> dict[str, float]:
     """Return accuracy, agreement with the unchanged network, and the change of accuracy with its 95 % interval, all in percent.
 
-    The interval is that of a mean of paired differences: each sample is right or wrong with and without the replacement.
+    outcomes: 0 or 1 for each sample: whether it counts, was right, is right, and has the same answer, [4, samples]. The interval is that
+    of a mean of paired differences: each sample is right or wrong with and without the replacement.
     """
-    own, answers = torch.cat(right[NOTHING]).double(), {}
-    for name in right:
-        now, same = torch.cat(right[name]).double(), torch.cat(agrees[name]).double()
-        change = now - own
-        sums = torch.stack([torch.ones_like(now), now, same, change, change**2]).sum(1)
-        count, correct, equal, gain, squares = context.all_reduce_sum(sums).tolist()
-        mean = gain / count
-        error = NORMAL_95 * np.sqrt(max(squares / count - mean**2, 0.0) / max(count - 1, 1))
-        answers[name] = {
-            "top1": 100 * correct / count,
-            "agreement": 100 * equal / count,
-            "change": 100 * mean,
-            "change_low": 100 * (mean - error),
-            "change_high": 100 * (mean + error),
-        }
-    return answers
+    counts, was, now, same = outcomes
+    change = now - was
+    sums = (torch.stack([torch.ones_like(counts), now, same, change, change**2]) * counts).sum(1)
+    count, correct, equal, gain, squares = context.all_reduce_sum(sums).tolist()
+    count = max(count, 1.0)
+    mean = gain / count
+    error = NORMAL_95 * math.sqrt(max(squares / count - mean**2, 0.0) / max(count - 1, 1))
+    return {
+        "samples": count,
+        "top1": 100 * correct / count,
+        "agreement": 100 * equal / count,
+        "change": 100 * mean,
+        "change_low": 100 * (mean - error),
+        "change_high": 100 * (mean + error),
+    }
 
 
 # --- what flows ----------------------------------------------------------------------------------------------

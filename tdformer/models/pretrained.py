@@ -128,6 +128,16 @@ def load_pretrained(folder: str | Path) -> TDFormer:
     return model.eval()
 
 
+def is_weights_folder(path: Path) -> bool:
+    """Tell whether a path is a weights folder, and no run directory or checkpoint."""
+    return (path / CONFIG).is_file()
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Return what an exported weights folder says of its training: run, step, metrics, classes, and the input in `input`."""
+    return _read_folder(folder).origin
+
+
 def start_from(model: TDFormer, folder: Path) -> list[str]:
     """Load a weights folder into a network that is to be trained. Return the names that start fresh.
 

@@ -14,7 +14,7 @@ from data_pipelines.loading.dataloader import check_transforms
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.storage.cache_folder import CacheFolder
-from tdformer.config import RunConfig
+from tdformer.config import ModelConfig, RunConfig
 from tdformer.config.short_runs import notes_on_length
 
 
@@ -28,7 +28,7 @@ def open_data(config: RunConfig, *, were_there: bool = False) -> tuple[DataSet, 
     train_set, val_set = open_dataset(data.train, cache_of(data), was_there=were_there), open_val(config, was_there=were_there)
     check_transforms(data, train_set)
     check_classes(val_set, train_set.classes, f"the training set {data.train}")
-    _check_samples(config, train_set)
+    _check_samples(config.data, config.model, train_set)
     if len(train_set.classes) > config.model.num_classes:
         raise DataError(
             f"{data.train} has labels of {len(train_set.classes)} classes, outside the {config.model.num_classes} of "
@@ -51,8 +51,13 @@ def open_data(config: RunConfig, *, were_there: bool = False) -> tuple[DataSet, 
 
 def open_val(config: RunConfig, *, was_there: bool = False) -> DataSet:
     """Open the validation set alone. Raises as open_data does."""
-    opened = open_dataset(config.data.val, cache_of(config.data), was_there=was_there)
-    _check_samples(config, opened)
+    return open_set(config.data.val, config.data, config.model, was_there=was_there)
+
+
+def open_set(location: str, data: DataConfig, model: ModelConfig, *, was_there: bool = False) -> DataSet:
+    """Open a data set for a network. Raises DataError if its samples are not what the network takes."""
+    opened = open_dataset(location, cache_of(data), was_there=was_there)
+    _check_samples(data, model, opened)
     return opened
 
 
@@ -83,15 +88,15 @@ def check_classes(opened: DataSet, classes: list[str], of: str) -> None:
         raise DataError(f"{opened.location} names other classes than {of} ({others}); both must have the same, in the same order.")
 
 
-def _check_samples(config: RunConfig, opened: DataSet) -> None:
+def _check_samples(data: DataConfig, model: ModelConfig, opened: DataSet) -> None:
     """Raise DataError unless the samples are what the network takes: images, or event frames of its number of time steps."""
-    channels = config.model.backbone.in_channels
+    channels = model.backbone.in_channels
     if opened.manifest.kind == "images":
         if channels != 3:
             raise DataError(f"{opened.location} holds images; set model.backbone.in_channels to 3, got {channels}.")
         return
     found = list(np.shape(np.asarray(opened.read(0))))
-    wanted = [config.model.time_steps, channels, config.data.image_size, config.data.image_size]
+    wanted = [model.time_steps, channels, data.image_size, data.image_size]
     if found != wanted:
         raise DataError(
             f"{opened.location} holds event frames [T, 2, H, W] of {found}, the configuration asks for {wanted} "

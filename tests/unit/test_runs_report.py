@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import UserError
+from tdformer.pages import svg_charts
 from tdformer.runs import formatting, reader
 from tdformer.runs.comparison import Comparison, compare
 from tdformer.runs.discovery import find_runs
-from tdformer.runs.report import figures, html_report, svg_charts
+from tdformer.runs.report import figures, html_report
 from tests.unit.browser import page
 from tests.unit.generated_runs import BEGAN, write_run
 

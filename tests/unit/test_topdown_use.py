@@ -96,8 +96,16 @@ def test_the_network_is_left_as_it_was(context: DistContext) -> None:
 def test_another_class_is_never_the_own_one() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
     assert _of_another_class(labels).tolist() == [2, 2, 5, 5, 5, 0]
-    with pytest.raises(UserError, match="all samples of a batch are of one class"):
-        _of_another_class(torch.tensor([1, 1]))
+    assert _of_another_class(torch.tensor([1, 1])).tolist() == [0, 1], "there is none"
+
+
+def test_samples_without_another_class_are_left_out(context: DistContext) -> None:
+    model, x = network("cm3")
+    mixed, alike = parts_of(x, N // 2)
+    alike.labels_B.fill_(1)
+    answers = measure(model, [mixed, alike], context)["answers"]
+    assert answers.pop("of another class")["samples"] == N // 2
+    assert {answer["samples"] for answer in answers.values()} == {N}
 
 
 def test_networks_without_the_path_are_refused(context: DistContext) -> None:

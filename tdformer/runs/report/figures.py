@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from tdformer.pages import svg_charts
+from tdformer.pages.svg_charts import Curve
 from tdformer.runs import formatting
 from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome
 from tdformer.runs.cost import hours_of, unit_of
-from tdformer.runs.report import svg_charts
-from tdformer.runs.report.svg_charts import Curve
 from tdformer.runs.run import TRAIN_LOSS
 
 COLOURS = 8

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from tdformer.pages import svg_charts
+from tdformer.pages.svg_charts import Scale
 from tdformer.runs import config_keys, formatting
 from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome, spread
 from tdformer.runs.cost import hours_of, unit_of
-from tdformer.runs.report import svg_charts
 from tdformer.runs.report.figures import style
-from tdformer.runs.report.svg_charts import Scale
 from tdformer.runs.run import Run
 from tdformer.runs.states import MEANING
 

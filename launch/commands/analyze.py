@@ -1,0 +1,81 @@
+"""`tdformer analyze`: measure on a trained network what the paper claims."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.commands.options import Ema, Json, Processes, Which
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tdformer.analysis.analyze import Progress
+    from tdformer.distributed.context import DistContext
+
+AnyNetwork = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_DIR|CHECKPOINT|WEIGHTS", help="A run directory, one of its checkpoints, or an exported weights folder."),
+]
+
+
+def analyze(
+    trained: AnyNetwork,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Another network to compare with, such as the same one without feedback.", metavar="RUN_DIR|…")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The data set.", show_default="the validation set of the run")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to look at, at equal distances in the set.")] = 1000,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this part alone, such as energy; can be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the results.", show_default="analysis/NAME of the network")] = None,
+    which: Which = "latest",
+    ema: Ema = False,
+    processes: Processes = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure on a trained network what the paper claims: information between time steps, gradients, attention, energy.
+
+    The results are analysis.json and report.html in one folder. After a kill, the same command keeps the parts that are done.
+    """
+    from tdformer.distributed.launch_environment import must_start
+
+    if must_start(processes, os.environ):
+        from launch.local_processes import run_processes
+
+        given = {"--baseline": baseline, "--data": data, "--samples": samples, "--out": out, "--which": which}
+        options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+        options += [text for part in only or [] for text in ("--only", part)]
+        flags = [flag for flag, is_given in (("--ema", ema), ("--json", as_json)) if is_given]
+        raise typer.Exit(run_processes(processes, ["analyze", str(trained), *options, *flags]))
+
+    from tdformer.analysis import analyze as analysis
+    from tdformer.analysis.networks import load_network
+    from tdformer.analysis.report import write_report
+    from tdformer.distributed.context import init_distributed
+
+    with init_distributed() as context:
+        network = context.on_all_ranks(lambda: load_network(trained, which, ema))
+        other = None if baseline is None else context.on_all_ranks(lambda: load_network(baseline, which, ema))
+        folder = out or Path("analysis") / network.name.replace(" ", "-")
+        request = analysis.Request(network, other, data, samples, only or [], folder)
+        result = analysis.analyze(request, context, _bars(context))
+        if context.is_rank0:
+            report = write_report(result, folder)
+            typer.echo(json.dumps(result) if as_json else f"analysis  {folder / analysis.RESULT}\nreport    {report}")
+
+
+def _bars(context: DistContext) -> Progress:
+    """Return what shows a progress bar on rank 0 alone."""
+    from launch.output.progress import progress
+
+    @contextmanager
+    def nobody(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda done: None
+
+    return progress if context.is_rank0 else nobody

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: how they are written, their style, and their charts."""
