@@ -1,0 +1,116 @@
+"""`tdformer analyze` on real runs: parts, baseline, resumption, weights folders, several processes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.starter import tdformer
+from tests.distributed.test_bad_input import assert_one_sentence
+from tests.runs import ReferenceRun, finished, train
+from tests.stripes import StripesSource, stored
+
+pytestmark = pytest.mark.slow
+
+PARTS = ["topdown_use", "mutual_information", "time_gradients", "surrogates", "attention_maps", "energy"]
+FEW = ("--samples", 120)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 120 samples, which suffice for every estimator."""
+    return stored(StripesSource(120, seed=3), tmp_path_factory.mktemp("sets") / "val")
+
+
+@pytest.fixture(scope="module")
+def plain(reference: ReferenceRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the reference run's backbone, without feedback."""
+    folder = tmp_path_factory.mktemp("plain")
+    config = reference.config(folder, epochs=1)
+    config["model"]["feedback"] = None
+    return train(config, folder)
+
+
+def analysis_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "analysis.json").read_text())
+
+
+def without_names(value: Any) -> Any:
+    """A value with its numbers rounded to what sums in another order have in common."""
+    if isinstance(value, dict):
+        return {name: without_names(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_names(inner) for inner in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def test_all_parts_with_a_baseline_on_one_process_and_on_two(reference: ReferenceRun, plain: Path, larger: Path, tmp_path: Path) -> None:
+    options = (reference.run, "--baseline", plain, "--data", larger, *FEW)
+    one = finished("analyze", *options, "--out", tmp_path / "one")
+    assert f"report    {tmp_path / 'one' / 'report.html'}" in one.stdout
+    finished("analyze", *options, "--out", tmp_path / "two", "--processes", 2)
+    first, second = analysis_of(tmp_path / "one"), analysis_of(tmp_path / "two")
+    assert list(first["parts"]) == PARTS
+    assert first["data"]["samples"] == 120
+    for part in ("mutual_information", "time_gradients", "energy", "attention_maps"):
+        assert set(first["parts"][part]) >= {"network", "baseline"}, part
+    assert set(first["parts"]["mutual_information"]["difference"]) == {"stage1", "stage2", "stage3"}
+    for part in ("time_gradients", "surrogates", "energy", "attention_maps"):
+        assert without_names(second["parts"][part]) == without_names(first["parts"][part]), part
+    page = (tmp_path / "one" / "report.html").read_text()
+    for title in ("Is the top-down path used?", "Mutual information across time steps", "Gradients along time", "Attention maps", "Energy"):
+        assert f"<h2>{title}</h2>" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_parts_that_are_done_are_kept(reference: ReferenceRun, tmp_path: Path) -> None:
+    only = ("--only", "energy", "--only", "time_gradients")
+    finished("analyze", reference.run, "--only", "energy", "--out", tmp_path)
+    done = analysis_of(tmp_path)
+    done["parts"]["energy"]["network"]["paper_mj"] = 42.0
+    (tmp_path / "analysis.json").write_text(json.dumps(done))
+    told = finished("analyze", reference.run, *only, "--out", tmp_path, "--json")
+    assert json.loads(told.stdout) == analysis_of(tmp_path)
+    assert analysis_of(tmp_path)["parts"]["energy"]["network"]["paper_mj"] == 42.0
+    assert list(analysis_of(tmp_path)["parts"]) == ["energy", "time_gradients"]
+    assert_one_sentence(
+        tdformer("analyze", reference.run, "--samples", 5, "--out", tmp_path),
+        "is of another network, baseline, data set or number of samples",
+    )
+
+
+def test_an_exported_network_gives_the_numbers_of_its_run(reference: ReferenceRun, tmp_path: Path) -> None:
+    finished("checkpoint", "export", reference.run, tmp_path / "weights")
+    finished("analyze", reference.run, "--only", "energy", "--out", tmp_path / "run")
+    finished("analyze", tmp_path / "weights", "--data", reference.folder / "val", "--only", "energy", "--out", tmp_path / "exported")
+    assert without_names(analysis_of(tmp_path / "exported")["parts"]) == without_names(analysis_of(tmp_path / "run")["parts"])
+
+
+def test_what_cannot_be_analysed_is_told_in_a_sentence(reference: ReferenceRun, plain: Path, tmp_path: Path) -> None:
+    finished("checkpoint", "export", reference.run, tmp_path / "weights")
+    other_classes = stored(StripesSource(12, seed=1, classes=("x", "y", "z")), tmp_path / "other")
+    for arguments, words in (
+        ((plain, "--only", "topdown_use"), "has no part topdown_use: it has no top-down path"),
+        ((reference.run, "--only", "nonsense"), "there is no such part; the parts are topdown_use, "),
+        ((reference.run,), "mutual information needs at least 100 samples, got 11; raise --samples"),
+        ((reference.run, "--data", tmp_path / "nowhere"), "does not exist"),
+        ((reference.run, "--data", other_classes), "names other classes than"),
+        ((tmp_path / "weights",), "does not say where the validation set is; name one with --data"),
+        ((tmp_path / "nowhere",), "holds no latest checkpoint"),
+        ((reference.run, "--baseline", tmp_path / "nowhere"), "holds no latest checkpoint"),
+    ):
+        assert_one_sentence(tdformer("analyze", *arguments, "--out", tmp_path / "out"), words)
+    (tmp_path / "file").write_text("mine")
+    assert_one_sentence(tdformer("analyze", reference.run, "--only", "energy", "--out", tmp_path / "file"), "--out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_baseline_must_have_the_same_images_and_time_steps(reference: ReferenceRun, tmp_path: Path) -> None:
+    config = reference.config(tmp_path, epochs=1)
+    config["model"] |= {"time_steps": 4, "feedback": None}
+    other = train(config, tmp_path)
+    told = tdformer("analyze", reference.run, "--baseline", other, "--out", tmp_path / "out")
+    assert_one_sentence(told, "has a number of time steps of 4", "has 2; give a baseline that has the same")
