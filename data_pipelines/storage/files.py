@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def unshare(path: Path) -> None:
+    """Give a file an inode of its own if it has other names (`cp -l`), so that what is appended comes to this one alone. Raises OSError."""
+    if path.exists() and path.stat().st_nlink > 1:
+        replace_file(path, lambda partial: shutil.copy2(path, partial))
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file, and sync it to the disk. A last line that a crash cut off is ended first. Raises OSError."""
+    unshare(path)
     with path.open("a+b") as file:
         is_cut_off = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
         file.write(b"\n" * is_cut_off + line.encode() + b"\n")

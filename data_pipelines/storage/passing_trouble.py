@@ -11,13 +11,13 @@ from data_pipelines.errors import DataError, UnavailableError, UserError
 
 ABOUT_THE_PATH = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EEXIST})
 """Errors that say what lies at a path, or that the path is none. Another attempt gives the same error."""
+OF_A_LOST_MOUNT = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""Errors that a path gives whose mount or automounter has failed. For a path that was never read they are somebody's mistake."""
 ABOUT_THE_FILE_SYSTEM = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV})
 """Errors that say what a file system cannot do at all."""
 ABOUT_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Errors of files that cannot be written. Somebody has to make room, or choose another place."""
 LASTING = ABOUT_THE_PATH | ABOUT_THE_FILE_SYSTEM | ABOUT_WRITING
-ABOUT_THE_FIRST_LOOK = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM})
-"""Errors that are somebody's mistake for a path that was never read. For one that was read before, they look like a lost mount."""
 TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 SEE_TO_IT = "see to its permissions, and give the same command again"
@@ -29,15 +29,15 @@ FEWER_FILES = "raise `ulimit -n`, or lower data.workers or --processes, and the 
 def is_passing(error: BaseException, *, was_there: bool = False) -> bool:
     """True if an error says only that something cannot be read at this moment.
 
-    was_there: the file was listed or read before. Then it is passing trouble too if the file is gone or may not be read any more,
-    since that is what a lost mount looks like.
+    was_there: the file was listed or read before. Then it is passing trouble too if the path does not lead to it any more, or if it may
+    not be read, since that is what a lost mount looks like.
     An OSError without a number comes from a library that has read the content and found it damaged.
     """
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, OSError) or error.errno is None:
         return False
-    if error.errno in ABOUT_THE_FIRST_LOOK:
+    if error.errno in OF_A_LOST_MOUNT:
         return was_there
     return error.errno not in LASTING
 
@@ -72,6 +72,16 @@ def reading(what: object, *, was_there: bool = False) -> Iterator[None]:
             raise
         named = error.filename if isinstance(error, OSError) else None
         raise unavailable(named or what, error) from None
+
+
+@contextmanager
+def reading_own(what: object) -> Iterator[None]:
+    """Do as `reading` does for files that this program wrote: to be denied them is trouble that passes. FileNotFoundError goes through."""
+    try:
+        with reading(what):
+            yield
+    except PermissionError as error:
+        raise unavailable(error.filename or what, error) from None
 
 
 def reason_of(error: BaseException) -> str:

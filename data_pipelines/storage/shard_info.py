@@ -23,12 +23,13 @@ class ShardInfo:
 def check_size(path: Path, shard: ShardInfo, remedy: str) -> None:
     """Raises DataError if the shard is missing, no regular file, or of another size than described. `remedy` is the advice for that.
 
-    Raises UnavailableError if it cannot be looked at now, or if its whole folder is gone or empty, as the place of a lost mount is.
+    Raises UnavailableError if it cannot be looked at now, if it is a link to nothing, or if its whole folder is gone or
+    empty, as the place of a lost mount is.
     """
     try:
         stat = path.stat()
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and _is_lost(path.parent):
+        if isinstance(error, FileNotFoundError) and (path.is_symlink() or _is_lost(path.parent)):
             raise unavailable(f"shard {path}", error) from None
         state = f"is missing; {remedy}" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror}); {SEE_TO_IT}"
         raise read_error(f"shard {path}", error, f"shard {path} {state}.") from None

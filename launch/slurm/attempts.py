@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import takewhile
 
 from data_pipelines.storage.files import append_line
+from data_pipelines.storage.passing_trouble import reading_own
 from tdformer.rundir.advice import named_by
 from tdformer.rundir.run_dir import RunDir
 
@@ -36,8 +37,18 @@ def this_attempt(run_dir: RunDir, environment: Mapping[str, str]) -> Attempt:
 
 
 def latest(run_dir: RunDir) -> str | None:
-    """Return the name of the latest checkpoint of the run, or None without one. A damaged `latest` gets a name of its own."""
-    return named_by(run_dir.latest) or ("a damaged latest" if run_dir.latest.exists() else None)
+    """Return the name of the latest checkpoint of the run, or None without one. A damaged `latest` gets a name of its own.
+
+    Raises UnavailableError if it cannot be read now.
+    """
+    try:
+        with reading_own(run_dir.latest):
+            run_dir.latest.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # a folder, say
+    return named_by(run_dir.latest) or "a damaged latest"
 
 
 def read(run_dir: RunDir) -> list[Attempt]:

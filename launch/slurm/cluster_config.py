@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from data_pipelines.config import Section
 from tdformer.config.yaml_io import checked, read_yaml
@@ -65,6 +65,27 @@ class ContainerConfig(Section):
     python: Word = "python"
 
 
+OURS = {
+    "time": "set time, or give --time",
+    "t": "set time, or give --time",
+    "signal": "set warning_signal and warning_s",
+    "array": "tdformer submit --sweep makes arrays",
+    "a": "tdformer submit --sweep makes arrays",
+    "no-requeue": "set max_restarts: 0 for a job that does not come back",
+    "wrap": "setup holds lines that run before the ranks",
+    "nodes": "give --nodes",
+    "N": "give --nodes",
+    "ntasks": "give --gpus-per-node or --processes-per-node",
+    "n": "give --gpus-per-node or --processes-per-node",
+    "ntasks-per-node": "give --gpus-per-node or --processes-per-node",
+    "output": "logs lie in the run directory",
+    "o": "logs lie in the run directory",
+    "chdir": "a job runs in the folder of its submission",
+    "D": "a job runs in the folder of its submission",
+}
+"""Options of sbatch that a job could not do its work with, and what to do instead."""
+
+
 class ClusterConfig(Section):
     """The settings for jobs on one cluster. Options of `tdformer submit` take precedence."""
 
@@ -95,6 +116,17 @@ class ClusterConfig(Section):
     """The largest number of restarts. After it the job is not requeued again."""
     max_fruitless: Annotated[int, Field(ge=1)] = 3
     """The largest number of starts in a row from the same checkpoint. After it the job is not requeued, because it is in a crash loop."""
+
+    @field_validator("sbatch")
+    @classmethod
+    def _leaves_our_options_alone(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            if not option.startswith("-"):
+                raise ValueError(f"must hold options of sbatch, such as --constraint=a100, got {option}")
+            name = option.lstrip("-").partition("=")[0].split(maxsplit=1)[0] if option.strip("- ") else ""
+            if name in OURS:
+                raise ValueError(f"{option} is not for sbatch here: {OURS[name]}")
+        return options
 
 
 def load_cluster(path: Path | None) -> ClusterConfig:

@@ -8,34 +8,46 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 
 SECONDS_TO_ANSWER = 60.0
 """The timeout of a command. slurmctld can be busy for a while."""
+ASK_AGAIN = "see whether Slurm works (sinfo), and give the same command again"
+
+
+UNKNOWN_JOB = "Invalid job id"
+AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "communication", "slurm_persist_conn")
+"""Words with which Slurm's commands say that the controller does not answer now."""
 
 
 class SchedulerError(UserError):
-    """Slurm refused a request, gave no answer, or is not installed on this host."""
+    """Slurm refused a request, or is not installed on this host."""
+
+
+class AwayError(UnavailableError):
+    """Slurm's controller does not answer now."""
 
 
 def sbatch(script: Path) -> str:
-    """Submit a script, and return the number of the job. Raises SchedulerError."""
+    """Submit a script, and return the number of the job. Raises SchedulerError and AwayError."""
     return _output("sbatch", "--parsable", str(script)).strip().partition(";")[0]
 
 
 def requeue(job: str) -> None:
-    """End a running job, and put it back into the queue. Raises SchedulerError."""
+    """End a running job, and put it back into the queue. Raises SchedulerError and AwayError."""
     _output("scontrol", "requeue", job)
 
 
 def state(job: str) -> str | None:
     """Return the state of a job or array: PENDING, RUNNING, CANCELLED, … A job that is being cleaned up still has one.
 
-    Return None if Slurm does not know the job. Raises SchedulerError if Slurm does not answer.
+    Return None if Slurm does not know the job. Raises AwayError if Slurm does not answer.
     """
     shown = _run(["scontrol", "show", "job", "--oneliner", job])
+    if shown.returncode and UNKNOWN_JOB not in shown.stderr:
+        raise AwayError(f"Slurm does not say what became of job {job} ({_words(shown, 'scontrol')}); {ASK_AGAIN}.")
     found = re.search(r"\bJobState=(\w+)", shown.stdout)
-    return found[1] if shown.returncode == 0 and found else None
+    return found[1] if found else None
 
 
 def check_installed() -> None:
@@ -47,9 +59,17 @@ def check_installed() -> None:
 def _output(*command: str) -> str:
     done = _run(command)
     if done.returncode:
-        words = "; ".join(line.removeprefix(f"{command[0]}: ").removeprefix("error: ") for line in done.stderr.strip().splitlines())
-        raise SchedulerError(f"Slurm refused it ({command[0]}: {words or f'exit code {done.returncode}'}).")
+        words = _words(done, command[0])
+        if any(sign in words for sign in AWAY):
+            raise AwayError(f"Slurm does not answer now ({words}); {ASK_AGAIN}.")
+        raise SchedulerError(f"Slurm refused it ({words}).")
     return done.stdout
+
+
+def _words(done: subprocess.CompletedProcess[str], command: str) -> str:
+    lines = done.stderr.strip().splitlines()
+    words = "; ".join(line.removeprefix(f"{command}: ").removeprefix("error: ") for line in lines)
+    return f"{command}: {words or f'exit code {done.returncode}'}"
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -58,7 +78,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     except FileNotFoundError:
         raise SchedulerError(_absent(command[0])) from None
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{command[0]} gave no answer within {SECONDS_TO_ANSWER:g} s; see whether Slurm works (sinfo).") from None
+        raise AwayError(f"{command[0]} gave no answer within {SECONDS_TO_ANSWER:g} s; {ASK_AGAIN}.") from None
 
 
 def _absent(command: str) -> str:

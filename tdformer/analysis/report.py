@@ -149,8 +149,8 @@ def _mutual_information(part: dict[str, Any]) -> Section:
         "H > 0, from counts; on the diagonal the entropy. Features: means over positions in their first principal components, by "
         "canonical correlations (10 components, exact for Gaussians) and by 4 nearest neighbours (3 components; Kraskov et al. 2004).",
         "The plug-in estimate is corrected by Miller and Madow. From every estimate its value on shuffled pairs of images is subtracted. "
-        "95 % intervals are from 40 random halves of the images. They say nothing of other seeds: two trainings of one setting may differ by "
-        "more, also in stages that feedback does not reach.",
+        "95 % intervals are from 40 random halves of the images. They say nothing of other seeds: two trainings of one setting may differ "
+        "by more, also in stages that feedback does not reach.",
         [Table(head, rows)],
         figures,
     )

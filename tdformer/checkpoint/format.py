@@ -32,7 +32,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
-from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
+from data_pipelines.storage.passing_trouble import is_passing, reading_own, unavailable
 from tdformer.checkpoint.train_state import FORMAT_VERSION, Snapshot, TrainState
 from tdformer.models.weights import load_exactly, read_safetensors
 
@@ -142,7 +142,7 @@ def check(checkpoint: Checkpoint) -> TrainState:
 
     Raises UnavailableError if a file cannot be read now, which is no damage.
     """
-    with reading(f"checkpoint {checkpoint}"):
+    with reading_own(f"checkpoint {checkpoint}"):
         return _check(checkpoint)
 
 
@@ -168,7 +168,7 @@ def _listed_files(checkpoint: Checkpoint, remedy: str) -> dict[str, tuple[int, s
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {checkpoint} is incomplete: it has no {name}. {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if is_passing(error):
+        if is_passing(error, was_there=True):
             raise unavailable(checkpoint.manifest, error) from None
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {name} cannot be read ({error}). {remedy}") from None
     if missing := sorted({path.name for path in checkpoint.required} - files.keys()):
@@ -186,8 +186,10 @@ def read_train_state(checkpoint: Checkpoint) -> TrainState:
                 f"of the program that wrote it, or start a new run."
             )
         return TypeAdapter(TrainState).validate_python(state)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {checkpoint} is incomplete: {checkpoint.state.name} is missing. {_remedy(checkpoint)}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        if is_passing(error):
+        if is_passing(error, was_there=True):
             raise unavailable(checkpoint.state, error) from None
         reason, name = str(error).splitlines()[0], checkpoint.state.name
         raise CheckpointError(f"checkpoint {checkpoint} is damaged: its {name} cannot be read ({reason}). {_remedy(checkpoint)}") from None
@@ -226,7 +228,9 @@ def load_model(checkpoint: Checkpoint, model: nn.Module, *, averaged: bool = Fal
 
 def load_average(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Read averaged parameters and statistics. Raises CheckpointError if the run kept none."""
-    if not checkpoint.ema.exists():
+    with reading_own(checkpoint.ema):
+        has_average = checkpoint.ema.exists()
+    if not has_average:
         raise CheckpointError(f"checkpoint {checkpoint} holds no averaged weights; take its plain ones, or train with training.ema_decay.")
     return read_safetensors(checkpoint.ema)
 
@@ -249,4 +253,4 @@ def _has_all_sizes(checkpoint: Checkpoint) -> bool:
         files = json.loads(checkpoint.manifest.read_text())["files"]
         return all((checkpoint.path / name).stat().st_size == entry["bytes"] for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return is_passing(error)
+        return is_passing(error, was_there=not isinstance(error, FileNotFoundError))

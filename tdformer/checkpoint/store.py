@@ -6,6 +6,7 @@ Only rank 0 writes.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import secrets
 import shutil
@@ -15,11 +16,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.passing_trouble import ABOUT_WRITING, reading_own
 from tdformer.checkpoint.format import NAME, Checkpoint, CheckpointError, all_in, check, sync_to_disk, was_best, write_files
 from tdformer.checkpoint.train_state import Snapshot, TrainState
+from tdformer.rundir import sessions
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.run_lock import MayWrite, always
+from tdformer.rundir.sessions import Session
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,17 @@ def save(
             _point(pointer, final, require_lock)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial.path, ignore_errors=True)
-        raise CheckpointError(f"checkpoint {final} cannot be written ({error}); earlier ones are whole; make room and go on.") from error
+        raise CheckpointError(f"checkpoint {final} cannot be written ({error}); {_what_to_do(run_dir, error)}.") from error
     _remove_old(run_dir, retention)
     return final
+
+
+def _what_to_do(run_dir: RunDir, error: Exception) -> str:
+    if not run_dir.checkpoints.is_dir():
+        return f"its folder {run_dir.checkpoints} is not there: bring it back"
+    if isinstance(error, OSError) and error.errno in ABOUT_WRITING and error.errno != errno.EROFS:
+        return "earlier ones are whole; make room and go on"
+    return "earlier ones are whole; see that the folder can be written to, and go on"
 
 
 def _put(partial: Checkpoint, final: Checkpoint, require_lock: Callable[[], None]) -> None:
@@ -121,7 +132,7 @@ def find(path: Path, which: str = "latest") -> Checkpoint:
 
     which: latest or best. Raises CheckpointError if there is none, and UnavailableError if that cannot be looked at now.
     """
-    with reading(path):
+    with reading_own(path):
         return _find(path, which)
 
 
@@ -155,7 +166,7 @@ def has_any(run_dir: RunDir) -> bool:
 
     Raises UnavailableError if the folder cannot be looked at now. A run with checkpoints never begins again from nothing.
     """
-    with reading(run_dir.checkpoints):
+    with reading_own(run_dir.checkpoints):
         return run_dir.latest.exists() or any(run_dir.checkpoints.glob("step-*"))
 
 
@@ -164,18 +175,24 @@ def can_resume(run_dir: RunDir) -> bool:
 
     Raises CheckpointError if it saved checkpoints and all are gone, and UnavailableError if that cannot be looked at now.
     """
-    with reading(run_dir.checkpoints):
+    with reading_own(run_dir.checkpoints):
         if run_dir.checkpoints.exists() and not run_dir.checkpoints.is_dir():
             raise CheckpointError(f"{run_dir.checkpoints} is no folder; move it away, because checkpoints are written there.")
         last = _named_by(run_dir.last_saved)
-    if has_any(run_dir):
-        return True
-    if last:
+        has_saved = run_dir.last_saved.exists() or any(map(_shows_a_checkpoint, sessions.read_all(run_dir)[0]))
+        if has_any(run_dir):
+            return True
+    if has_saved:
         raise CheckpointError(
-            f"{run_dir} has no checkpoint any more, and its last one was {last}; put {run_dir.checkpoints} back, or start a new run: "
-            f"tdformer train {run_dir.config}"
+            f"{run_dir} has no checkpoint any more{f', and its last one was {last}' if last else ''}; put {run_dir.checkpoints} back, or "
+            f"start a new run: tdformer train {run_dir.config}"
         )
     return False
+
+
+def _shows_a_checkpoint(session: Session) -> bool:
+    """Tell whether a session began at a checkpoint, or ended with one."""
+    return session.first_step > 0 or (session.step > 0 and session.status in ("stopped", "finished"))
 
 
 def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
@@ -184,7 +201,7 @@ def latest_valid(run_dir: RunDir) -> tuple[Checkpoint, TrainState, list[str]]:
     That is the checkpoint that `latest` names, else the newest one before it. Raises CheckpointError if none is valid: a run that has
     checkpoints never begins again from nothing. Raises UnavailableError if one cannot be read now: then no older one takes its place.
     """
-    with reading(run_dir.checkpoints):
+    with reading_own(run_dir.checkpoints):
         return _latest_valid(run_dir)
 
 
@@ -230,5 +247,8 @@ def _restore_replaced(root: Path) -> None:
 
 def _restore_best(run_dir: RunDir, checkpoint: Checkpoint) -> None:
     """Point `best` to the best checkpoint if a crash came after that checkpoint got its name, and before the pointer was written."""
+    for pointer in (run_dir.latest, run_dir.best, run_dir.last_saved):
+        if pointer.is_dir():
+            raise CheckpointError(f"{pointer} is a folder; move it away, because a file with the name of a checkpoint is written there.")
     if was_best(checkpoint) and _named_by(run_dir.best) != checkpoint.name:
         _point(run_dir.best, checkpoint)

@@ -54,6 +54,8 @@ class TrackingConfig(Section):
     def _uri_is_fit_to_be_read(cls, uri: str) -> str:
         if not uri.strip():
             raise ValueError("must name a tracking URI, such as sqlite:///runs/mlflow.db")
+        if uri in ("sqlite://", "sqlite:///") or ":memory:" in uri:
+            raise ValueError("must name a file, such as sqlite:///runs/mlflow.db: a database in memory keeps nothing")
         if uri.startswith(("http://", "https://")) and "@" in uri.partition("://")[2].partition("/")[0]:
             raise ValueError(
                 "must hold no user and password, which would be written into run directories: set MLFLOW_TRACKING_USERNAME and "

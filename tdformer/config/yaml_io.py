@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        if is_passing(error):
+        if is_passing(error, was_there=not isinstance(error, FileNotFoundError)):
             raise unavailable(f"configuration {path}", error) from None
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
     except UNREADABLE as error:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UnavailableError, UserError
-from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.passing_trouble import reading_own
 
 
 class WeightsError(UserError):
@@ -95,7 +95,7 @@ def printable(name: str) -> str:
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a file by their names. Raises WeightsError if it is damaged, UnavailableError if it cannot be read now."""
     try:
-        with reading(path):
+        with reading_own(path):
             path.open("rb").close()  # safetensors would call any trouble a missing file
             return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:  # UnavailableError is a ValueError

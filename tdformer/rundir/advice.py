@@ -15,7 +15,7 @@ NAME = re.compile(r"step-[0-9]{8,}")
 def how_to_go_on(run_dir: RunDir, world_size: int) -> str:
     """Name the last checkpoint and the command that goes on from it, in one sentence."""
     if not run_dir.config.exists():
-        return f"If {run_dir} was renamed or moved, go on with: tdformer train NEW_PATH"
+        return f"If {run_dir} was renamed or moved, go on with: tdformer train NEW_PATH; if its disk is away, bring that back first"
     if not run_dir.latest.exists():
         return f"No checkpoint was reached; {next_step(run_dir, world_size, 'start again')}"
     if (name := named_by(run_dir.latest)) is None:

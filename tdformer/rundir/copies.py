@@ -10,13 +10,12 @@ from pathlib import Path
 
 
 def original_of(path: Path, noted: str) -> Path | None:
-    """Return the file of the same name in the folder `noted`, if that is another file than `path`, and None otherwise.
+    """Return the path of the same name in the folder `noted`, if that is another folder than that of `path`, and None otherwise.
 
-    If its content is the same, `path` was copied from there together with its folder. None means that the folder was moved, or that
-    `noted` is another name of it. Raises OSError if the file system does not answer.
+    If what lies there is the same, `path` was copied from there together with its folder, or got a second name (`cp -l`). None means that
+    the folder was moved, or that `noted` is another name of it. Raises OSError if the file system does not answer.
     """
-    original = Path(noted) / path.name
     try:
-        return None if os.path.samefile(original, path) else original
+        return None if os.path.samefile(noted, path.parent) else Path(noted) / path.name
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_pipelines.errors import UnavailableError, UserError
 from data_pipelines.storage.files import replace_file
-from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
+from data_pipelines.storage.passing_trouble import is_passing, reading_own, unavailable
 from tdformer.config import RunConfig
 from tdformer.config.dotted_keys import differences, is_within
 from tdformer.config.yaml_io import dump_config, load_config
@@ -67,7 +67,7 @@ def free_names(config: RunConfig) -> Iterator[RunDir]:
 def config_of(path: Path) -> Path:
     """Return the configuration file of a run directory. Raises UserError if `path` is no run directory."""
     config = RunDir(path).config
-    with reading(config):
+    with reading_own(config):
         is_there, saved = config.exists(), _newest_saved_config(RunDir(path))
     if saved is None:
         if is_there:
@@ -89,7 +89,7 @@ def check_fits(run_dir: RunDir, config: RunConfig) -> None:
 
     The configuration is compared with the run's own, and with that of its newest checkpoint: the run's own may have been edited.
     """
-    with reading(run_dir.config):
+    with reading_own(run_dir.config):
         has_config = run_dir.config.exists()
     if not has_config:
         if _has_content(run_dir):
@@ -158,9 +158,11 @@ def held(run_dir: RunDir, config: RunConfig, on_lost: Callable[[str], object]) -
 
 
 def discard_if_unused(run_dir: RunDir) -> None:
-    """Remove a run directory that holds a configuration at most, after a start that was refused."""
-    if run_dir.path.is_dir() and {entry.name for entry in run_dir.path.iterdir()} <= {run_dir.config.name}:
-        run_dir.config.unlink(missing_ok=True)
+    """Remove a run directory that holds what a start makes at most, after a start that was refused."""
+    made = (run_dir.config, run_dir.last_holder)
+    if run_dir.path.is_dir() and {entry.name for entry in run_dir.path.iterdir()} <= {path.name for path in made}:
+        for path in made:
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # an empty folder may be where a disk is mounted
             run_dir.path.rmdir()
 
@@ -172,6 +174,8 @@ def _has_content(run_dir: RunDir) -> bool:
     launch.slurm.
     """
     return run_dir.path.is_dir() and not all(
-        entry.name.startswith(run_dir.lock.name) or entry.match(f".*-{run_dir.config.name}") or entry.name == run_dir.slurm.name
+        entry.name.startswith(run_dir.lock.name)
+        or entry.match(f".*-{run_dir.config.name}")
+        or entry.name in (run_dir.slurm.name, run_dir.last_holder.name)
         for entry in run_dir.path.iterdir()
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 from data_pipelines.storage.files import replace_file
 
 Row = dict[str, Any]
+NUMBERS = (int, float)
+"""Types of JSON numbers. In Python true is an int too, and is no metric."""
 
 STEP = re.compile(rb'\{"step": (\d+),')
 """How each row begins."""
@@ -77,14 +82,36 @@ class MetricsFile:
         ]
         if self.path.exists():
             replace_file(self.path, lambda partial: partial.write_bytes(b"".join(line for line, _ in kept)))
-        return Cut([number for number, (_, row) in enumerate(kept, start=1) if row is None], _gap(kept, step, log_every))
+        return Cut([number for number, (_, row) in enumerate(kept, start=1) if row is None], _gap(kept, step, evaluated_epochs, log_every))
 
     def _lines(self) -> list[tuple[bytes, Row | None]]:
-        """Return each line with its row, or with None if it cannot be read."""
+        """Return each line with its row, or with None if it cannot be read. A row whose step does not fit in cannot be read either."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")
-        return [(line + b"\n", _row(line)) for line in (lines if lines[-1] else lines[:-1])]
+        rows = [(line + b"\n", _row(line)) for line in (lines if lines[-1] else lines[:-1])]
+        fits = iter(in_order([row["step"] for _, row in rows if row is not None]))
+        return [(line, row if row is not None and next(fits) else None) for line, row in rows]
+
+
+def in_order(steps: Sequence[int]) -> list[bool]:
+    """Tell for each step of a file whether it fits in: as few as possible are left out so that the others never fall.
+
+    The rows of a run are written in the order of their steps. One damaged step, larger or smaller, then costs no other row.
+    """
+    ends: list[int] = []  # the place of the last step of the best row so far of each length
+    values: list[int] = []
+    before: list[int] = []
+    for place, step in enumerate(steps):
+        length = bisect_right(values, step)
+        before.append(ends[length - 1] if length else -1)
+        values[length : length + 1] = [step]
+        ends[length : length + 1] = [place]
+    fits, place = [False] * len(steps), ends[-1] if ends else -1
+    while place >= 0:
+        fits[place] = True
+        place = before[place]
+    return fits
 
 
 def _is_cut_off_after(step: int, line: bytes) -> bool:
@@ -94,13 +121,15 @@ def _is_cut_off_after(step: int, line: bytes) -> bool:
     return BEFORE_STEP.fullmatch(line.rstrip(b"\n")) is not None
 
 
-def _gap(lines: list[tuple[bytes, Row | None]], step: int, log_every: int) -> int | None:
+def _gap(lines: list[tuple[bytes, Row | None]], step: int, evaluated_epochs: int, log_every: int) -> int | None:
     """Return the step of the last row if several later ones are missing. Lines that cannot be read may be those rows."""
+    if any(row is None for _, row in lines):
+        return None
     rows = [row["step"] for _, row in lines if row is not None and "train/loss" in row]
-    last, before = (rows or [0])[-1], (rows or [0])[-2:-1]
-    usual = max(log_every, last - before[0] if before else 0)
-    missing = step - last > 2 * usual and not any(row is None for _, row in lines)
-    return last if missing else None
+    if not rows:  # the first row may be far away, but not an evaluated epoch
+        return 0 if evaluated_epochs else None
+    last, before = rows[-1], (0, *rows)[-2]
+    return last if step - last > 2 * max(log_every, last - before) else None
 
 
 def _row(line: bytes) -> Row | None:
@@ -108,5 +137,6 @@ def _row(line: bytes) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_row = isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in ("step", "epoch"))
-    return row if is_row else None
+    if not isinstance(row, dict) or not all(type(value) in NUMBERS for value in row.values()):
+        return None
+    return row if all(math.isfinite(row.get(name, math.nan)) for name in ("step", "epoch")) else None

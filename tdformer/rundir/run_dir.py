@@ -77,6 +77,11 @@ class RunDir:
         return self.path / "lock.json"
 
     @property
+    def last_holder(self) -> Path:
+        """A file that says which process held the lock last. It stays when the lock is removed."""
+        return self.path / "last_holder"
+
+    @property
     def stacks(self) -> Path:
         """A folder with stack traces of all ranks after a hang."""
         return self.path / "stacks"

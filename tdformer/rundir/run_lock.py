@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.files import replace_file
 from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.rundir import lock_file
 from tdformer.rundir.lock_file import STALE_SECONDS
@@ -66,6 +67,7 @@ def held(run_dir: RunDir, on_lost: Callable[[str], object]) -> Iterator[HeldLock
     lock = HeldLock(run_dir, this_process(run_dir.path), on_lost)
     try:
         _acquire(run_dir, lock.own)
+        _note_holder(run_dir, lock.own)
     except OSError as error:
         raise _cannot_be_locked(run_dir, error) from None
     ended = threading.Event()
@@ -88,14 +90,16 @@ class HeldLock:
     is_lost: bool = False
     """True once `may_write` found that another process has the lock, or that the run directory is gone."""
     _is_released: bool = False
+    _was_run_dir: bool = False
+    """True once the folder was seen to have a configuration. The lock is made before that is written."""
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     """It keeps `may_write` from making the lock again while another thread releases it."""
 
     def may_write(self) -> bool:
         """Tell whether the run directory is still this process's own. Whoever writes into it asks this first.
 
-        A process that was halted for long may have lost it meanwhile. This reads one small file. A lock that somebody removed by hand is
-        made again. Raises OSError if the file system does not answer.
+        A process that was halted for long may have lost it meanwhile, even to one that has ended since. This reads one small file. A
+        lock that somebody removed by hand is made again. Raises OSError if the file system does not answer.
         """
         with self._mutex:
             if self.is_lost or self._is_released:
@@ -114,14 +118,32 @@ class HeldLock:
 
     def _reason_of_loss(self) -> str:
         path = self.run_dir.lock
-        if lock_file.read(path) == self.own:
+        is_ours, is_run_dir = lock_file.read(path) == self.own, self.run_dir.config.exists()
+        if not is_run_dir and (self._was_run_dir or not is_ours):
+            return f"{self.run_dir} is gone: it was removed, renamed or unmounted while it was trained"
+        self._was_run_dir = is_run_dir
+        if is_ours:
             return ""
-        if not self.run_dir.config.exists():
-            return f"{self.run_dir} is gone: it was removed or renamed while it was trained"
-        if lock_file.create(path, self.own):
+        if _noted_holder(self.run_dir) in (self.own.token, None) and lock_file.create(path, self.own):
             return ""
         holder = lock_file.read(path) or "another run"
         return f"{path} was taken over by {holder}; only one run may write to a run directory"
+
+
+def _note_holder(run_dir: RunDir, own: Holder) -> None:
+    """Note who holds the lock. Whoever held it before then knows that the run went on without him, also when the lock is free again."""
+    try:
+        replace_file(run_dir.last_holder, lambda partial: partial.write_text(f"{own.token}\n"))
+    except OSError:
+        lock_file.release(run_dir.lock, own)
+        raise
+
+
+def _noted_holder(run_dir: RunDir) -> str | None:
+    try:
+        return run_dir.last_holder.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
 
 
 def _keep(lock: HeldLock, ended: threading.Event) -> None:

@@ -40,8 +40,8 @@ def import_mlflow() -> Any:
 def open_client(uri: str) -> Any:
     """Return an MlflowClient. A sqlite file is opened, or made; a server is not asked yet. Raises OSError and sqlite3.Error."""
     mlflow = import_mlflow()
-    if uri.startswith(SQLITE):
-        open_or_make(Path(uri.removeprefix(SQLITE)))
+    if (path := sqlite_path(uri)) is not None:
+        open_or_make(path)
     client = mlflow.MlflowClient(uri)
     with suppress(OSError):  # MLflow makes this folder for its default experiment, which nobody uses.
         Path("mlruns").rmdir()
@@ -50,4 +50,14 @@ def open_client(uri: str) -> Any:
 
 def artifacts_beside_sqlite(uri: str) -> str | None:
     """Return the URI of the folder for an experiment's files, beside the database. It is None for a server, which has its own."""
-    return (Path(uri.removeprefix(SQLITE)).parent / "mlflow_artifacts").resolve().as_uri() if uri.startswith(SQLITE) else None
+    path = sqlite_path(uri)
+    return None if path is None else (path.parent / "mlflow_artifacts").resolve().as_uri()
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file that MLflow opens for a sqlite URI, which may have options behind a `?`. None for a server."""
+    if not uri.startswith(SQLITE):
+        return None
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "")

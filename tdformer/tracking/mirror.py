@@ -13,7 +13,7 @@ from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.sessions import Session
 from tdformer.tracking import description, models
 from tdformer.tracking.client import open_client
-from tdformer.tracking.mlflow_run import find_or_make, last_session
+from tdformer.tracking.mlflow_run import UNKNOWN, find_or_make, last_session
 from tdformer.tracking.spool import Point, Spool
 
 METRICS_PER_BATCH, TEXTS_PER_BATCH = 1000, 100
@@ -103,7 +103,7 @@ class Mirror:
 
     def _send_status(self, session: Session) -> None:
         status = WILL_COME_BACK if session.comes_back else STATUS.get(session.status, "KILLED")
-        if status == self._status:
+        if status == self._status or session.status == UNKNOWN:
             return
         if status == "RUNNING":
             self._client.update_run(self.run_id, status)

@@ -7,6 +7,7 @@ directory holds the id of the original's run, and gets a new one.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tdformer.config import RunConfig
@@ -21,6 +22,8 @@ from tdformer.tracking.run_ids import note_run_id, read_run_ids
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment that makes MLflow's page show training, and not chats."""
+UNKNOWN = "unknown"
+"""The status of a session whose file is damaged. What MLflow says of the run then stays."""
 
 
 def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> str:
@@ -39,14 +42,19 @@ def find_or_make(client: Any, run_dir: RunDir, uri: str, config: RunConfig) -> s
 
 
 def last_session(run_dir: RunDir) -> Session:
-    """Return the newest session that can be read. A run without any gets a stand-in that has stopped."""
+    """Return the newest session. If its file is damaged, the newest one before it stands for it, with an unknown status.
+
+    A run without any gets a stand-in that has stopped. Raises OSError if a file cannot be read now.
+    """
+    is_newest = True
     for path in reversed(sessions.files(run_dir)):
         try:
-            return sessions.read(path)
-        except (OSError, ValueError):
-            continue
+            session = sessions.read(path)
+            return session if is_newest else replace(session, status=UNKNOWN, comes_back=False)
+        except ValueError:
+            is_newest = False
     modified = (run_dir.config).stat().st_mtime
-    return Session(began=modified, seen=modified, world_size=1, status="stopped")
+    return Session(began=modified, seen=modified, world_size=1, status="stopped" if is_newest else UNKNOWN)
 
 
 def _first_session(run_dir: RunDir) -> Session:
@@ -74,10 +82,22 @@ def _noted(client: Any, run_dir: RunDir, uri: str) -> str | None:
 
 
 def _belongs_to_original(run: Any, run_dir: RunDir) -> bool:
-    """Tell whether an MLflow run is that of another run directory, of which `run_dir` is a copy. The copy gets a run of its own."""
+    """Tell whether an MLflow run is that of another run directory, of which `run_dir` is a copy. The copy gets a run of its own.
+
+    The folder that the MLflow run names is the original if it is a run directory whose first session is the same. Otherwise a new run
+    lies where this one lay before it was moved.
+    """
     folder = run.data.tags.get(description.FOLDER_TAG)
-    original = original_of(run_dir.mlflow_runs, folder) if folder else None
-    return original is not None and run.info.run_id in read_run_ids(RunDir(original.parent)).values()
+    original = original_of(run_dir.config, folder) if folder else None
+    return original is not None and original.exists() and _begin_alike(RunDir(original.parent), run_dir)
+
+
+def _begin_alike(one: RunDir, other: RunDir) -> bool:
+    """Tell whether two run directories have the same first session. If a session cannot be read, they may have."""
+    (known, unreadable), (others, unreadable_too) = sessions.read_all(one), sessions.read_all(other)
+    if unreadable or unreadable_too:
+        return True
+    return [description.key(first) for first in known[:1]] == [description.key(first) for first in others[:1]]
 
 
 def _unnoted(client: Any, run_dir: RunDir, name: str, first: Session) -> str | None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-NUMBERS = (int, float)
-"""Types of JSON numbers. In Python true is an int too, and is no metric."""
+from tdformer.rundir.metrics_file import NUMBERS, in_order
 
 NAME = re.compile(r"[\w.\- :]+(/[\w.\- :]+)+")
 LARGEST = 2**53
@@ -36,17 +35,24 @@ class Spool:
         self._arrived = self._read = 0
 
     def points(self) -> Iterator[Point]:
-        """Yield the points that MLflow has not taken, in the order of the file. A row that is still being written comes the next time."""
+        """Yield the points that MLflow has not taken, in the order of the file. A row that is still being written comes the next time.
+
+        A row whose step does not fit in is damaged, and has no points: MLflow would take it for the last one.
+        """
         self._read = self._arrived
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self._arrived)
+            fits = in_order([row.step for line in file if (row := _row(line))])
+            file.seek(self._arrived)
+            place = iter(fits)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 self._read += len(line)
-                yield from _points(line)
+                if (row := _row(line)) and next(place):
+                    yield from row.points
 
     def advance(self) -> None:
         self._arrived = self._read
@@ -56,16 +62,26 @@ class Spool:
         self._arrived = self._read = 0
 
 
-def _points(line: bytes) -> Iterator[Point]:
-    """Yield the points of a row. A damaged row has none.
+class _Row(NamedTuple):
+    """A row of the file."""
+
+    step: int
+    points: list[Point]
+
+
+def _row(line: bytes) -> _Row | None:
+    """Return the row of a line. None if it is damaged, or not whole.
 
     Values that MLflow would refuse are left out, because it would then refuse their whole batch.
     """
+    if not line.endswith(b"\n"):
+        return None
     try:
         row: dict[str, Any] = json.loads(line)
         step, time_ms = int(row["step"]), int(row.get("time", 0) * 1000)
         values = {name: float(value) for name, value in row.items() if NAME.fullmatch(name) and type(value) in NUMBERS}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return
-    if 0 <= step < LARGEST and 0 <= time_ms < LARGEST:
-        yield from (Point(name, value, time_ms, step) for name, value in values.items())
+        return None
+    if not (0 <= step < LARGEST and 0 <= time_ms < LARGEST):
+        return None
+    return _Row(step, [Point(name, value, time_ms, step) for name, value in values.items()])

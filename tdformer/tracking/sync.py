@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import TrackingConfig
 from tdformer.config.yaml_io import checked, load_config
 from tdformer.rundir import run_lock, sessions
@@ -48,6 +49,8 @@ def sync(run_dir: RunDir, uri: str | None = None, on_batch: Callable[[int], obje
     except UserError:
         raise
     except Exception as error:  # MLflow passes on whatever its database or server raises
+        if isinstance(error, OSError) and error.filename and is_passing(error, was_there=True):  # a file of the run, and no server
+            raise unavailable(error.filename, error) from None
         raise UserError(
             f"MLflow at {uri} did not take {run_dir} ({explain(error, uri)}); nothing is lost, try again when that is mended."
         ) from None

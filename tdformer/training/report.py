@@ -171,7 +171,7 @@ def _cut_metrics(run_dir: RunDir, train_state: TrainState, log_every: int) -> Cu
     try:
         return MetricsFile(path).cut_after(train_state.step, train_state.evaluated_epochs, log_every)
     except OSError as error:
-        if is_passing(error):
+        if is_passing(error, was_there=True):
             raise unavailable(path, error) from None
         raise UserError(f"{path} cannot be read and written ({error.strerror or error}); put it in order, or move it away.") from None
 

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import write_config
+from launch.exit_codes import EXIT_STOPPED
+from tests.conftest import REPOSITORY, write_config
 from tests.distributed.starter import Started, tdformer
 from tests.distributed.test_bad_input import assert_one_sentence, fingerprint
 from tests.faults.test_lock import ELSEWHERE, forge
@@ -170,7 +173,7 @@ def test_a_run_directory_that_goes_away_under_a_run(started: Started, tmp_path: 
         shutil.rmtree(renamed)
     assert started.wait(timeout=60) == 69
     told = started.output("stderr")
-    assert f"{run} is gone: it was removed or renamed while it was trained" in told
+    assert f"{run} is gone: it was removed, renamed or unmounted while it was trained" in told
     assert "go on with: tdformer train NEW_PATH" in told
     assert "state saved" not in started.output()
     assert not run.exists()
@@ -197,3 +200,89 @@ def test_a_copy_is_trained_beside_its_original(reference: ReferenceRun, tmp_path
 
 def curve_points(run: Path) -> list[float]:
     return [value for row in curve(run) for name, value in row.items() if name != "step"]
+
+
+# --- found by an attack --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_last_saved", ["missing", "empty"])
+def test_half_a_backup_is_no_new_run(reference: ReferenceRun, tmp_path: Path, of_last_saved: str) -> None:
+    """The sessions show that the run had checkpoints, also where last_saved does not."""
+    run = reference.copy_cut_after(5, tmp_path)
+    (run / "checkpoints").rename(tmp_path / "away")
+    (run / "last_saved").unlink() if of_last_saved == "missing" else (run / "last_saved").write_text("")
+    before = fingerprint(run)
+    assert_one_sentence(tdformer("train", run), "has no checkpoint any more", f"put {run}/checkpoints back")
+    assert fingerprint(run) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json", "config.yaml", ""])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(reference: ReferenceRun, tmp_path: Path, name: str) -> None:
+    run = reference.copy_cut_after(6, tmp_path)
+    shutil.copytree(reference.folder / "train", tmp_path / "train")
+    denied = run / "checkpoints" / "step-00000006" / name
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    denied.chmod(0o600 if name else 0o700)
+    os.chown(denied, 65534, 65534)
+    told = without_privileges("train", run, "data.patience_minutes=0.01")
+    assert told.returncode == EXIT_STOPPED, told.stdout + told.stderr
+    assert "cannot be read now (Permission denied); see to its permissions" in told.stderr
+    assert not any(word in told.stderr for word in ("damaged", "Traceback", "restore"))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+    os.chown(denied, 0, 0)
+    resume(run)
+    assert bits(run) == bits(reference.run)
+
+
+def without_privileges(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as root without the right to read what is denied to others."""
+    dropped = "-dac_override,-dac_read_search,-fowner"
+    return subprocess.run(
+        ["setpriv", f"--bounding-set={dropped}", f"--inh-caps={dropped}", sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_process_that_was_halted_while_the_run_was_finished_writes_nothing(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(2, tmp_path)
+    halted = Started("launch", ["train", run], {}, tmp_path / "halted")
+    while not (run / "checkpoints" / "step-00000003").exists():
+        time.sleep(0.005)
+    os.kill(halted.pid, signal.SIGSTOP)
+    (run / "lock.json").unlink()
+    resume(run)
+    before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "last_saved", "checkpoints/latest", "config.yaml")}
+    os.kill(halted.pid, signal.SIGCONT)
+    assert halted.wait(60) == 69
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert "was taken over" in halted.output("stderr")
+    assert bits(run) == bits(reference.run)
+
+
+def test_a_second_name_of_a_run_is_a_copy(reference: ReferenceRun, tmp_path: Path) -> None:
+    """`cp -al` gives the files a second name. What is appended to one run must not come to the other."""
+    original = reference.copy_cut_after(5, tmp_path)
+    resume(original)
+    before, _ = tracked(original)
+    copy = tmp_path / "linked"
+    shutil.copytree(original, copy, copy_function=os.link)
+    content = fingerprint(original)
+    resume(cut_back_in_place(copy, 5))
+    assert fingerprint(original) == content
+    statuses, _ = tracked(original)
+    assert len(statuses) == len(before) + 1, "the copy has an MLflow run of its own"
+
+
+def cut_back_in_place(run: Path, step: int) -> Path:
+    """Cut a run back without a write into its files, which have other names."""
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    for name in ("checkpoints/latest", "checkpoints/best", "last_saved"):
+        (run / name).unlink(missing_ok=True)
+    (run / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
+    return run

@@ -179,6 +179,7 @@ def test_ranks_of_a_run_that_was_not_disturbed_say_nothing(run_config: dict, tmp
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "last_holder",
         "last_saved",
         "learning_curve.png",
         "metrics.jsonl",

@@ -56,7 +56,12 @@ def assert_can_be_held(run: Path) -> None:
         assert lock_file.read(run / "lock.json").pid == os.getpid()  # type: ignore[union-attr]
         with pytest.raises(UserError, match="held by another live run"):
             run_lock.check_free(RunDir(run))
-    assert list(run.iterdir()) == []
+    assert left_in(run) == []
+
+
+def left_in(run: Path) -> list[Path]:
+    """What a holder leaves, but for the note of who held the lock last."""
+    return [path for path in run.iterdir() if path.name != "last_holder"]
 
 
 def test_a_live_run_here_is_named(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_a_live_run_here_is_named(tmp_path: Path) -> None:
 def test_the_lock_is_given_back_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), run_lock.held(RunDir(tmp_path), unexpected):
         raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("changes", [HOLDER_HERE_ENDED, {"started": "1"}], ids=["no such process", "the number is another process now"])
@@ -199,6 +204,35 @@ def test_the_holder_can_ask_at_any_time_whether_it_may_write(tmp_path: Path) -> 
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("has_ended", [False, True], ids=["the other still trains", "the other has ended"])
+def test_who_was_halted_while_the_run_went_on_may_not_write(tmp_path: Path, has_ended: bool) -> None:
+    """Somebody removes the lock of a halted holder, as a refusal advises, and another process trains the run, to its end perhaps."""
+    told: list[str] = []
+    RunDir(tmp_path).config.touch()
+    with run_lock.held(RunDir(tmp_path), told.append) as halted:
+        assert halted.may_write()
+        (tmp_path / "lock.json").unlink()
+        with run_lock.held(RunDir(tmp_path), unexpected):
+            if not has_ended:
+                assert not halted.may_write()
+        assert not halted.may_write()
+        assert not (tmp_path / "lock.json").exists()
+    assert len(told) == 1
+    assert "was taken over" in told[0]
+
+
+def test_a_lock_that_was_made_again_in_a_folder_that_is_being_removed_is_no_run(tmp_path: Path) -> None:
+    """A removal takes the lock first, the holder makes it again, and the removal takes the rest."""
+    told: list[str] = []
+    RunDir(tmp_path).config.touch()
+    with run_lock.held(RunDir(tmp_path), told.append) as lock:
+        (tmp_path / "lock.json").unlink()
+        assert lock.may_write()
+        RunDir(tmp_path).config.unlink()
+        assert not lock.may_write()
+    assert "is gone" in told[0]
+
+
 def test_a_released_lock_permits_nothing_and_is_not_made_again(tmp_path: Path) -> None:
     RunDir(tmp_path).config.touch()
     with run_lock.held(RunDir(tmp_path), unexpected) as lock:
@@ -215,7 +249,7 @@ def test_a_run_directory_that_is_gone_is_told_and_not_made_again(tmp_path: Path,
     with run_lock.held(RunDir(run), told.append) as lock:
         shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "renamed")
         assert not lock.may_write()
-    assert told == [f"{run} is gone: it was removed or renamed while it was trained"]
+    assert told == [f"{run} is gone: it was removed, renamed or unmounted while it was trained"]
     assert not run.exists()
 
 

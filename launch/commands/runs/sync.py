@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UnavailableError, UserError
 from launch.commands.options import Json
 
 if TYPE_CHECKING:
@@ -36,18 +36,19 @@ def sync(
     done, problems = sync_all(find_runs(runs), uri, quiet=as_json)
     if as_json:
         synced = [{"run": str(each.run), "uri": each.uri, "mlflow_run_id": each.run_id, "points": each.points} for each in done]
-        print_json({"synced": synced, "not_synced": [{"run": str(run), "why": why} for run, why in problems.items()]})
+        print_json({"synced": synced, "not_synced": [{"run": str(run), "why": str(why)} for run, why in problems.items()]})
     if problems:
-        raise UserError("\n".join(problems.values()))
+        passing = all(isinstance(problem, UnavailableError) for problem in problems.values())
+        raise (UnavailableError if passing else UserError)("\n".join(map(str, problems.values())))
 
 
-def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[Synced], dict[Path, str]]:
+def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[Synced], dict[Path, UserError]]:
     """Send every run. Return what was sent, and for each run that failed the reason. One failure does not stop the others."""
     from tdformer.rundir.run_dir import RunDir
     from tdformer.tracking.sync import sync as sync_run
 
     done: list[Synced] = []
-    problems: dict[Path, str] = {}
+    problems: dict[Path, UserError] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs  {task.fields[points]} points"))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
         bar = progress.add_task("sending", total=len(runs), points=0)
@@ -63,7 +64,7 @@ def sync_all(runs: Sequence[Path], uri: str | None, quiet: bool) -> tuple[list[S
             try:
                 done.append(sync_run(RunDir(run), uri, add_points))
             except UserError as error:
-                problems[run] = str(error)
+                problems[run] = error
             else:
                 if not quiet:
                     typer.echo(_sentence(done[-1]))
