@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 from tests.runs import ReferenceRun, finished, train
 from tests.stripes import StripesSource, stored
+from tests.unit.browser import page as browser_page
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +65,20 @@ def test_all_parts_with_a_baseline_on_one_process_and_on_two(reference: Referenc
     page = (tmp_path / "one" / "report.html").read_text()
     for title in ("Is the top-down path used?", "Mutual information across time steps", "Gradients along time", "Attention maps", "Energy"):
         assert f"<h2>{title}</h2>" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    asyncio.run(look_at(tmp_path / "one" / "report.html"))
+
+
+async def look_at(report: Path) -> None:
+    """A browser shows all of the page, asks for nothing outside, and has no complaint."""
+    async with browser_page() as shown:
+        await shown.open(report)
+        assert (await shown.value("document.title")).startswith("Analysis of run step-")
+        seen = "[...document.images].map(image => image.naturalWidth)"
+        assert set(await shown.value(seen)) == {32}
+        assert await shown.value("document.querySelectorAll('svg.map').length") > 0
+        assert await shown.value("document.body.scrollWidth <= window.innerWidth")
+        assert shown.complaints == []
+        assert [url for url in shown.requests if not url.startswith(("file:", "data:"))] == []
 
 
 def test_parts_that_are_done_are_kept(reference: ReferenceRun, tmp_path: Path) -> None:
@@ -91,7 +106,9 @@ def test_an_exported_network_gives_the_numbers_of_its_run(reference: ReferenceRu
 
 def test_what_cannot_be_analysed_is_told_in_a_sentence(reference: ReferenceRun, plain: Path, tmp_path: Path) -> None:
     finished("checkpoint", "export", reference.run, tmp_path / "weights")
-    other_classes = stored(StripesSource(12, seed=1, classes=("x", "y", "z")), tmp_path / "other")
+    renamed = StripesSource(12, seed=1)
+    renamed.classes = ("x", "y", "z")
+    other_classes = stored(renamed, tmp_path / "other")
     for arguments, words in (
         ((plain, "--only", "topdown_use"), "has no part topdown_use: it has no top-down path"),
         ((reference.run, "--only", "nonsense"), "there is no such part; the parts are topdown_use, "),

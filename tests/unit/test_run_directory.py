@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import append_line
@@ -12,7 +17,7 @@ from tdformer.config import RunConfig
 from tdformer.config.yaml_io import dump_config, load_config
 from tdformer.rundir import creation, run_lock
 from tdformer.rundir.advice import how_to_go_on
-from tdformer.rundir.metrics_file import MetricsFile
+from tdformer.rundir.metrics_file import MetricsFile, in_order
 from tdformer.rundir.run_dir import RunDir
 from tdformer.training.learning_curve import draw_learning_curve
 
@@ -188,3 +193,37 @@ def test_a_damaged_pointer_does_not_hide_how_to_go_on(tmp_path: Path) -> None:
     run_dir.config.touch()
     run_dir.latest.write_bytes(b"\xff\xfe\x00\x9d")
     assert f"tdformer train {tmp_path}" in how_to_go_on(run_dir, 1)
+
+
+@given(st.lists(st.integers(0, 20), max_size=12))
+def test_as_few_steps_as_possible_are_out_of_order(steps: list[int]) -> None:
+    fits = in_order(steps)
+    kept = [step for step, is_kept in zip(steps, fits, strict=True) if is_kept]
+    assert kept == sorted(kept)
+    longest = max((len(some) for some in rising(steps)), default=0)
+    assert len(kept) == longest
+
+
+def rising(steps: list[int]) -> Iterator[tuple[int, ...]]:
+    """All choices of steps, in their order, that never fall."""
+    for count in range(len(steps), -1, -1):
+        found = [some for some in combinations(steps, count) if list(some) == sorted(some)]
+        yield from found
+        if found:
+            return
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"step": 2000}, {"step": 0}, {"epoch": float("nan")}, {"train/loss": [1]}, {"train/loss": None}, {"step": "3"}]
+)
+def test_a_row_with_a_wrong_value_costs_no_other_row_and_is_kept(tmp_path: Path, damaged: dict[str, object]) -> None:
+    record = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in range(1, 8):
+        record.append(step, step / 4, {"train/loss": 1 / step})
+    rows = [json.loads(line) for line in record.path.read_text().splitlines()]
+    rows[2] |= damaged
+    record.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = record.path.read_bytes()
+    assert record.cut_after(7, 0, log_every=1).unreadable == [3]
+    assert record.path.read_bytes() == before
+    assert [row["step"] for row in record.rows()] == [1, 2, 4, 5, 6, 7]

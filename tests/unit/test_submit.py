@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipelines.errors import UserError
-from launch.slurm import attempts
+from data_pipelines.errors import UnavailableError, UserError
+from data_pipelines.storage.patience import Patience
+from launch.slurm import attempts, requeue, scheduler
 from launch.slurm.cluster_config import ClusterConfig, load_cluster, seconds_of, with_options
 from launch.slurm.requeue import begin
 from launch.slurm.script import Job, render
 from launch.slurm.snapshot import snapshot
+from tdformer.config.yaml_io import ConfigError
 from tdformer.rundir.run_dir import RunDir
 from tests.conftest import REPOSITORY, tdformer, write_config
 
@@ -262,3 +264,61 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path, monkeypatch: pyte
         file.write('{"job": "5", "rest')
     assert [attempt.restart for attempt in attempts.read(RunDir(tmp_path))] == [0]
     assert attempts.read(RunDir(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize(
+    "option", ["--no-requeue", "--array=0-3", "--signal=B:USR1@60", "--time=00:00:10", "-t 10", "--wrap=ls", "constraint=a100"]
+)
+def test_options_that_a_job_could_not_do_its_work_with_are_refused(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"sbatch": [option]}))
+    with pytest.raises(ConfigError, match="sbatch"):
+        load_cluster(path)
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A controller that does not answer: a script that a test may replace."""
+    path = tmp_path / "bin" / "scontrol"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2\nexit 1\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=":")
+    return path
+
+
+def test_a_controller_that_is_away_is_asked_again_and_the_job_comes_back(
+    tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, log = RunDir(tmp_path / "run"), tmp_path / "asked"
+    run_dir.path.mkdir()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    away = scontrol.read_text().splitlines()[1]
+    scontrol.write_text(
+        f"#!/bin/sh\necho $1 >> {log}\nif [ $(wc -l < {log}) -lt 3 ]; then {away}; exit 1; fi\n"
+        f"[ $1 = requeue ] || echo JobId=7 JobState=RUNNING\n"
+    )
+    assert "is put back into the queue" in requeue.end(run_dir, 75)
+    assert log.read_text().split() == ["show", "show", "show", "requeue"]
+
+
+def test_a_controller_that_stays_away_is_no_answer(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requeue, "PATIENCE", Patience(0.0))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UnavailableError, match="Slurm does not say what became of job 7"):
+        requeue.end(RunDir(tmp_path / "run"), 75)
+    scontrol.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n")
+    assert scheduler.state("7") is None
+
+
+def test_a_latest_that_cannot_be_read_now_is_not_damaged(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.checkpoints.mkdir(parents=True)
+    assert attempts.latest(run_dir) is None
+    run_dir.latest.symlink_to("/proc/self/mem")
+    with pytest.raises(UnavailableError, match="cannot be read now"):
+        attempts.latest(run_dir)
+    run_dir.latest.unlink()
+    run_dir.latest.write_text("nonsense")
+    assert attempts.latest(run_dir) == "a damaged latest"

@@ -374,3 +374,64 @@ def test_a_spool_that_grows_gives_every_point_once(tmp_path: Path, data: st.Data
             spool.advance()
             arrived += found
     assert arrived == wanted
+
+
+@pytest.mark.parametrize("step", [2000, 0])
+def test_a_row_with_a_wrong_step_costs_mlflow_no_other_point(config: RunConfig, run_dir: RunDir, step: int) -> None:
+    with tracker(config, run_dir):
+        pass
+    record = MetricsFile(run_dir.metrics)
+    for number in range(1, 7):
+        record.append(number, number / 4, {"train/loss": float(number)})
+    run_dir.metrics.write_text(run_dir.metrics.read_text().replace('"step": 3', f'"step": {step}'))
+    sync.sync(run_dir)
+    assert points(config.tracking.uri, run_dir, "loss") == [(number, float(number)) for number in (1, 2, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("which", ["the only session", "the last of two"])
+def test_a_damaged_session_changes_no_status_in_mlflow(config: RunConfig, run_dir: RunDir, which: str) -> None:
+    for _ in range(2 if which == "the last of two" else 1):
+        with tracker(config, run_dir) as own:
+            own.end("finished")
+    sync.sync(run_dir)
+    before = MlflowClient(config.tracking.uri).get_run(read_run_id(run_dir, None)).info
+    sorted(run_dir.sessions.iterdir())[-1].write_text("damaged")
+    sync.sync(run_dir)
+    after = MlflowClient(config.tracking.uri).get_run(read_run_id(run_dir, None)).info
+    assert (after.status, after.end_time) == (before.status, before.end_time) == ("FINISHED", before.end_time)
+
+
+def test_a_copy_is_known_by_its_first_session_whatever_became_of_the_originals_note(
+    config: RunConfig, run_dir: RunDir, tmp_path: Path
+) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run_dir.path, copy.path)
+    run_id = read_run_id(run_dir, None)
+    run_dir.mlflow_runs.write_text("xx")
+    sync.sync(copy)
+    assert read_run_id(copy, None) != run_id
+    sync.sync(run_dir)
+    assert read_run_id(run_dir, None) == run_id
+
+
+def test_a_run_that_mlflow_never_heard_of_and_its_copy_are_two(config: RunConfig, run_dir: RunDir, tmp_path: Path) -> None:
+    with tracker(config, run_dir) as first:
+        log(first, run_dir, 1, loss=1.0)
+    copy, other = RunDir(tmp_path / "copy"), f"sqlite:///{tmp_path}/other.db"
+    shutil.copytree(run_dir.path, copy.path)
+    for each in (run_dir, copy):
+        each.mlflow_runs.unlink()
+    ids = {sync.sync(each, other).run_id for each in (run_dir, copy)}
+    assert len(ids) == 2
+    assert {sync.sync(each, other).run_id for each in (run_dir, copy)} == ids
+
+
+@pytest.mark.parametrize("name", ["x.db?timeout=30", "p%41.db", "d%20b.db"])
+def test_the_file_of_a_sqlite_uri_is_the_one_that_mlflow_opens(config: RunConfig, run_dir: RunDir, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "own"
+    uri = f"sqlite:///{folder}/{name}"
+    with tracker(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}), run_dir) as own:
+        log(own, run_dir, 1, loss=1.0)
+    assert [path.name for path in folder.glob("*db*")] == [{"x": "x.db", "p": "pA.db", "d": "d b.db"}[name[0]]]
