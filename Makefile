@@ -65,7 +65,7 @@ clean:
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev,bench,corrupt]'
 	@touch $@
 
 .venv/.installed-ffcv: .venv/.installed-dev tests/install_system_packages.sh
@@ -75,5 +75,5 @@ clean:
 
 .venv-oldest/.installed: .venv-oldest/bin/python pyproject.toml constraints.txt
 	grep -Ev '^(torch|torchvision|torchaudio|triton|numpy|nvidia-.*|cuda-.*)==' constraints.txt > .venv-oldest/constraints.txt
-	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt $(OLDEST) --editable '.[dev,bench]'
+	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt $(OLDEST) --editable '.[dev,bench,corrupt]'
 	@touch $@

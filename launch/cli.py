@@ -24,6 +24,7 @@ from launch.commands.options import plain_typer
 from launch.commands.plan import plan
 from launch.commands.runs import runs_app
 from launch.commands.slurm import slurm_app
+from launch.commands.study import study
 from launch.commands.submit import submit
 from launch.commands.train import train
 from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
@@ -32,7 +33,7 @@ from tdformer import garbage
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
-for command in (train, evaluate, analyze, describe, submit, models, plan):
+for command in (train, evaluate, analyze, study, describe, submit, models, plan):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

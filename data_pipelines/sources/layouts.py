@@ -15,6 +15,7 @@ from data_pipelines.sources.cifar10_dvs import open_cifar10_dvs
 from data_pipelines.sources.cifar_archive import CIFAR10, CIFAR100
 from data_pipelines.sources.dvs128_gesture import open_dvs128_gesture
 from data_pipelines.sources.folders import open_folders
+from data_pipelines.sources.idx import is_idx, open_idx
 from data_pipelines.sources.imagenet import ARCHIVES, open_imagenet
 from data_pipelines.sources.imagenet_c import open_imagenet_c
 from data_pipelines.sources.lists import open_lists
@@ -32,6 +33,7 @@ IMAGE_LAYOUTS: dict[str, Callable[[Path], Splits]] = {
     "imagenet": open_imagenet,
     "cifar10": partial(open_cifar, classes=10),
     "cifar100": partial(open_cifar, classes=100),
+    "mnist": open_idx,
     "cifar10-c": open_cifar10_c,
     "imagenet-c": open_imagenet_c,
 }
@@ -39,11 +41,11 @@ EVENT_LAYOUTS: dict[str, Callable[[Path, int], Splits]] = {
     "dvs128-gesture": open_dvs128_gesture,
     "cifar10-dvs": open_cifar10_dvs,
 }
-LAYOUTS = ("mnist", *IMAGE_LAYOUTS, *EVENT_LAYOUTS)
+LAYOUTS = (*IMAGE_LAYOUTS, *EVENT_LAYOUTS)
 """All names that `--layout` takes."""
 EXPECTED = (
     "train/<class>/<image>, train/<class>.tar, train.txt, train.npz, train/images.npy, each with the same for val, or the published "
-    "archives of ImageNet or CIFAR"
+    "archives of ImageNet, CIFAR or MNIST and its like"
 )
 DETECTORS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
     ("imagenet", lambda root: _holds(root, *ARCHIVES)),
@@ -52,6 +54,7 @@ DETECTORS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
         "cifar100",
         lambda root: root.name in (CIFAR100.archive, CIFAR100.folder),
     ),  # its members `train` and `test` are too common to recognise it
+    ("mnist", is_idx),
     ("cifar10-c", lambda root: root.name == "CIFAR-10-C"),
     ("imagenet-c", lambda root: root.name == "ImageNet-C"),
     ("lists", lambda root: root.suffix == ".txt" or _holds(root, "train.txt", "val.txt")),
@@ -75,7 +78,7 @@ def open_splits(source: str, layout: str = "auto", time_steps: int = 16) -> Spli
     """
     if layout not in ("auto", *LAYOUTS):
         raise DataError(f"{layout} is no layout; choose one of auto, {', '.join(LAYOUTS)}.")
-    if "mnist" in (layout, source) and layout in ("auto", "mnist"):
+    if source == "mnist" and layout in ("auto", "mnist"):
         return open_mnist()
     path = Path(source)
     with reading(source):

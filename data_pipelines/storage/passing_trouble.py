@@ -22,7 +22,7 @@ TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 SEE_TO_IT = "see to its permissions, and give the same command again"
 """The advice for a file that may not be read. It is not damaged, so nothing is to be removed."""
-GO_ON = "nothing shows that it is damaged: give the same command again when it can be read"
+GO_ON = "nothing shows that it is damaged, so give the same command again when it can be read"
 FEWER_FILES = "raise `ulimit -n`, or lower data.workers or --processes, and the same command goes on"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_pipelines.errors import UserError
 from launch.commands.options import Ema, Json, Overrides, Processes, Trained, Which
 from launch.output.tables import show_evaluation
 
@@ -22,6 +23,9 @@ def evaluate(
     suite: Annotated[
         Path | None, typer.Option(help="Evaluate on every data set in this folder, such as the corruptions of ImageNet-C.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="What --suite --json printed for another run; mCE is relative to it.")
+    ] = None,
     ema: Ema = False,
     processes: Processes = 1,
     as_json: Json = False,
@@ -35,10 +39,12 @@ def evaluate(
         from launch.local_processes import run_processes
 
         flags = [flag for flag, is_given in (("--ema", ema), ("--json", as_json)) if is_given]
-        options = ["--which", which, *(["--suite", str(suite)] if suite else []), *flags]
+        given = {"--suite": suite, "--baseline": baseline}
+        options = ["--which", which, *(text for name, path in given.items() if path for text in (name, str(path))), *flags]
         raise typer.Exit(run_processes(processes, ["evaluate", str(trained), *(overrides or []), *options]))
 
     from tdformer.checkpoint.format import check
+    from tdformer.inference.corruptions import read_baseline, summary
     from tdformer.inference.evaluate import evaluate_checkpoint, evaluate_suite
 
     checkpoint = store.find(trained, which)
@@ -48,6 +54,9 @@ def evaluate(
             check(checkpoint)  # says what is missing, and what to do
         return load_config(checkpoint.config, overrides or [])
 
+    if baseline and not suite:
+        raise UserError("--baseline is for --suite: mCE compares errors on a suite.")
+    others = read_baseline(baseline) if baseline else None
     result = evaluate_suite(load, checkpoint, ema, suite) if suite else evaluate_checkpoint(load, checkpoint, ema)
     if result is not None:
-        show_evaluation(result, as_json)
+        show_evaluation(result | summary(result.get("data_sets", ()), others), as_json)

@@ -9,6 +9,7 @@ from launch.output.tables import show_texts
 from tdformer.runs import config_keys, formatting
 from tdformer.runs.comparison import Comparison, spread
 from tdformer.runs.cost import hours_of, unit_of
+from tdformer.runs.paired import differences
 
 MAX_ROWS = 40
 """The largest number of rows of a comparison. The report and --json have all rows."""
@@ -31,6 +32,7 @@ def show_comparison(comparison: Comparison) -> None:
     if any(len(group.runs) > 1 for group in comparison.groups) or comparison.references:
         print_title("Settings: mean ± standard deviation over seeds")
         _settings(comparison)
+    _paired(comparison)
     print_notes({comparison.names[run]: run.notes for run in runs})
 
 
@@ -50,6 +52,17 @@ def _settings(comparison: Comparison) -> None:
     columns = ["", "setting", "runs", *titles, f"{unit_of(comparison.runs)} each", ""]
     show_texts(columns, rows, texts=(0, 1, len(columns) - 1))
     _rest(len(comparison.groups), "settings")
+
+
+def _paired(comparison: Comparison) -> None:
+    rows = [
+        [f"{formatting.tag(place)} - A", name, str(len(pair.seeds)), *formatting.paired(name, pair)]
+        for name in comparison.metrics
+        for place, pair in differences(comparison, name)[:MAX_ROWS]
+    ]
+    if rows:
+        print_title("Differences seed by seed, of the last values")
+        show_texts(["", "metric", "seeds", "mean", "95 % interval (t)", "95 % interval (bootstrap)"], rows, texts=(0, 1))
 
 
 def _rest(count: int, what: str) -> None:

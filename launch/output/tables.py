@@ -53,7 +53,25 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     """Print the result on one data set, or on a suite: one row for each data set, then what they have in common."""
     if not as_json and "data_sets" in result:
         show_rows([{**row, "top1_by_segment": for_people(row["top1_by_segment"])} for row in result.pop("data_sets")], False, "")
+        _show_errors(result)
     show(result, as_json)
+
+
+def _show_errors(result: dict[str, Any]) -> None:
+    """Print errors by kind and severity, and take them out of the result. Nothing if the suite has no such names."""
+    errors, means, ratios = result.pop("errors", {}), result.pop("mean_errors", {}), result.pop("ce", {})
+    severities = sorted({severity for values in errors.values() for severity in values})
+    rows: list[dict[str, object]] = [
+        {
+            "error in percent": kind,
+            **{f"severity {severity}": f"{values[severity]:.2f}" if severity in values else "" for severity in severities},
+            "mean": f"{means[kind]:.2f}",
+            **({"CE": f"{ratios[kind]:.1f}"} if ratios else {}),
+        }
+        for kind, values in errors.items()
+    ]
+    if rows:
+        show_rows(rows, False, "")
 
 
 def for_people(value: object) -> str:

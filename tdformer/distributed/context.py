@@ -158,8 +158,11 @@ def init_distributed() -> Iterator[DistContext]:
 
 
 def _join(backend: str) -> None:
-    """Join torch's process group. Raises PeerLostError if the other ranks do not come."""
+    """Join torch's process group. Raises PeerLostError if the other ranks do not come. A process that is alone opens no port for it."""
     rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if world_size == "1":
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        return
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=COLLECTIVE_TIMEOUT)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tdformer.runs.comparison import Spread
 from tdformer.runs.config_keys import ABSENT, short_names
+from tdformer.runs.paired import Paired
 
 NOTHING = ABSENT
 """The text for a value that does not exist."""
@@ -29,6 +30,19 @@ def spread_of(metric: str, found: Spread | None) -> str:
     if found is None:
         return NOTHING
     return number(metric, found.mean) + (f" ± {number(metric, found.deviation)}" if found.deviation is not None else "")
+
+
+def paired(metric: str, found: Paired) -> tuple[str, str, str]:
+    """Return the mean difference and its two intervals, with signs."""
+    return (
+        _signed(metric, found.mean),
+        f"{_signed(metric, found.t_low)} to {_signed(metric, found.t_high)}",
+        f"{_signed(metric, found.bootstrap_low)} to {_signed(metric, found.bootstrap_high)}",
+    )
+
+
+def _signed(metric: str, value: float) -> str:
+    return f"{'+' if value >= 0 else '-'}{number(metric, abs(value))}"
 
 
 def hours(value: float | None) -> str:

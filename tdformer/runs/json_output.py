@@ -7,6 +7,7 @@ from typing import Any
 
 from tdformer.runs import config_keys
 from tdformer.runs.comparison import Comparison, Group, Outcome, Spread, outcome
+from tdformer.runs.paired import differences
 from tdformer.runs.run import Run
 
 
@@ -29,13 +30,19 @@ def run_as_dict(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
 
 
 def comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison: metrics, keys that differ, settings, runs and numbers of the paper."""
+    """Return a comparison: metrics, keys that differ, settings, runs and numbers of the paper.
+
+    paired: by metric, the difference of each setting to the first one, seed by seed. `setting` is its place among the settings.
+    """
     configured = {run: {key: config_keys.value(run.config, key) for key in comparison.differing} for run in comparison.runs}
     return {
         "metrics": comparison.metrics,
         "differing": comparison.differing,
         "settings": [_group(group, comparison) for group in comparison.groups],
         "runs": [{**run_as_dict(run, comparison.metrics), "config": configured[run]} for run in comparison.runs],
+        "paired": {
+            metric: [{"setting": place, **vars(pair)} for place, pair in differences(comparison, metric)] for metric in comparison.metrics
+        },
         "paper": [vars(row) for row in comparison.references],
     }
 

@@ -86,7 +86,7 @@ def installed_command(folder: Path) -> Path:
     """Write the command `tdformer` into `folder`/bin, as an installation of this checkout writes it. Return its path."""
     script = folder / "bin" / "tdformer"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom launch.__main__ import main\nmain()\n")
+    script.write_text(f'#!{sys.executable}\nfrom launch.__main__ import main\nif __name__ == "__main__":\n    main()\n')
     script.chmod(0o755)
     return script
 

@@ -20,7 +20,7 @@ REFUSALS = {
     "signal": (["preemption.signals=[SIGTERM]"], "SIGUSR1, which is not one of preemption.signals"),
     "sweep": (["--sweep", "seed=1"], "--sweep 'seed=1' is not of the form section.key=[value, value, …]"),
     "swept value": (["--sweep", "training.zero_stage=[1, 7]"], "training.zero_stage: got 7"),
-    "sweep of one run": (["--sweep", "seed=[1, 2]", "--run-dir", "one"], "one is one run, and --sweep asks for 2"),
+    "sweep of one run": (["--sweep", "seed=[1, 2]", "--run-dir", "one"], "one is one run, and --sweep starts 2 new ones"),
     "cluster file": (["--cluster", "missing.yaml"], "missing.yaml cannot be read"),
     "override": (["model.depth=3"], "model.depth: unknown key"),
 }

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tdformer.config.dotted_keys import differences, flatten
+from tdformer.config.study import load_study
 from tdformer.config.yaml_io import ConfigError, dump_config, load_config, read_yaml
 from tests.conftest import REPOSITORY
 
@@ -20,9 +21,21 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "path", sorted(set(REPOSITORY.glob("configs/**/*.yaml")) - set(REPOSITORY.glob("configs/clusters/*"))), ids=lambda path: path.stem
-)
+STUDIES = {path for path in REPOSITORY.glob("configs/studies/*.yaml") if "settings:" in path.read_text()}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    study, configs = load_study(path)
+    assert list(configs) == list(study.settings)
+    assert len(list(study.runs())) == len(study.settings) * len(study.seeds)
+
+
+RUNS = set(REPOSITORY.glob("configs/**/*.yaml")) - set(REPOSITORY.glob("configs/clusters/*")) - STUDIES
+
+
+@pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid_and_says_what_it_is_for(path: Path) -> None:
     load_config(path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]

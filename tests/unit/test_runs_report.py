@@ -158,7 +158,7 @@ def test_a_browser_shows_it_without_a_complaint(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run-0-1").rename(tmp_path / "runs" / EVIL_IMAGE)
     comparison = compare(reader.read_all(find_runs([tmp_path / "runs"])))
     html_report.write(tmp_path / "report.html", comparison, force=False)
-    names = "[...document.querySelectorAll('table')[1].tBodies[0].rows].map(row => row.cells[1].textContent.trim())"
+    names = "[...document.querySelectorAll('table')[2].tBodies[0].rows].map(row => row.cells[1].textContent.trim())"
 
     async def look() -> None:
         async with page() as shown:

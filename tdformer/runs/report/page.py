@@ -9,6 +9,7 @@ from typing import Any
 from tdformer.runs import config_keys, formatting
 from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome
 from tdformer.runs.cost import hours_of, unit_of
+from tdformer.runs.paired import differences
 from tdformer.runs.report.figures import COLOURS
 from tdformer.runs.report.tables import deciding_keys, group_columns, group_row, reference_rows, run_columns, run_row, strip_scale
 from tdformer.runs.run import Run
@@ -35,6 +36,7 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "strip_ends": [formatting.number(metric, end) for end in (along.low, along.high)] if along else [],
         "groups": [group_row(comparison, index, group, along) for index, group in enumerate(groups)],
         "references": reference_rows(comparison, along),
+        "paired": _paired(comparison),
         "settings_width": len(deciding_keys(comparison)) + 1,
         "rest_width": len(columns) - len(deciding_keys(comparison)) - 2,
         "curves_meaning": _curves_meaning(comparison),
@@ -46,6 +48,15 @@ def page(comparison: Comparison) -> dict[str, Any]:
         "footer": "Means are over runs that differ in nothing but their seed; ± is the sample standard deviation. Best values are chosen "
         "on the validation set itself, epoch by epoch, as the paper's are likely to be. Hours are those of all sessions, times processes.",
     }
+
+
+def _paired(comparison: Comparison) -> list[list[str]]:
+    """Return a row for each metric and each setting that shares seeds with the first one."""
+    return [
+        [f"{formatting.tag(place)} - A", metric, ", ".join(map(str, pair.seeds)), *formatting.paired(metric, pair)]
+        for metric in comparison.metrics
+        for place, pair in differences(comparison, metric)
+    ]
 
 
 def _unequal(groups: list[Group]) -> list[tuple[str, str]]:

@@ -1,0 +1,98 @@
+"""The samples of a prepared data set, corrupted in one of 19 ways: a suite as CIFAR-10-C and ImageNet-C are, of any data set.
+
+The corruptions are those of Hendrycks and Dietterich (2019), by the package imagecorruptions-imaug, which the extra `corrupt` installs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+
+from data_pipelines.errors import DataError, UserError
+from data_pipelines.formats.images import encode_png
+from data_pipelines.formats.sample import RawSample
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.rng import fork_rng, seed_rng
+from data_pipelines.sources.base import LeftOut
+
+KINDS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    *("snow", "frost", "fog", "brightness", "spatter"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+)
+"""Noise, blur, weather and digital corruptions: the 15 of ImageNet-C and the 4 that were held out."""
+WITH_OWN_GENERATOR = ("impulse_noise", "glass_blur")
+"""Kinds that do not draw from NumPy's global generator, and take a seed."""
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 32
+"""Pixels of the short side. Some corruptions are not defined for smaller images."""
+
+
+class CorruptedSource:
+    """The images of a data set with one corruption at one severity, as PNG. Keys, labels and their order stay.
+
+    The pixels depend on the seed, the sample's key, the kind and the severity alone. Raises UserError for an unknown kind or severity, for
+    event frames, and if the extra is not installed.
+    """
+
+    def __init__(self, data: DataSet, kind: str, severity: int, seed: int) -> None:
+        if kind not in KINDS:
+            raise UserError(f"there is no corruption {kind}; the kinds are {', '.join(KINDS)}.")
+        if severity not in SEVERITIES:
+            raise UserError(f"there is no severity {severity}; give some of 1 to 5.")
+        if data.manifest.kind != "images":
+            raise UserError(f"{data.location} holds event frames; corruptions are of images.")
+        check_installed()
+        self.data, self.kind, self.severity, self.seed = data, kind, severity, seed
+        self.ignored_files = 0
+        self.left_out: list[LeftOut] = []
+
+    @property
+    def classes(self) -> list[str]:
+        return self.data.classes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> RawSample:
+        from imagecorruptions import corrupt
+
+        key = self.data.index.key_of(index)
+        pixels = np.asarray(self.data.read(index))
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        if min(pixels.shape[:2]) < SMALLEST:
+            height, width = pixels.shape[:2]
+            raise DataError(f"{self.data.describe(index)} has {width} x {height} pixels; corruptions need {SMALLEST} x {SMALLEST}.")
+        with fork_rng():
+            seed_rng(*self._words, _word(key))
+            own = {"seed": int(np.random.randint(2**31))} if self.kind in WITH_OWN_GENERATOR else {}
+            corrupted = corrupt(pixels, severity=self.severity, corruption_name=self.kind, **own)
+        return RawSample(key, "png", encode_png(np.asarray(corrupted, np.uint8)), self.data.index.label_of(index))
+
+    def origin(self, index: int) -> str:
+        return self.data.describe(index)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.data.digest()} {self.kind} {self.severity} {self.seed}".encode()).hexdigest()
+
+    @cached_property
+    def _words(self) -> tuple[int, int, int]:
+        return self.seed, _word(self.kind), self.severity
+
+
+def check_installed() -> None:
+    """Raise UserError unless the package of the corruptions is there."""
+    try:
+        import imagecorruptions  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the corruptions cannot be loaded ({error}); install them: pip install --constraint constraints.txt -e '.[corrupt]'"
+        ) from None
+
+
+def _word(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big")

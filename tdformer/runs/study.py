@@ -1,0 +1,121 @@
+"""Says how far a study is, and what came out: settings compared with a reference, seed by seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tdformer.config.study import StudyConfig
+from tdformer.runs import reader
+from tdformer.runs.comparison import Spread, outcome, spread
+from tdformer.runs.cost import hours_of
+from tdformer.runs.paired import Paired, paired
+from tdformer.runs.run import Run
+from tdformer.runs.states import State
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """What came out of one setting over its finished runs."""
+
+    name: str
+    values: dict[int, float]
+    """The last value of the metric, by seed."""
+    spread: Spread | None
+    difference: Paired | None
+    """To the reference. None for the reference itself, and below two common seeds."""
+    by_epoch: list[tuple[int, Paired]]
+    """The same difference after each epoch."""
+    hours: float | None
+    """Mean hours of a run, times its processes."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How far a study is, and what its finished runs say."""
+
+    study: StudyConfig
+    states: dict[str, dict[int, State]]
+    """By setting and seed."""
+    settings: list[SettingResult]
+
+    @property
+    def finished(self) -> int:
+        return sum(state == "finished" for states in self.states.values() for state in states.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything ready for JSON."""
+        return {
+            "study": self.study.name,
+            "metric": self.study.metric,
+            "reference": self.study.reference,
+            "states": self.states,
+            "settings": [
+                {
+                    **vars(setting),
+                    "spread": setting.spread and vars(setting.spread),
+                    "difference": setting.difference and vars(setting.difference),
+                    "by_epoch": [{"epoch": epoch, **vars(pair)} for epoch, pair in setting.by_epoch],
+                }
+                for setting in self.settings
+            ],
+        }
+
+
+def read_study(study: StudyConfig) -> StudyResult:
+    """Read the runs of a study that are there."""
+    runs: dict[str, dict[int, Run]] = {name: {} for name in study.settings}
+    states: dict[str, dict[int, State]] = {name: {} for name in study.settings}
+    for planned in study.runs():
+        run = reader.read(planned.path, [study.metric]) if planned.path.is_dir() else None
+        states[planned.setting][planned.seed] = run.state if run else "new"
+        if run and run.state == "finished":
+            runs[planned.setting][planned.seed] = run
+    against = runs[study.reference]
+    return StudyResult(study, states, [_result(study, name, of_setting, against) for name, of_setting in runs.items()])
+
+
+def _result(study: StudyConfig, name: str, runs: Mapping[int, Run], against: Mapping[int, Run]) -> SettingResult:
+    values, others = _last_values(runs, study.metric), _last_values(against, study.metric)
+    is_reference = name == study.reference
+    hours = [spent for run in runs.values() if (spent := hours_of(run)) is not None]
+    return SettingResult(
+        name,
+        values,
+        spread(list(values.values())),
+        None if is_reference else paired(values, others),
+        [] if is_reference else _by_epoch(study.metric, runs, against),
+        statistics.fmean(hours) if hours else None,
+    )
+
+
+def _last_values(runs: Mapping[int, Run], metric: str) -> dict[int, float]:
+    return {seed: found.last.value for seed, run in runs.items() if (found := outcome(run, metric))}
+
+
+def _by_epoch(metric: str, runs: Mapping[int, Run], against: Mapping[int, Run]) -> list[tuple[int, Paired]]:
+    """Return the difference after each epoch that two settings have in common."""
+    curves = [{seed: _curve(run, metric) for seed, run in of_setting.items()} for of_setting in (runs, against)]
+    epochs = sorted({epoch for of_setting in curves for curve in of_setting.values() for epoch in curve})
+    found = [
+        (epoch, paired(*({seed: curve[epoch] for seed, curve in each.items() if epoch in curve} for each in curves))) for epoch in epochs
+    ]
+    return [(epoch, pair) for epoch, pair in found if pair is not None]
+
+
+def _curve(run: Run, metric: str) -> dict[int, float]:
+    return {round(point.epoch): point.value for point in run.metrics.series(metric)}
+
+
+def warnings_on(result: StudyResult) -> Sequence[str]:
+    """Return what a reader of the result should know: runs that are lacking, and settings of other cost."""
+    total = len(result.study.settings) * len(result.study.seeds)
+    remarks = [f"{total - result.finished} of {total} runs are not finished"] if result.finished < total else []
+    reference = next(setting for setting in result.settings if setting.name == result.study.reference)
+    for setting in result.settings:
+        if setting.hours and reference.hours and abs(setting.hours / reference.hours - 1) > 0.1:
+            percent = 100 * (setting.hours / reference.hours - 1)
+            remarks.append(f"a run of {setting.name} took {percent:+.0f} % of the time of one of {reference.name}")
+    return remarks
