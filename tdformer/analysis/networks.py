@@ -33,6 +33,8 @@ class Network:
     """SHA-256 of its weights."""
     batch: int
     """Images per forward pass that its run evaluated with."""
+    run_dir: Path | None = None
+    """The run directory. None for a weights folder."""
 
     def described(self) -> dict[str, Any]:
         config = self.model.config
@@ -69,6 +71,7 @@ def _from_run(path: Path, which: str, averaged: bool) -> Network:
         config.data.image_size,
         sha256(checkpoint.model),
         config.training.eval_batch,
+        checkpoint.root.parent,
     )
 
 

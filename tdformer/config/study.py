@@ -77,7 +77,7 @@ class StudyRun(NamedTuple):
     setting: str
     seed: int
     path: Path
-    """Its run directory."""
+    """The run directory."""
     overrides: tuple[str, ...]
 
 

@@ -14,7 +14,7 @@ from tdformer.runs import config_keys
 from tdformer.runs.comparison import Comparison, Group, outcome
 
 EXACT_UP_TO = 6
-"""Up to this number of seeds the bootstrap takes all resamples (at most 46,656), and above it RESAMPLES random ones."""
+"""The bootstrap takes all resamples of up to this number of seeds (at most 46,656), and RESAMPLES random ones of more."""
 RESAMPLES = 10_000
 TAIL = 0.025
 

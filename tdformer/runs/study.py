@@ -25,9 +25,9 @@ class SettingResult:
     """The last value of the metric, by seed."""
     spread: Spread | None
     difference: Paired | None
-    """To the reference. None for the reference itself, and below two common seeds."""
+    """The difference to the reference. None for the reference itself, and below two common seeds."""
     by_epoch: list[tuple[int, Paired]]
-    """The same difference after each epoch."""
+    """The difference after each epoch."""
     hours: float | None
     """Mean hours of a run, times its processes."""
 
@@ -38,7 +38,7 @@ class StudyResult:
 
     study: StudyConfig
     states: dict[str, dict[int, State]]
-    """By setting and seed."""
+    """The state of each run, by setting and seed."""
     settings: list[SettingResult]
 
     @property

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
+from tdformer.rundir.run_dir import RunDir
+from tdformer.tracking.run_ids import read_run_id
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 from tests.runs import ReferenceRun, finished, train
@@ -97,6 +100,16 @@ def test_parts_that_are_done_are_kept(reference: ReferenceRun, tmp_path: Path) -
     )
 
 
+def test_results_are_sent_to_the_mlflow_run(reference: ReferenceRun, tmp_path: Path) -> None:
+    run = reference.copy_cut_after(8, tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert_one_sentence(tdformer("analyze", run, "--only", "energy", "--out", tmp_path / "out", "--log"), "tdformer runs sync")
+    finished("runs", "sync", run)
+    finished("analyze", run, "--only", "energy", "--out", tmp_path / "out", "--log")
+    artifacts = MlflowClient(uri).list_artifacts(read_run_id(RunDir(run), uri), "analysis")
+    assert {artifact.path for artifact in artifacts} == {"analysis/analysis.json", "analysis/report.html"}
+
+
 def test_an_exported_network_gives_the_numbers_of_its_run(reference: ReferenceRun, tmp_path: Path) -> None:
     finished("checkpoint", "export", reference.run, tmp_path / "weights")
     finished("analyze", reference.run, "--only", "energy", "--out", tmp_path / "run")
@@ -117,6 +130,7 @@ def test_what_cannot_be_analysed_is_told_in_a_sentence(reference: ReferenceRun, 
         ((reference.run, "--data", other_classes), "names other classes than"),
         ((tmp_path / "weights",), "does not say where the validation set is; name one with --data"),
         ((tmp_path / "nowhere",), "holds no latest checkpoint"),
+        ((tmp_path / "weights", "--data", reference.folder / "val", "--log"), "is of no run here"),
         ((reference.run, "--baseline", tmp_path / "nowhere"), "holds no latest checkpoint"),
     ):
         assert_one_sentence(tdformer("analyze", *arguments, "--out", tmp_path / "out"), words)

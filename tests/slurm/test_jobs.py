@@ -160,6 +160,21 @@ def test_a_sweep_is_an_array_of_runs(jobs: Jobs, cluster: Cluster) -> None:
     assert first != second
 
 
+def test_a_study_is_a_job_for_each_run(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
+    base, study = jobs.config("study"), tmp_path / "study.yaml"
+    settings = {"plain": {"model.feedback": None}, "topdown": {}}
+    described = {"name": "small", "base": str(base), "output": str(tmp_path), "settings": settings, "seeds": [1]}
+    study.write_text(yaml.safe_dump({**described, "shared": {"training.epochs": 1}}))
+    command = ("study", study, "--slurm", "--gpus-per-node", 0)
+    submitted = dict(line.split(": job ") for line in jobs.tdformer(*command).stdout.splitlines())
+    assert [Path(run).name for run in submitted] == ["plain-seed-1", "topdown-seed-1"]
+    for run, number in submitted.items():
+        assert f"{run} has job {number}" in jobs.tdformer(*command).stdout or saved_step(Path(run)) == 6
+        cluster.wait(number, "COMPLETED")
+    assert jobs.tdformer(*command).stdout == "", "nothing is left to submit"
+    assert jobs.tdformer("study", study, "--report").stdout.count("hours each") == 1
+
+
 def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("launcher: torchrun\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     submitted = jobs.submit(jobs.config("torchrun"), "--cluster", tmp_path / "cluster.yaml")

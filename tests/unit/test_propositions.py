@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdformer.analysis.propositions import masked_variance_bound, processed_mean, processed_variance, token_attention_variance
@@ -37,12 +37,14 @@ def test_variance_of_token_attention_grows_with_the_channels(rate: float, channe
     assert sums.var() == pytest.approx(token_attention_variance(rate, channels), rel=0.25)
 
 
-@given(rate=st.floats(0.02, 0.1), channels=st.sampled_from([256, 768]), upper=st.floats(1, 2), seed=st.integers(0, 2**31))
-def test_proposition_b_4(rate: float, channels: int, upper: float, seed: int) -> None:
+@given(rate=st.floats(0.05, 0.1), upper=st.floats(1, 2), seed=st.integers(0, 2**31))
+@settings(max_examples=20)
+def test_proposition_b_4(rate: float, upper: float, seed: int) -> None:
+    """The proposition is about the mean over directions w, of which ten are drawn."""
     generator = np.random.default_rng(seed)
-    x = (generator.random((2000, channels)) < rate).astype(float)
-    w = generator.standard_normal(channels)
-    w -= w.mean()
-    y = x * (x @ (w / np.linalg.norm(w))).clip(0, upper)[:, None]
-    assert y.mean() / x.mean() == pytest.approx(processed_mean(rate), rel=0.25)
-    assert y.var() / x.var() == pytest.approx(processed_variance(rate), rel=0.35)
+    x = (generator.random((1000, 768)) < rate).astype(float)
+    w = generator.standard_normal((768, 10))
+    w = (w - w.mean(0)) / np.linalg.norm(w - w.mean(0), axis=0)
+    y = x[:, :, None] * (x @ w).clip(0, upper)[:, None, :]
+    assert y.mean() / x.mean() == pytest.approx(processed_mean(rate), rel=0.2)
+    assert y.var() / x.var() == pytest.approx(processed_variance(rate), rel=0.3)
