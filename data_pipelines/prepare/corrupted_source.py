@@ -9,8 +9,9 @@ import hashlib
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UserError
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.dataset import DataSet
@@ -28,11 +29,11 @@ WITH_OWN_GENERATOR = ("impulse_noise", "glass_blur")
 """Kinds that do not draw from NumPy's global generator, and take a seed."""
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32
-"""Pixels of the short side. Some corruptions are not defined for smaller images."""
+"""Pixels of the short side. Some corruptions are not defined for smaller images, such as the digits of MNIST."""
 
 
 class CorruptedSource:
-    """The images of a data set with one corruption at one severity, as PNG. Keys, labels and their order stay.
+    """The images of a data set with one corruption at one severity, as PNG. Keys, labels and their order stay. Small images are enlarged.
 
     The pixels depend on the seed, the sample's key, the kind and the severity alone. Raises UserError for an unknown kind or severity, for
     event frames, and if the extra is not installed.
@@ -61,12 +62,7 @@ class CorruptedSource:
         from imagecorruptions import corrupt
 
         key = self.data.index.key_of(index)
-        pixels = np.asarray(self.data.read(index))
-        if pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=2)
-        if min(pixels.shape[:2]) < SMALLEST:
-            height, width = pixels.shape[:2]
-            raise DataError(f"{self.data.describe(index)} has {width} x {height} pixels; corruptions need {SMALLEST} x {SMALLEST}.")
+        pixels = _rgb_and_large_enough(np.asarray(self.data.read(index)))
         with fork_rng():
             seed_rng(*self._words, _word(key))
             own = {"seed": int(np.random.randint(2**31))} if self.kind in WITH_OWN_GENERATOR else {}
@@ -82,6 +78,15 @@ class CorruptedSource:
     @cached_property
     def _words(self) -> tuple[int, int, int]:
         return self.seed, _word(self.kind), self.severity
+
+
+def _rgb_and_large_enough(pixels: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W, 3] of grey or RGB pixels. A short side below SMALLEST is enlarged to it, bicubically."""
+    image = Image.fromarray(pixels).convert("RGB")
+    if (scale := SMALLEST / min(image.size)) > 1:
+        width, height = (max(round(side * scale), SMALLEST) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def check_installed() -> None:

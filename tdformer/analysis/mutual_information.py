@@ -32,7 +32,7 @@ from tdformer.models.tdformer import TDFormer
 
 FEWEST_SAMPLES = 100
 UNITS = 2048
-"""At most this number of units of a stage is looked at, drawn at random."""
+"""A larger stage is represented by this number of its units, drawn at random."""
 GAUSSIAN_COMPONENTS, KSG_COMPONENTS = 10, 3
 """Principal components. Neighbours in more than a few dimensions are far away, and the estimate is then too low."""
 SEED = 0

@@ -30,7 +30,7 @@ class StudyConfig(Section):
     output: Path = Path("runs")
     """Folder in which the folder of the study is made."""
     settings: dict[Name, dict[str, Any]]
-    """By name, what each setting changes: values by dotted keys, such as model.segments: 1. An empty one is the base itself."""
+    """The settings by name. Each holds what it changes, by dotted keys, such as model.segments: 1. An empty one is the base itself."""
     shared: dict[str, Any] = Field(default_factory=dict)
     """Values by dotted keys that all runs have in place of the base's."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = PAPERS_SEEDS

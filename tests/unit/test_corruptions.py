@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import UserError
 from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.prepare.corrupted_source import KINDS, CorruptedSource
+from data_pipelines.sources.layouts import open_splits
 from launch.cli import app
 from tdformer.inference.corruptions import errors_of, read_baseline, summary
 from tests.stripes import StripesSource, stored
@@ -102,21 +103,19 @@ def test_a_suite_is_never_written_over_its_source(val: Path, out: str) -> None:
     assert sorted(path.name for path in val.iterdir()) == before
 
 
-def test_small_images_are_named(tmp_path: Path) -> None:
-    class Small(StripesSource):
-        def __getitem__(self, index: int):
-            sample = super().__getitem__(index)
-            small = io.BytesIO()
-            Image.open(io.BytesIO(sample.data)).resize((20, 20)).save(small, format="PNG")
-            return (
-                sample._replace(data=small.getvalue())
-                if hasattr(sample, "_replace")
-                else type(sample)(sample.key, sample.extension, small.getvalue(), sample.label)
-            )
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_28_pixels_are_enlarged(kind: str, small: Path) -> None:
+    """MNIST and Fashion-MNIST have such images, and they are grey."""
+    assert pixels(CorruptedSource(open_dataset(small), kind, 3, 0)[0].data).shape == (32, 48, 3)
 
-    data = open_dataset(stored(Small(4, seed=1), tmp_path / "small"))
-    with pytest.raises(DataError, match="has 20 x 20 pixels; corruptions need 32 x 32"):
-        CorruptedSource(data, "fog", 1, 0)[0]
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    for split in ("train", "val"):
+        grey = np.random.default_rng(1).integers(0, 256, (3, 28, 42), np.uint8)
+        np.savez(folder / f"{split}.npz", images=grey, labels=np.arange(3))
+    return stored(open_splits(str(folder))["val"], folder / "stored")
 
 
 # --- the summary ---------------------------------------------------------------------------------------------

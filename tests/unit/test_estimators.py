@@ -41,7 +41,7 @@ def test_binary_symmetric_channel(flip: float) -> None:
 @pytest.mark.parametrize("pairs", [30, 300])
 @pytest.mark.parametrize("rates", [(0.5, 0.5), (0.2, 0.4)])
 def test_independent_spikes_have_none_on_average(pairs: int, rates: tuple[float, float]) -> None:
-    """Without the correction the mean would be 1 / (2 n ln 2): 0.024 bits for 30 pairs. What is left falls as 1 / n²."""
+    """The correction takes away 1 / (2 n ln 2) bits, 0.024 for 30 pairs. What is left falls as 1 / n²."""
     x, y = spikes(rates[0], (pairs, 20_000), seed=3), spikes(rates[1], (pairs, 20_000), seed=4)
     assert binary.mutual_information(*counts(x, y)).mean() == pytest.approx(0, abs=6 / pairs**2)
 
