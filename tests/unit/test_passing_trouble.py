@@ -577,3 +577,14 @@ def test_index_does_not_blame_a_local_shard_for_the_limit_of_open_files(shared_f
     (tmp_path / "out").mkdir()
     with no_file_is_opened():
         refusal(lambda: index_shards(found, tmp_path / "out", patience=NO_PATIENCE), "Too many open files")
+
+
+def test_a_shard_that_is_a_link_into_a_lost_mount_is_not_missing(folder: Path, tmp_path: Path) -> None:
+    shard = sorted(folder.glob("*.tar"))[1]
+    (tmp_path / "mount").mkdir()
+    shard.rename(tmp_path / "mount" / shard.name)
+    shard.symlink_to(tmp_path / "mount" / shard.name)
+    assert len(open_dataset(folder)) > 0
+    (tmp_path / "mount").rename(tmp_path / "away")
+    with pytest.raises(UnavailableError, match=f"shard {shard} cannot be read now"):
+        open_dataset(folder)

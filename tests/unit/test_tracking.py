@@ -435,3 +435,9 @@ def test_the_file_of_a_sqlite_uri_is_the_one_that_mlflow_opens(config: RunConfig
     with tracker(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}), run_dir) as own:
         log(own, run_dir, 1, loss=1.0)
     assert [path.name for path in folder.glob("*db*")] == [{"x": "x.db", "p": "pA.db", "d": "d b.db"}[name[0]]]
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(config: RunConfig, uri: str) -> None:
+    with pytest.raises(ValidationError, match="a database in memory keeps nothing"):
+        RunConfig.model_validate({**config.model_dump(), "tracking": {"uri": uri}})
