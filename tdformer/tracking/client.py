@@ -34,6 +34,7 @@ def import_mlflow() -> Any:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # It prints a traceback of each error that it also raises.
     return mlflow
 
 

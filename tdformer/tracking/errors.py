@@ -25,7 +25,8 @@ UNAUTHENTICATED, FORBIDDEN, REQUEST_TIMEOUT, TOO_MANY_REQUESTS = 401, 403, 408, 
 ENDPOINT_NOT_FOUND = "ENDPOINT_NOT_FOUND"
 UNREACHABLE = "it cannot be reached"
 UNKNOWN_USER = "it does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+"""What sqlite answers while another process holds the file, and on a disk that is full or away."""
 
 
 class RefusedError(Exception):
@@ -97,7 +98,8 @@ def _meaning(error: Exception, uri: str) -> str:
     for part, meaning in MEANINGS:
         if part in _text(error):
             return meaning
-    text = " ".join(str(error).split()) or type(error).__name__
+    of_sqlite = next((each for each in chain(error) if isinstance(each, sqlite3.Error)), None)  # the rest is SQLAlchemy's, for programmers
+    text = " ".join(str(of_sqlite or error).split()) or type(error).__name__
     # A long text of requests ends with the reason.
     return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
 
@@ -157,9 +159,9 @@ def _status(error: Exception) -> int | None:
 
 
 def _is_away(error: BaseException) -> bool:
-    """True if a database cannot be reached at the moment, or is locked by another process."""
+    """True if a database cannot be reached or written at the moment, or is locked by another process."""
     from sqlalchemy.exc import DBAPIError
 
     if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in LOCKED  # The lowest byte is the code; others say more about it.
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING  # The lowest byte is the code; others say more about it.
     return isinstance(error, (ConnectionError, TimeoutError)) or (isinstance(error, DBAPIError) and error.connection_invalidated)

@@ -28,7 +28,7 @@ def test_go_on(reference: ReferenceRun, tmp_path: Path, place: str) -> None:
     model = size_of_model(reference)
     size = {"half of the model": model // 2, "half of the optimizer": model + 1000}[place]
     config = reference.config(tmp_path)
-    config["checkpoint"]["background"] = False  # or MLflow would meet the full disk, too
+    config["checkpoint"]["background"] = False  # as a rule, MLflow does not meet the full disk then
     ended = train(MAIN, 2, config, tmp_path, {"FULL_AT": "2,3,6", "FULL_BYTES": str(size)})
     ended.assert_finished()
     warnings = [line for line in ended.output.splitlines() if line.startswith("warning:")]

@@ -26,6 +26,7 @@ from tdformer.distributed.launch_environment import free_port
 from tdformer.tracking import probe
 from tdformer.tracking.client import open_client
 from tdformer.tracking.errors import RefusedError, explain, is_permanent
+from tests.faults.disk_worker import files_of_at_most
 from tests.faults.mlflow_server import answering, reply
 
 SERVER, DATABASE = "http://host:5000", "postgresql://host/mlflow"
@@ -161,6 +162,20 @@ def test_a_sqlite_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database " * 100)
     error = asked(uri)
     assert (is_permanent(error, uri), explain(error)) == (True, "file is not a database")
+
+
+def test_a_sqlite_file_on_a_full_disk_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """MLflow's own traceback of the error, which it also raises, is not printed."""
+    path = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    client = open_client(uri)
+    run = client.create_run("0").info.run_id
+    with files_of_at_most(0):
+        error = raised_by(lambda: client.log_metric(run, "loss", 1.0))
+    assert (is_permanent(error, uri), explain(error)) == (False, "disk I/O error")
+    assert "Traceback" not in "".join(capfd.readouterr())
+    client.log_metric(run, "loss", 1.0)
+    assert client.get_run(run).data.metrics == {"loss": 1.0}
 
 
 def of_driver(text: str, *, disconnects: bool = False) -> Exception:
