@@ -8,6 +8,8 @@ packages=(libopencv-dev libturbojpeg0-dev pkg-config g++)
 packages+=(slurm-wlm munge)
 # A browser, without a screen, to look at the reports of `tdformer runs compare`.
 packages+=(chromium)
+# 70,000 real images, for the study of Fashion-MNIST.
+packages+=(dataset-fashion-mnist)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -74,15 +75,15 @@ def evaluation_batches(
     batch: int,
     rank: int,
     world_size: int,
-    at_most: int | None = None,
+    chosen: np.ndarray | None = None,
     patience: Patience = NO_PATIENCE,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's share of a data set. All ranks together take each sample once, and each rank gets equally many batches.
 
-    batch: samples per batch. at_most: take this number of samples, at equal distances in storage order. Raises DataError or
-    UnavailableError, as train_batches does, for a sample that cannot be read.
+    batch: samples per batch. chosen: the numbers of the samples, in storage order, that all ranks take together; None: all. Raises
+    DataError or UnavailableError, as train_batches does, for a sample that cannot be read.
     """
-    samples = evaluation_samples(len(data), rank, world_size, at_most).tolist()
+    samples = evaluation_samples(len(data), rank, world_size, chosen).tolist()
     requests = [[(0, sample) for sample in samples[start : start + batch]] for start in range(0, len(samples), batch)]
     batches = MicroBatchDataset(data, _transform(config, data, training=False), _normalisation(config), seed=0, replace_bad=False)
     return _load(batches, requests, min(config.workers, len(requests)), patience)

@@ -86,13 +86,18 @@ class TrainSampler:
                 yield [(epoch, sample) for sample in samples.tolist()]
 
 
-def evaluation_samples(samples: int, rank: int, world_size: int, at_most: int | None = None) -> np.ndarray:
+def at_equal_distances(samples: int, count: int) -> np.ndarray:
+    """Return `count` of the numbers 0 … samples - 1 at equal distances, or all if there are not more."""
+    return np.arange(samples) if count >= samples else np.arange(count) * samples // count
+
+
+def evaluation_samples(samples: int, rank: int, world_size: int, chosen: np.ndarray | None = None) -> np.ndarray:
     """List the samples that one rank evaluates: every world_size-th one, padded with PADDING to equal length on all ranks.
 
     Equal lengths keep the ranks in step, since a forward pass under ZeRO 3 communicates. Padding slots are not counted.
-    at_most: all ranks together take this number of samples, at equal distances in storage order.
+    chosen: the numbers of the samples that all ranks take together. None: all.
     """
-    chosen = np.arange(samples) if at_most is None or at_most >= samples else np.arange(at_most) * samples // at_most
+    chosen = np.arange(samples) if chosen is None else chosen
     padded = np.full(-(-len(chosen) // world_size) * world_size, PADDING)
     padded[: len(chosen)] = chosen
     return padded[rank::world_size]

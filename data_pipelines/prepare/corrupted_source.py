@@ -12,22 +12,15 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import UserError
+from data_pipelines.formats.corruption_kinds import KINDS, SEVERITIES
 from data_pipelines.formats.images import encode_png
 from data_pipelines.formats.sample import RawSample
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.rng import fork_rng, seed_rng
 from data_pipelines.sources.base import LeftOut
 
-KINDS = (
-    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
-    *("snow", "frost", "fog", "brightness", "spatter"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
-)
-"""Noise, blur, weather and digital corruptions: the 15 of ImageNet-C and the 4 that were held out."""
 WITH_OWN_GENERATOR = ("impulse_noise", "glass_blur")
 """Kinds that do not draw from NumPy's global generator, and take a seed."""
-SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32
 """Pixels of the short side. Some corruptions are not defined for smaller images, such as the digits of MNIST."""
 
@@ -37,9 +30,11 @@ class CorruptedSource:
 
     The pixels depend on the seed, the sample's key, the kind and the severity alone. Raises UserError for an unknown kind or severity, for
     event frames, and if the extra is not installed.
+
+    samples: how many images are taken, at equal distances in storage order. None: all.
     """
 
-    def __init__(self, data: DataSet, kind: str, severity: int, seed: int) -> None:
+    def __init__(self, data: DataSet, kind: str, severity: int, seed: int, samples: int | None = None) -> None:
         if kind not in KINDS:
             raise UserError(f"there is no corruption {kind}; the kinds are {', '.join(KINDS)}.")
         if severity not in SEVERITIES:
@@ -47,7 +42,9 @@ class CorruptedSource:
         if data.manifest.kind != "images":
             raise UserError(f"{data.location} holds event frames; corruptions are of images.")
         check_installed()
-        self.data, self.kind, self.severity, self.seed = data, kind, severity, seed
+        if samples is not None and samples > len(data):
+            raise UserError(f"{data.location} holds {len(data)} samples, {samples} cannot be taken; give fewer.")
+        self.data, self.kind, self.severity, self.seed, self.samples = data, kind, severity, seed, samples or len(data)
         self.ignored_files = 0
         self.left_out: list[LeftOut] = []
 
@@ -56,11 +53,12 @@ class CorruptedSource:
         return self.data.classes
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.samples
 
     def __getitem__(self, index: int) -> RawSample:
         from imagecorruptions import corrupt
 
+        index = self._taken(index)
         key = self.data.index.key_of(index)
         pixels = _rgb_and_large_enough(np.asarray(self.data.read(index)))
         with fork_rng():
@@ -70,10 +68,14 @@ class CorruptedSource:
         return RawSample(key, "png", encode_png(np.asarray(corrupted, np.uint8)), self.data.index.label_of(index))
 
     def origin(self, index: int) -> str:
-        return self.data.describe(index)
+        return self.data.describe(self._taken(index))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.data.digest()} {self.kind} {self.severity} {self.seed}".encode()).hexdigest()
+        taken = "" if self.samples == len(self.data) else f" {self.samples}"
+        return hashlib.sha256(f"{self.data.digest()} {self.kind} {self.severity} {self.seed}{taken}".encode()).hexdigest()
+
+    def _taken(self, index: int) -> int:
+        return index * len(self.data) // self.samples
 
     @cached_property
     def _words(self) -> tuple[int, int, int]:

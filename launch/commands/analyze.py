@@ -32,6 +32,9 @@ def analyze(
     ] = None,
     data: Annotated[str | None, typer.Option(help="The data set.", show_default="the validation set of the run")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to look at, at equal distances in the set.")] = 1000,
+    suite: Annotated[
+        Path | None, typer.Option(help="A corruption suite of the data set: attention is measured on the corrupted images too.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this part alone, such as energy; can be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the results.", show_default="analysis/NAME of the network")] = None,
     log: Annotated[bool, typer.Option("--log", help="Send the results to the run's MLflow run too.")] = False,
@@ -49,7 +52,7 @@ def analyze(
     if must_start(processes, os.environ):
         from launch.local_processes import run_processes
 
-        given = {"--baseline": baseline, "--data": data, "--samples": samples, "--out": out, "--which": which}
+        given = {"--baseline": baseline, "--data": data, "--samples": samples, "--suite": suite, "--out": out, "--which": which}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         options += [text for part in only or [] for text in ("--only", part)]
         flags = [flag for flag, is_given in (("--ema", ema), ("--log", log), ("--json", as_json)) if is_given]
@@ -58,6 +61,7 @@ def analyze(
     from tdformer.analysis import analyze as analysis
     from tdformer.analysis.networks import load_network
     from tdformer.analysis.report import write_report
+    from tdformer.analysis.result_files import RESULT
     from tdformer.analysis.to_mlflow import log_files, mlflow_run_of
     from tdformer.distributed.context import init_distributed
 
@@ -66,13 +70,13 @@ def analyze(
         place = context.on_all_ranks(lambda: mlflow_run_of(network) if log and context.is_rank0 else None)
         other = None if baseline is None else context.on_all_ranks(lambda: load_network(baseline, which, ema))
         folder = out or Path("analysis") / network.name.replace(" ", "-")
-        request = analysis.Request(network, other, data, samples, only or [], folder)
+        request = analysis.Request(network, other, data, samples, only or [], folder, suite)
         result = analysis.analyze(request, context, _bars(context))
         if context.is_rank0:
             report = write_report(result, folder)
             if place:
-                log_files(*place, [folder / analysis.RESULT, report])
-            typer.echo(json.dumps(result) if as_json else f"analysis  {folder / analysis.RESULT}\nreport    {report}")
+                log_files(*place, [folder / RESULT, report])
+            typer.echo(json.dumps(result) if as_json else f"analysis  {folder / RESULT}\nreport    {report}")
 
 
 def _bars(context: DistContext) -> Progress:

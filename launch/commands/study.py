@@ -1,12 +1,14 @@
-"""`tdformer study`: train settings x seeds, and compare the settings seed by seed."""
+"""`tdformer study`: train settings x seeds, compare the settings seed by seed, and judge the paper's claims."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,66 +19,141 @@ from launch.exit_codes import EXIT_STOPPED
 if TYPE_CHECKING:
     from launch.slurm.cluster_config import ClusterConfig
     from launch.slurm.submit import Size
+    from tdformer.config.schema import RunConfig
     from tdformer.config.study import StudyConfig, StudyRun
 
 
 def study(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The YAML file of the study.")],
     processes: Processes = 1,
+    analyze: Annotated[bool, typer.Option("--analyze", help="Analyse the network of each run, after its training.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="With --analyze: samples to look at.")] = 1000,
+    suite: Annotated[Path | None, typer.Option(help="With --analyze: a corruption suite of the validation set.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="A folder for what finished runs say, in small files. Runs that are in it count as finished, wherever they ran."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the comparison, and the paper's claims judged.")] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit each run as a Slurm job, in place of training here.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="With --slurm: the number of nodes of each job.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="With --slurm: GPUs per node, with one process for each; 0 for CPUs.")] = 8,
     time: Annotated[str | None, typer.Option(help="With --slurm: the time limit of one job, such as 24:00:00.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="With --slurm: the YAML file of the cluster (see configs/clusters).")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Train nothing; show what the finished runs say.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Train and analyse nothing; show what the finished runs say.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every setting, show all runs and their states, train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train every setting with every seed, one run after the other or as Slurm jobs, and compare the settings seed by seed.
 
-    Runs that are finished are left out, and others go on. So the same command goes on after a kill. The exit code is 75 if a run was
-    told to stop.
+    Runs that are finished are left out, and others go on. So the same command goes on after a kill. Several of them at once share the
+    runs. The exit code is 75 if a run was told to stop. With --analyze, the paper's claims are judged by the finished runs.
     """
-    from launch.output.runs import print_json
-    from launch.output.study import show_runs, show_study
+    from launch.output.study import show_runs
     from launch.slurm.cluster_config import load_cluster, with_options
     from launch.slurm.submit import Size
     from tdformer.config.study import load_study
     from tdformer.runs.study import read_study
 
+    if suite and not analyze:
+        raise UserError("--suite is for --analyze, which measures errors on it.")
+    if slurm and analyze:
+        raise UserError("--analyze measures here: train with --slurm first, then give --analyze without it.")
     defined, configs = load_study(file)
     size = Size(nodes, gpus_per_node or processes, gpus_per_node)
     for config in configs.values():
         config.training.accumulation(nodes * size.processes_per_node if slurm else processes)
     if dry_run:
-        show_runs(read_study(defined), as_json)
+        show_runs(read_study(defined, configs, results), as_json)
         return
     if slurm and not report:
         _submit_all(defined, size, with_options(load_cluster(cluster), {"time": time}))
         return
     if not report:
-        _train_all(defined, processes, quiet=as_json)
-    result = read_study(defined)
-    if as_json:
-        print_json(result.as_dict())
-    else:
-        show_study(result)
+        _run_all(defined, configs, results, Work(processes, analyze, samples, suite, quiet=as_json))
+    _conclude(defined, configs, results, html, as_json)
 
 
-def _train_all(defined: StudyConfig, processes: int, quiet: bool) -> None:
-    """Train the runs that are not finished. Raises UserError after a run that failed, and Exit after one that was told to stop."""
+@dataclass(frozen=True)
+class Work:
+    """What is done with each run."""
+
+    processes: int
+    analyze: bool
+    samples: int
+    suite: Path | None
+    quiet: bool
+    """True if standard output is for JSON alone."""
+
+
+def _run_all(defined: StudyConfig, configs: Mapping[str, RunConfig], results: Path | None, work: Work) -> None:
+    """Train the runs that are not finished, and analyse those that are not analysed.
+
+    Raises UserError after a run that failed, and Exit after one that was told to stop.
+    """
     from tdformer.runs import reader
+    from tdformer.runs.study import read_study
 
+    kept = read_study(defined, configs, results).records
     runs = list(defined.runs())
     for number, run in enumerate(runs, start=1):
-        if run.path.is_dir() and reader.read(run.path).state == "finished":
+        record = kept[run.setting].get(run.seed)
+        if record and (record.analysis or not work.analyze):
             continue
-        typer.echo(f"run {number} of {len(runs)}: {run.setting}, seed {run.seed}, in {run.path}", err=quiet)
-        code = _train(defined, run, processes, quiet)
-        if code == EXIT_STOPPED:
-            raise typer.Exit(EXIT_STOPPED)
-        if code:
-            raise UserError(f"run {run.path} ended with exit code {code}; mend what it said, and the same command goes on.")
+
+        def state(run: StudyRun = run) -> str:
+            return reader.read(run.path).state if run.path.is_dir() else "new"
+
+        if state() not in ("finished", "running"):
+            typer.echo(f"run {number} of {len(runs)}: {run.setting}, seed {run.seed}, in {run.path}", err=work.quiet)
+            code = _train(defined, run, work)
+            if code and state() != "running":
+                _check(code, f"run {run.path}")
+        if state() == "running":
+            typer.echo(f"run {run.path} is trained by another process", err=work.quiet)
+            continue
+        if work.analyze:
+            typer.echo(f"analysis of {run.path}", err=work.quiet)
+            _analyze(run, work)
+        if results:
+            _keep(defined, run, results)
+
+
+def _check(code: int, what: str) -> None:
+    if code == EXIT_STOPPED:
+        raise typer.Exit(EXIT_STOPPED)
+    if code:
+        raise UserError(f"{what} ended with exit code {code}; mend what it said, and the same command goes on.")
+
+
+def _keep(defined: StudyConfig, run: StudyRun, results: Path) -> None:
+    """Write what a finished run says into the folder of results."""
+    from tdformer.analysis.result_files import read_analysis
+    from tdformer.runs import reader, study_records
+
+    record = study_records.record_of(run, reader.read(run.path, [defined.metric]), defined.metric)
+    study_records.write(study_records.with_analysis(record, read_analysis(run.path)), results)
+
+
+def _conclude(defined: StudyConfig, configs: Mapping[str, RunConfig], results: Path | None, html: Path | None, as_json: bool) -> None:
+    """Show what the finished runs say, and judge the paper's claims by those that are analysed."""
+    from launch.output.runs import print_json
+    from launch.output.study import show_judgements, show_study
+    from tdformer.analysis.claims import judge
+    from tdformer.analysis.result_files import with_analyses
+    from tdformer.analysis.study_report import write_study_report
+    from tdformer.runs.study import read_study
+
+    result = with_analyses(read_study(defined, configs, results))
+    judgements = judge(result, {name: config.model.feedback is not None for name, config in configs.items()})
+    if html:
+        write_study_report(result, judgements, html)
+    if as_json:
+        print_json(result.as_dict() | {"claims": [judgement.as_dict() for judgement in judgements]})
+        return
+    show_study(result)
+    show_judgements(judgements)
+    if html:
+        typer.echo(f"report  {html}")
 
 
 def _submit_all(defined: StudyConfig, size: Size, cluster: ClusterConfig) -> None:
@@ -99,11 +176,30 @@ def _submit_all(defined: StudyConfig, size: Size, cluster: ClusterConfig) -> Non
         typer.echo(f"{run.path}: job {submitted.number}")
 
 
-def _train(defined: StudyConfig, run: StudyRun, processes: int, quiet: bool) -> int:
-    """Train one run in a process of its own, and return its exit code. Ctrl-C reaches that process too, which saves."""
+def _train(defined: StudyConfig, run: StudyRun, work: Work) -> int:
     start = [str(run.path)] if (run.path / "config.yaml").exists() else [str(defined.base), *run.overrides, "--run-dir", str(run.path)]
-    command = [sys.executable, "-m", "launch", "train", *start, "--processes", str(processes)]
-    with subprocess.Popen(command, stdout=sys.stderr if quiet else None, env=os.environ) as child:
+    return _run(["train", *start, "--processes", str(work.processes)], sys.stderr if work.quiet else None)
+
+
+def _analyze(run: StudyRun, work: Work) -> None:
+    """Analyse the network of a run, and evaluate it on the suite, unless that is done. The results lie in the run directory."""
+    from tdformer.analysis.result_files import analysis_folder, suite_file
+
+    log = sys.stderr if work.quiet else None
+    folder, processes = analysis_folder(run.path), ("--processes", str(work.processes))
+    of_suite = ("--suite", str(work.suite)) if work.suite else ()
+    arguments = ["analyze", str(run.path), "--out", str(folder), "--samples", str(work.samples), *of_suite, *processes]
+    _check(_run(arguments, log), f"the analysis of {run.path}")
+    if work.suite and not suite_file(run.path).exists():
+        partial = suite_file(run.path).with_suffix(".partial")
+        with partial.open("wb") as file:
+            _check(_run(["evaluate", str(run.path), *of_suite, *processes, "--json"], file), f"the evaluation of {run.path}")
+        partial.replace(suite_file(run.path))
+
+
+def _run(arguments: Sequence[str], output: IO[Any] | None) -> int:
+    """Run a command of ours in a process of its own, and return its exit code. Ctrl-C reaches that process too, which saves."""
+    with subprocess.Popen([sys.executable, "-m", "launch", *arguments], stdout=output, env=os.environ) as child:
         while True:
             try:
                 return child.wait()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 
 from launch.output.runs import print_json, print_title
 from launch.output.tables import show_texts
+from tdformer.analysis.claims import Judgement
 from tdformer.runs import formatting
 from tdformer.runs.study import SettingResult, StudyResult, warnings_on
 
@@ -28,6 +31,26 @@ def show_study(result: StudyResult) -> None:
     show_texts(columns, [_row(metric, setting) for setting in ranked], texts=(0,))
     for remark in warnings_on(result):
         typer.echo(f"note: {remark}", err=True)
+
+
+def show_judgements(judgements: Sequence[Judgement]) -> None:
+    """Print a table of the paper's claims with their verdicts. Nothing if there are none."""
+    if not judgements:
+        return
+    typer.echo()
+    print_title("The paper's claims, judged seed by seed")
+    rows = [
+        [
+            f"{judgement.claim.text} {judgement.claim.quantity}",
+            judgement.setting,
+            judgement.against or "itself",
+            f"{judgement.difference.mean:+.3g}",
+            f"{judgement.difference.t_low:+.3g} to {judgement.difference.t_high:+.3g}",
+            judgement.verdict,
+        ]
+        for judgement in judgements
+    ]
+    show_texts(["claim and what is measured", "setting", "against", "difference", "95 % interval", "verdict"], rows, texts=(0, 1, 2, 5))
 
 
 def _row(metric: str, setting: SettingResult) -> list[str]:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
+from data_pipelines.loading.dataset import DataSet
+from data_pipelines.loading.sampler import at_equal_distances
 from data_pipelines.storage.files import replace_file
 from tdformer.analysis import energy, example_images, mutual_information, surrogates, time_gradients, topdown_use
+from tdformer.analysis.corrupted_copies import with_copies
 from tdformer.analysis.mutual_information import ESTIMATORS, Information
 from tdformer.analysis.networks import Network, check_comparable, data_of
+from tdformer.analysis.result_files import RESULT
 from tdformer.analysis.samples import Samples
 from tdformer.distributed.context import DistContext
 from tdformer.training.datasets import check_classes, open_set
 
 FORMAT = "tdformer analysis 1"
-RESULT = "analysis.json"
 NEEDS_FEEDBACK = ("surrogates", "topdown_use")
 NEEDS_TIME = ("mutual_information", "time_gradients")
 PARTS = ("topdown_use", "mutual_information", "time_gradients", "surrogates", "attention_maps", "energy")
@@ -42,6 +45,8 @@ class Request:
     only: Sequence[str]
     """Parts. Empty: all that this network has."""
     out: Path
+    suite: Path | None = None
+    """A corruption suite of the data set, for attention maps of corrupted images."""
 
 
 def analyze(request: Request, context: DistContext, progress: Progress) -> dict[str, Any]:
@@ -51,6 +56,7 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     """
     parts = _wanted(request)
     samples = _samples(request, context)
+    samples, corrupted = _copies(request, samples, context)
     analysis = _begin(request, samples)
     analysis = context.broadcast(context.on_all_ranks(lambda: _with_earlier_parts(analysis, request.out) if context.is_rank0 else None))
     networks = {"network": request.network, **({"baseline": request.baseline} if request.baseline else {})}
@@ -60,7 +66,7 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
         if part in analysis["parts"]:
             continue
         with progress(part.replace("_", " "), len(networks) * math.ceil(samples.count / context.world_size)) as advance:
-            found = _measure(part, networks, replace(samples, on_batch=advance), context)
+            found = _measure(part, networks, replace(samples, on_batch=advance), corrupted)
         if context.is_rank0:
             analysis["parts"][part] = found
             _write(analysis, request.out)
@@ -89,7 +95,21 @@ def _samples(request: Request, context: DistContext) -> Samples:
     config = data_of(network, request.location)
     data = context.on_all_ranks(lambda: open_set(config.val, config, network.model.config))
     context.on_all_ranks(lambda: check_classes(data, network.classes, f"{network.path} was trained on"))
-    return Samples(config, data, min(request.samples, len(data)), network.batch, context)
+    return Samples(config, data, at_equal_distances(len(data), request.samples), network.batch, context)
+
+
+def _copies(request: Request, samples: Samples, context: DistContext) -> tuple[Samples, dict[str, Samples]]:
+    """Return the samples, and their copies in the suite. If there is a suite, only samples that are in it are analysed."""
+    if request.suite is None:
+        return samples, {}
+    suite, network = request.suite, request.network
+
+    def open_copy(location: str) -> DataSet:
+        data = open_set(location, samples.config, network.model.config)
+        check_classes(data, network.classes, f"{network.path} was trained on")
+        return data
+
+    return context.on_all_ranks(lambda: with_copies(samples, suite, open_copy))
 
 
 def _begin(request: Request, samples: Samples) -> dict[str, Any]:
@@ -103,6 +123,7 @@ def _begin(request: Request, samples: Samples) -> dict[str, Any]:
             "samples": samples.count,
             "of": len(samples.data),
             "image_size": samples.config.image_size,
+            "suite": None if request.suite is None else str(request.suite),
         },
         "parts": {},
     }
@@ -132,12 +153,13 @@ def _write(analysis: dict[str, Any], out: Path) -> None:
         raise UserError(f"{out / RESULT} cannot be written ({error.strerror or error}); give another --out.") from None
 
 
-def _measure(part: str, networks: dict[str, Network], samples: Samples, context: DistContext) -> dict[str, Any]:
+def _measure(part: str, networks: dict[str, Network], samples: Samples, corrupted: dict[str, Samples]) -> dict[str, Any]:
     """Measure one part of each network that can have it."""
+    context = samples.context
     if part == "mutual_information":
         return _mutual_information(networks, samples, context)
     if part == "attention_maps":
-        return {who: example_images.measure(network.model, samples) for who, network in networks.items()}
+        return {who: example_images.measure(network.model, samples, corrupted) for who, network in networks.items()}
     measure = {"topdown_use": topdown_use, "surrogates": surrogates, "time_gradients": time_gradients, "energy": energy}[part].measure
     return {
         who: measure(network.model, samples, context)

@@ -9,7 +9,6 @@ The paper does not define its maps. Two definitions are used [our choice]. A pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,21 +18,22 @@ import torch
 from tdformer.analysis.stage_outputs import StageOutputs
 from tdformer.models.tdformer import TDFormer
 
-Map = list[list[float]]
-
 
 @dataclass(frozen=True)
-class Maps:
-    """The maps of one image: one for each pass, rows of numbers from 0 to 1."""
+class AttentionMaps:
+    """The maps of some images for each of N passes, numbers from 0 to 1. Height and width are those of the last stage."""
 
-    rate: list[Map]
-    gradient: list[Map]
-    answers: list[int]
+    rate_NBHW: torch.Tensor
+    gradient_NBHW: torch.Tensor
+    answers_NB: torch.Tensor
     """The class that the network names after each pass."""
 
+    def by_name(self) -> dict[str, torch.Tensor]:
+        return {"rate": self.rate_NBHW, "gradient": self.gradient_NBHW}
 
-def attention_maps(model: TDFormer, images_BCHW: torch.Tensor) -> list[Maps]:
-    """Return the maps of each image. images: as the network takes them, normalised.
+
+def attention_maps(model: TDFormer, images_BCHW: torch.Tensor) -> AttentionMaps:
+    """Return the maps of images, which are as the network takes them, normalised.
 
     All maps of one kind and image share a scale: 1 is the largest value of any pass. A network that is silent there has zeros.
     """
@@ -52,10 +52,7 @@ def attention_maps(model: TDFormer, images_BCHW: torch.Tensor) -> list[Maps]:
         ]
     rate_NBHW = torch.stack([spikes_TBCHW.detach().float().mean((0, 2)) for spikes_TBCHW in attended])
     cam_NBHW = torch.stack([_grad_cam(h, gradient) for h, gradient in zip(features, gradients, strict=True)])
-    rates, cams = _scaled(rate_NBHW), _scaled(cam_NBHW)
-    return [
-        Maps(rates[:, index].tolist(), cams[:, index].tolist(), answers_NB[:, index].tolist()) for index in range(images_BCHW.shape[-4])
-    ]
+    return AttentionMaps(_scaled(rate_NBHW), _scaled(cam_NBHW), answers_NB)
 
 
 def _keeping(kept: list[torch.Tensor]) -> Any:
@@ -75,8 +72,3 @@ def _grad_cam(h_TBCHW: torch.Tensor, gradient_TBCHW: torch.Tensor) -> torch.Tens
 def _scaled(maps_NBHW: torch.Tensor) -> torch.Tensor:
     largest = maps_NBHW.abs().amax((0, 2, 3), keepdim=True)
     return maps_NBHW / torch.where(largest > 0, largest, torch.ones_like(largest))
-
-
-def chosen_images(count: int, samples: int) -> Sequence[int]:
-    """Return the numbers of `count` samples at equal distances among all."""
-    return [number * samples // count for number in range(min(count, samples))]

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
+from tdformer.analysis.page_sections import Figure, Section, Table, render_page
 from tdformer.pages import heatmaps, self_contained, svg_charts
-from tdformer.pages.self_contained import resource
 from tdformer.pages.svg_charts import Curve
 
 GENERATOR = "tdformer analyze"
 REPORT = "report.html"
 WHO = {"network": "this network", "baseline": "the baseline"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts. Columns after the first are numbers."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture with its title."""
-
-    title: str
-    picture: Markup
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the analysis."""
-
-    title: str
-    paper: str
-    """What the paper says of it."""
-    method: str
-    """What is measured, and how."""
-    caution: str
-    """What keeps bias out, or what the numbers do not say."""
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    gallery: list[list[Figure]] = field(default_factory=list)
-    """Rows of small pictures."""
 
 
 def write_report(analysis: dict[str, Any], folder: Path) -> Path:
@@ -67,12 +29,10 @@ def render(analysis: dict[str, Any]) -> str:
     parts, data = analysis["parts"], analysis["data"]
     sections = [SECTIONS[name](parts[name]) for name in SECTIONS if name in parts]
     against = f" beside {analysis['baseline']['name']}" if analysis["baseline"] else ""
-    facts = {
-        "title": f"Analysis of {analysis['network']['name']}{against}",
-        "subtitle": f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels",
-        "sections": sections,
-    }
-    return self_contained.render(resource("tdformer.analysis", "report.html.j2"), GENERATOR, facts)
+    title = f"Analysis of {analysis['network']['name']}{against}"
+    subtitle = f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels"
+    footer = f"Made by {GENERATOR}. The numbers are in analysis.json beside this page."
+    return render_page(title, subtitle, sections, GENERATOR, footer)
 
 
 # --- the parts -----------------------------------------------------------------------------------------------
@@ -209,25 +169,51 @@ def _surrogates(part: dict[str, Any]) -> Section:
 
 
 def _attention_maps(part: dict[str, Any]) -> Section:
-    gallery = []
-    for index, example in enumerate(part["network"]["images"]):
-        row = [Figure(f"class {example['label']}", _image(example["pixels"]))] if example["pixels"] else []
-        for who, found in part.items():
-            maps = found["images"][index]
-            for kind in ("rate", "gradient"):
-                row += [
-                    Figure(f"{WHO[who]}, pass {number}, {kind}", heatmaps.spatial_map(values))
-                    for number, values in enumerate(maps[kind], start=1)
-                ]
-        gallery.append(row)
     return Section(
         "Attention maps",
-        "Figures 4 and 5: in the second pass attention moves to the object.",
+        "Figures 4 and 5: in the second pass attention moves to the object, on corrupted images too.",
         "rate: spikes that leave the last block's attention, mean over channels and time steps of the pass. gradient: Grad-CAM on the "
-        "features of the pass, for the class that the network names in the end.",
-        "The paper does not define its maps. All maps of one kind and network share a scale for each image.",
-        gallery=gallery,
+        "features of the pass, for the class that the network names in the end. Attention on the object: the sum of the map times the "
+        "object's cover of each token, over the sum of the map. The object is what differs from a plain background.",
+        "The paper does not define its maps. All maps of one kind and network share a scale for each image. Images without a plain "
+        "background, and silent maps, do not count. Intervals are over images. The object of a corrupted image is that of the clean one.",
+        tables=[Table(["attention on the object", "images", "even", "by pass", "last minus first pass"], _focus_rows(part))],
+        gallery=[row for index in range(len(part["network"]["images"])) for row in _rows_of_image(part, index)],
     )
+
+
+def _focus_rows(part: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"{WHO[who]}, {column}, {kind}",
+            str(focus["images"]),
+            _percent(focus["area"]),
+            " → ".join(map(_percent, focus["passes"] or ())),
+            _interval(focus["change"], 100, "+.2f") if focus["change"] else "",
+        ]
+        for who, found in part.items()
+        for column, kinds in (found["focus"] or {}).items()
+        for kind, focus in kinds.items()
+    ]
+
+
+def _rows_of_image(part: dict[str, Any], index: int) -> list[list[Figure]]:
+    """Return one row for the image and one for each network, kind of map and pass; the columns are clean and the corruptions.
+
+    Without corruptions all are in one row.
+    """
+    columns = part["network"]["images"][index]["columns"]
+    label = part["network"]["images"][index]["label"]
+    pictures = [Figure(f"class {label}, {name}", _image(column["picture"])) for name, column in columns.items() if column["picture"]]
+    rows = [pictures] if pictures else []
+    for who, found in part.items():
+        own = found["images"][index]["columns"].values()
+        for kind in ("rate", "gradient"):
+            for number in range(len(next(iter(own))[kind])):
+                title = f"{WHO[who]}, pass {number + 1}, {kind}"
+                maps = [heatmaps.spatial_map(column[kind][number]) for column in own]
+                rows.append([Figure("" if place else title, picture) for place, picture in enumerate(maps)])
+    return rows if len(columns) > 1 else [[figure for row in rows for figure in row]]
 
 
 def _energy(part: dict[str, Any]) -> Section:
@@ -282,13 +268,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
-def _image(pixels: list[list[list[int]]]) -> Markup:
-    from PIL import Image
+def _interval(found: dict[str, float], factor: float = 1, form: str = ".4f") -> str:
+    value, low, high = (f"{factor * found[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
-    png = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(png, format="PNG")
-    return Markup('<img class="seen" alt="the image" src="data:image/png;base64,{}">').format(base64.b64encode(png.getvalue()).decode())
+
+def _image(png: str) -> Markup:
+    return Markup('<img class="seen" alt="the image" src="data:image/png;base64,{}">').format(png)

@@ -31,21 +31,28 @@ class Part:
 
 @dataclass(frozen=True)
 class Samples:
-    """`count` samples of a data set, at equal distances in storage order. Iterating gives this rank's, batch by batch."""
+    """Some samples of a data set. Iterating gives this rank's, batch by batch."""
 
     config: DataConfig
     data: DataSet
-    count: int
+    chosen: NDArray[np.int64]
+    """The numbers of the samples, in storage order."""
     batch: int
     context: DistContext
     patience: Patience = NO_PATIENCE
     on_batch: Callable[[int], object] = lambda samples: None
     """It is called with the number of samples of each batch that this rank has done."""
 
+    @property
+    def count(self) -> int:
+        return len(self.chosen)
+
     def __iter__(self) -> Iterator[Part]:
         rank, world_size = self.context.rank, self.context.world_size
-        share = {"batch": self.batch, "rank": rank, "world_size": world_size, "at_most": self.count}
-        with closing(evaluation_batches(self.config, self.data, **share, patience=self.patience)) as batches:
+        share = evaluation_batches(
+            self.config, self.data, batch=self.batch, rank=rank, world_size=world_size, chosen=self.chosen, patience=self.patience
+        )
+        with closing(share) as batches:
             for index, batch in enumerate(batches):
                 batch = batch.to(self.context.device)
                 real = batch.labels_B != PADDING_LABEL

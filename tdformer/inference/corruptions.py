@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from data_pipelines.prepare.corrupted_source import KINDS
+from data_pipelines.formats.corruption_kinds import KINDS
 
 NAME = re.compile(r"(?P<kind>.+)-(?P<severity>[1-5])")
 """How the data sets of a suite are called, such as gaussian_noise-3."""
@@ -27,7 +27,7 @@ def errors_of(data_sets: Sequence[dict[str, Any]]) -> Errors:
     for row in data_sets:
         if found := NAME.fullmatch(row["data_set"]):
             errors.setdefault(found["kind"], {})[int(found["severity"])] = 100 - row["top1"]
-    return {kind: dict(sorted(errors[kind].items())) for kind in sorted(errors, key=_place)}
+    return {kind: dict(sorted(errors[kind].items())) for kind in sorted(errors, key=published_place)}
 
 
 def summary(data_sets: Sequence[dict[str, Any]], baseline: Errors | None = None) -> dict[str, Any]:
@@ -66,5 +66,6 @@ def _ratio(kind: str, values: dict[int, float], baseline: Errors) -> float:
     return sum(values.values()) / total
 
 
-def _place(kind: str) -> tuple[int, str]:
+def published_place(kind: str) -> tuple[int, str]:
+    """Return a key to sort kinds by: the published order, then others by name."""
     return KINDS.index(kind) if kind in KINDS else len(KINDS), kind

@@ -58,7 +58,7 @@ def evaluate_suite(load: Callable[[], RunConfig], checkpoint: Checkpoint, averag
     """
     with _trained(load, checkpoint, averaged) as trained:
         context = trained.context
-        folders = context.broadcast(context.on_all_ranks(lambda: _data_sets_in(suite), patience_of(trained.config, context)))
+        folders = context.broadcast(context.on_all_ranks(lambda: data_sets_in(suite), patience_of(trained.config, context)))
         results = [{"data_set": folder.name, **_evaluate_on(str(folder), trained)} for folder in folders]
         mean = sum(result["top1"] for result in results) / len(results)
         return {**_origin(trained), "data_sets": results, "mean_top1": mean} if context.is_rank0 else None
@@ -81,7 +81,7 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
         yield Trained(config, checkpoint, train_state, model, context)
 
 
-def _data_sets_in(suite: Path) -> list[Path]:
+def data_sets_in(suite: Path) -> list[Path]:
     with reading(suite):
         if folders := sorted(path for path in suite.glob("*") if (path / MANIFEST).is_file()):
             return folders
@@ -94,8 +94,9 @@ def _evaluate_on(location: str, trained: Trained) -> dict[str, Any]:
     patience = patience_of(config, context)
     val_set = context.on_all_ranks(lambda: open_val(config.model_copy(update={"data": data})), patience)
     context.on_all_ranks(lambda: check_classes(val_set, trained.train_state.classes, "the checkpoint was trained on"))
-    place = {"rank": context.rank, "world_size": context.world_size}
-    batches = evaluation_batches(data, val_set, batch=config.training.eval_batch, **place, patience=patience)
+    batches = evaluation_batches(
+        data, val_set, batch=config.training.eval_batch, rank=context.rank, world_size=context.world_size, patience=patience
+    )
     start = time.perf_counter()
     with autocast(context.device, config.training.precision):
         result = evaluate(trained.model.forward_segments, batches, context)

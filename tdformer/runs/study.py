@@ -5,15 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tdformer.config.schema import RunConfig
 from tdformer.config.study import StudyConfig
-from tdformer.runs import reader
-from tdformer.runs.comparison import Spread, outcome, spread
-from tdformer.runs.cost import hours_of
+from tdformer.runs import reader, study_records
+from tdformer.runs.comparison import Spread, spread
 from tdformer.runs.paired import Paired, paired
-from tdformer.runs.run import Run
 from tdformer.runs.states import State
+from tdformer.runs.study_records import StudyRecord
+
+BySeed = dict[int, StudyRecord]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,15 @@ class StudyResult:
     states: dict[str, dict[int, State]]
     """The state of each run, by setting and seed."""
     settings: list[SettingResult]
+    records: dict[str, BySeed]
+    """What each finished run said, by setting and seed."""
 
     @property
     def finished(self) -> int:
         return sum(state == "finished" for states in self.states.values() for state in states.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything ready for JSON."""
+        """Return everything but the records, ready for JSON."""
         return {
             "study": self.study.name,
             "metric": self.study.metric,
@@ -64,49 +69,52 @@ class StudyResult:
         }
 
 
-def read_study(study: StudyConfig) -> StudyResult:
-    """Read the runs of a study that are there."""
-    runs: dict[str, dict[int, Run]] = {name: {} for name in study.settings}
+def read_study(study: StudyConfig, configs: Mapping[str, RunConfig], results: Path | None = None) -> StudyResult:
+    """Read the runs of a study that are there.
+
+    results: a folder with records of finished runs, whose run directories may be gone. Raises UserError if one is of another study.
+    """
+    kept = study_records.read_all(results, study.runs()) if results else {}
+    records: dict[str, BySeed] = {name: {} for name in study.settings}
     states: dict[str, dict[int, State]] = {name: {} for name in study.settings}
     for planned in study.runs():
         run = reader.read(planned.path, [study.metric]) if planned.path.is_dir() else None
-        states[planned.setting][planned.seed] = run.state if run else "new"
-        if run and run.state == "finished":
-            runs[planned.setting][planned.seed] = run
-    against = runs[study.reference]
-    return StudyResult(study, states, [_result(study, name, of_setting, against) for name, of_setting in runs.items()])
+        record = kept.get(planned.path.name)
+        if results and record:
+            study_records.check_same(record, configs[planned.setting], results)
+        elif run and run.state == "finished":
+            record = study_records.record_of(planned, run, study.metric)
+        states[planned.setting][planned.seed] = "finished" if record else run.state if run else "new"
+        if record:
+            records[planned.setting][planned.seed] = record
+    against = records[study.reference]
+    return StudyResult(study, states, [_result(study, name, of_setting, against) for name, of_setting in records.items()], records)
 
 
-def _result(study: StudyConfig, name: str, runs: Mapping[int, Run], against: Mapping[int, Run]) -> SettingResult:
-    values, others = _last_values(runs, study.metric), _last_values(against, study.metric)
+def _result(study: StudyConfig, name: str, records: BySeed, against: BySeed) -> SettingResult:
+    values, others = (
+        {seed: value for seed, record in each.items() if (value := record.last(study.metric)) is not None} for each in (records, against)
+    )
     is_reference = name == study.reference
-    hours = [spent for run in runs.values() if (spent := hours_of(run)) is not None]
+    hours = [record.hours for record in records.values() if record.hours is not None]
     return SettingResult(
         name,
         values,
         spread(list(values.values())),
         None if is_reference else paired(values, others),
-        [] if is_reference else _by_epoch(study.metric, runs, against),
+        [] if is_reference else _by_epoch(study.metric, records, against),
         statistics.fmean(hours) if hours else None,
     )
 
 
-def _last_values(runs: Mapping[int, Run], metric: str) -> dict[int, float]:
-    return {seed: found.last.value for seed, run in runs.items() if (found := outcome(run, metric))}
-
-
-def _by_epoch(metric: str, runs: Mapping[int, Run], against: Mapping[int, Run]) -> list[tuple[int, Paired]]:
+def _by_epoch(metric: str, records: BySeed, against: BySeed) -> list[tuple[int, Paired]]:
     """Return the difference after each epoch that two settings have in common."""
-    curves = [{seed: _curve(run, metric) for seed, run in of_setting.items()} for of_setting in (runs, against)]
+    curves = [{seed: record.curves.get(metric, {}) for seed, record in of_setting.items()} for of_setting in (records, against)]
     epochs = sorted({epoch for of_setting in curves for curve in of_setting.values() for epoch in curve})
     found = [
         (epoch, paired(*({seed: curve[epoch] for seed, curve in each.items() if epoch in curve} for each in curves))) for epoch in epochs
     ]
     return [(epoch, pair) for epoch, pair in found if pair is not None]
-
-
-def _curve(run: Run, metric: str) -> dict[int, float]:
-    return {round(point.epoch): point.value for point in run.metrics.series(metric)}
 
 
 def warnings_on(result: StudyResult) -> Sequence[str]:

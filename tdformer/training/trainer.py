@@ -262,9 +262,10 @@ class Trainer:
         report.evaluation(self.train_state.step, self.train_state.evaluated_epochs, result, averaged)
 
     def _accuracy(self) -> Evaluation:
-        model, size = self.engine.model_with_loss, self.config.training.eval_batch
-        place = {"rank": self.context.rank, "world_size": self.context.world_size}
-        batches = evaluation_batches(self.config.data, self.val_set, batch=size, **place, patience=self.patience)
+        model, size, context = self.engine.model_with_loss, self.config.training.eval_batch, self.context
+        batches = evaluation_batches(
+            self.config.data, self.val_set, batch=size, rank=context.rank, world_size=context.world_size, patience=self.patience
+        )
         model.eval()
         try:
             return evaluate(self.engine.logits, batches, self.context, should_stop=lambda: bool(self.stop_flag))

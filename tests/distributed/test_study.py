@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from data_pipelines.loading.open_dataset import open_dataset
+from data_pipelines.prepare.corrupted_source import CorruptedSource
+from tdformer.analysis.analyze import PARTS
+from tdformer.rundir.run_dir import RunDir
+from tdformer.rundir.run_lock import this_process
 from tests.conftest import write_config
 from tests.distributed.starter import tdformer
+from tests.distributed.test_bad_input import assert_one_sentence
 from tests.runs import finished
+from tests.stripes import StripesSource, stored
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +64,40 @@ def test_a_study_from_its_plan_to_its_result(run_config: dict, tmp_path: Path) -
     assert topdown["by_epoch"][-1]["mean"] == topdown["difference"]["mean"]
     assert {state for states in result["states"].values() for state in states.values()} == {"finished"}
     assert "run 1 of 4" not in finished("study", study, "--report").stdout
+
+
+def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: dict, tmp_path: Path) -> None:
+    """Another process that trains a run keeps it. A study that is started beside it goes on with the others."""
+    val = stored(StripesSource(120, seed=3), tmp_path / "val")
+    stored(CorruptedSource(open_dataset(val), "fog", 3, seed=0, samples=100), tmp_path / "suite" / "fog-3")
+    run_config["data"]["val"] = str(val)
+    study = write_study(tmp_path, write_config(run_config, tmp_path), settings={"topdown": {}})
+    taken = RunDir(tmp_path / "out" / "small" / "topdown-seed-2")
+    taken.path.mkdir(parents=True)
+    shutil.copy(tmp_path / "run.yaml", taken.config)
+    taken.lock.write_text(json.dumps(asdict(this_process(taken.path))))
+    options = (study, "--results", tmp_path / "results")
+    measured = ("--analyze", "--samples", 100, "--suite", tmp_path / "suite")
+    told = finished("study", *options, *measured, "--html", tmp_path / "page.html")
+    assert f"run {taken} is trained by another process" in told.stdout
+    assert "1 of 2 runs are not finished" in told.stderr
+    assert "<h2>Errors on corrupted images</h2>" in (tmp_path / "page.html").read_text()
+
+    record = json.loads((tmp_path / "results" / "topdown-seed-1.json").read_text())
+    assert set(record["analysis"]) == {*PARTS, "corruptions"}
+    assert set(record["analysis"]["attention_maps"]["focus"]) == {"clean", "fog-3"}
+    assert record["analysis"]["corruptions"]["errors"].keys() == {"fog"}
+    shutil.rmtree(tmp_path / "out")
+    planned = json.loads(finished("study", *options, "--dry-run", "--json").stdout)["runs"]
+    assert [run["state"] for run in planned] == ["finished", "new"]
+    shown = json.loads(finished("study", *options, "--report", "--json").stdout)
+    assert shown["settings"][0]["values"] == {"1": record["curves"]["val/top1"]["1"]}
+    assert shown["claims"] == [], "one seed judges nothing"
+
+    write_study(tmp_path, tmp_path / "run.yaml", settings={"topdown": {"model.segments": 1}})
+    assert_one_sentence(tdformer("study", *options, "--report"), "is of another study: model.segments is 2 there, and 1 here")
+    assert_one_sentence(tdformer("study", study, "--suite", tmp_path / "suite"), "--suite is for --analyze")
+    assert_one_sentence(tdformer("study", study, "--analyze", "--slurm"), "train with --slurm first")
 
 
 def overrides_of(run: dict) -> tuple[str, ...]:

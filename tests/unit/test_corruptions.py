@@ -12,8 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_pipelines.errors import UserError
+from data_pipelines.formats.corruption_kinds import KINDS
 from data_pipelines.loading.open_dataset import open_dataset
-from data_pipelines.prepare.corrupted_source import KINDS, CorruptedSource
+from data_pipelines.prepare.corrupted_source import CorruptedSource
 from data_pipelines.sources.layouts import open_splits
 from launch.cli import app
 from tdformer.inference.corruptions import errors_of, read_baseline, summary
@@ -77,6 +78,16 @@ def test_a_suite_is_the_same_on_any_number_of_processes_and_is_written_once(val:
     assert one == two
     assert {path.parts[0] for path in one} == {"fog-1", "fog-5", "gaussian_noise-1", "gaussian_noise-5"}
     assert "already there" in run(tmp_path / "by-1", *options)
+
+
+def test_a_suite_of_some_samples_has_those_of_the_whole_at_equal_distances(val: Path) -> None:
+    data = open_dataset(val)
+    whole, some = CorruptedSource(data, "fog", 3, 0), CorruptedSource(data, "fog", 3, 0, samples=2)
+    assert [some[index].data for index in range(len(some))] == [whole[0].data, whole[3].data]
+    assert some.origin(1) == whole.origin(3)
+    assert len({source.fingerprint() for source in (whole, some, CorruptedSource(data, "fog", 3, 0, samples=6))}) == 2
+    with pytest.raises(UserError, match="holds 6 samples, 7 cannot be taken"):
+        CorruptedSource(data, "fog", 3, 0, samples=7)
 
 
 @pytest.mark.parametrize(

@@ -143,15 +143,13 @@ def test_attention_maps_are_rates_and_gradients_of_each_pass(backbone: str) -> N
     with torch.no_grad():
         answers = model.forward_segments(x).argmax(2)
     rates = torch.stack([spikes.mean((0, 2)) for spikes in kept])
-    for index, maps in enumerate(found):
-        assert maps.answers == answers[:, index].tolist()
-        own = (rates[:, index] / rates[:, index].abs().max()).nan_to_num()  # an attention that is silent
-        assert torch.allclose(torch.tensor(maps.rate), own, atol=1e-6)
-        cams = torch.tensor(maps.gradient)
-        assert cams.shape == own.shape
-        assert cams.min() >= 0
-        assert cams.max() <= 1
-    assert any(torch.tensor(maps.gradient).max() == 1 for maps in found)
+    assert torch.equal(found.answers_NB, answers)
+    own = (rates / rates.abs().amax((0, 2, 3), keepdim=True)).nan_to_num()  # an attention that is silent
+    assert torch.allclose(found.rate_NBHW, own, atol=1e-6)
+    cams = found.gradient_NBHW
+    assert cams.shape == own.shape
+    assert cams.min() >= 0
+    assert cams.max() == 1
 
 
 def test_what_cannot_be_measured_is_refused(context: DistContext) -> None:

@@ -19,6 +19,9 @@ def corrupt(
     kinds: Annotated[str, typer.Option(help="The corruptions, separated by commas.", show_default="all 19")] = "",
     severities: Annotated[str, typer.Option(help="The severities, such as 3, 1,3 or 1-5.")] = "1-5",
     seed: Annotated[int, typer.Option(min=0, help="The seed of the corruptions.")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Take so many images, at equal distances in the set.", show_default="all")
+    ] = None,
     processes: Workers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     as_json: Json = False,
@@ -28,8 +31,9 @@ def corrupt(
     The pixels depend on the seed and the sample alone, not on the number of processes. After a kill, the same command goes on.
     """
     from data_pipelines.errors import UserError
+    from data_pipelines.formats.corruption_kinds import KINDS
     from data_pipelines.loading.open_dataset import open_dataset
-    from data_pipelines.prepare.corrupted_source import KINDS, CorruptedSource
+    from data_pipelines.prepare.corrupted_source import CorruptedSource
     from data_pipelines.prepare.options import PrepareOptions
     from data_pipelines.prepare.prepare_dataset import prepare_dataset, preview_preparation
 
@@ -38,14 +42,16 @@ def corrupt(
     opened, options = open_dataset(data), PrepareOptions()
     chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()] or KINDS
     sources = {
-        out / f"{kind}-{severity}": CorruptedSource(opened, kind, severity, seed) for kind in chosen for severity in _numbers(severities)
+        out / f"{kind}-{severity}": CorruptedSource(opened, kind, severity, seed, samples)
+        for kind in chosen
+        for severity in _numbers(severities)
     }
     rows: list[dict[str, object]] = []
     if dry_run:
         rows = [{"data_set": str(path), "state": preview_preparation(source, path, options)} for path, source in sources.items()]
         show_rows(rows, as_json, "data_sets")
         return
-    with progress(f"{out}", len(sources) * len(opened)) as advance:
+    with progress(f"{out}", sum(map(len, sources.values()))) as advance:
         for path, source in sources.items():
             try:
                 done = prepare_dataset(source, path, options, processes=processes or os.cpu_count() or 1, progress=advance)
