@@ -86,36 +86,41 @@ class Work:
 
 
 def _run_all(defined: StudyConfig, configs: Mapping[str, RunConfig], results: Path | None, work: Work) -> None:
-    """Train the runs that are not finished, and analyse those that are not analysed.
+    """Train the runs that are not finished, and analyse those that are not analysed. Runs that another process works on are left to it.
 
     Raises UserError after a run that failed, and Exit after one that was told to stop.
     """
-    from tdformer.runs import reader
+    from data_pipelines.storage.locks import HeldError, locked
     from tdformer.runs.study import read_study
 
-    kept = read_study(defined, configs, results).records
     runs = list(defined.runs())
+    defined.folder.mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(runs, start=1):
-        record = kept[run.setting].get(run.seed)
-        if record and (record.analysis or not work.analyze):
-            continue
+        try:
+            with locked(defined.folder / f".{run.path.name}.lock", wait=False, across_machines=True):
+                record = read_study(defined, configs, results).records[run.setting].get(run.seed)
+                if record is None or (work.analyze and not record.analysis):
+                    _finish(defined, run, f"run {number} of {len(runs)}", results, work)
+        except HeldError:
+            typer.echo(f"another process works on {run.path}", err=work.quiet)
 
-        def state(run: StudyRun = run) -> str:
-            return reader.read(run.path).state if run.path.is_dir() else "new"
 
-        if state() not in ("finished", "running"):
-            typer.echo(f"run {number} of {len(runs)}: {run.setting}, seed {run.seed}, in {run.path}", err=work.quiet)
-            code = _train(defined, run, work)
-            if code and state() != "running":
-                _check(code, f"run {run.path}")
-        if state() == "running":
-            typer.echo(f"run {run.path} is trained by another process", err=work.quiet)
-            continue
-        if work.analyze:
-            typer.echo(f"analysis of {run.path}", err=work.quiet)
-            _analyze(run, work)
-        if results:
-            _keep(defined, run, results)
+def _finish(defined: StudyConfig, run: StudyRun, title: str, results: Path | None, work: Work) -> None:
+    """Train one run to its end, analyse it, and keep what it says. A run that is trained by another process is left to it."""
+    from tdformer.runs import reader
+
+    state = reader.read(run.path).state if run.path.is_dir() else "new"
+    if state == "running":
+        typer.echo(f"another process trains {run.path}", err=work.quiet)
+        return
+    if state != "finished":
+        typer.echo(f"{title}: {run.setting}, seed {run.seed}, in {run.path}", err=work.quiet)
+        _check(_train(defined, run, work), f"run {run.path}")
+    if work.analyze:
+        typer.echo(f"analysis of {run.path}", err=work.quiet)
+        _analyze(run, work)
+    if results:
+        _keep(defined, run, results)
 
 
 def _check(code: int, what: str) -> None:

@@ -7,7 +7,7 @@ import torch
 TOLERANCE = 0.1
 """A pixel is background if each of its channels differs from the background's by at most this much, of a range from 0 to 1."""
 PLAIN = 0.5
-"""At least this share of the border must be background."""
+"""The smallest share of the border that must be background."""
 SMALLEST, LARGEST = 0.05, 0.95
 """An object takes a share of the image between these."""
 

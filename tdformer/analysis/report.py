@@ -7,32 +7,39 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tdformer.analysis.page_sections import Figure, Section, Table, render_page
+from tdformer.analysis.page_sections import Figure, Section, Table, render_page, write_figures
 from tdformer.pages import heatmaps, self_contained, svg_charts
 from tdformer.pages.svg_charts import Curve
 
 GENERATOR = "tdformer analyze"
-REPORT = "report.html"
+REPORT, FIGURES = "report.html", "figures"
 WHO = {"network": "this network", "baseline": "the baseline"}
 
 
 def write_report(analysis: dict[str, Any], folder: Path) -> Path:
-    """Write the report into a folder, over an earlier one. Raises UserError."""
-    path = folder / REPORT
+    """Write the report into a folder, over an earlier one, and its figures as SVG files. Raises UserError."""
+    path, sections = folder / REPORT, sections_of(analysis)
     self_contained.check_replaceable(path, GENERATOR, "--out", force=False)
-    self_contained.write(path, render(analysis), "--out")
+    self_contained.write(path, _render(analysis, sections), "--out")
+    write_figures(sections, folder / FIGURES)
     return path
 
 
-def render(analysis: dict[str, Any]) -> str:
-    """Return the page as text."""
-    parts, data = analysis["parts"], analysis["data"]
-    sections = [SECTIONS[name](parts[name]) for name in SECTIONS if name in parts]
+def sections_of(analysis: dict[str, Any]) -> list[Section]:
+    """Return the parts of an analysis in the order of the report."""
+    return [SECTIONS[name](analysis["parts"][name]) for name in SECTIONS if name in analysis["parts"]]
+
+
+def _render(analysis: dict[str, Any], sections: list[Section]) -> str:
+    data = analysis["data"]
     against = f" beside {analysis['baseline']['name']}" if analysis["baseline"] else ""
-    title = f"Analysis of {analysis['network']['name']}{against}"
-    subtitle = f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels"
-    footer = f"Made by {GENERATOR}. The numbers are in analysis.json beside this page."
-    return render_page(title, subtitle, sections, GENERATOR, footer)
+    return render_page(
+        f"Analysis of {analysis['network']['name']}{against}",
+        f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels",
+        sections,
+        GENERATOR,
+        f"Made by {GENERATOR}. The numbers are in analysis.json beside this page, the figures in the folder {FIGURES}.",
+    )
 
 
 # --- the parts -----------------------------------------------------------------------------------------------

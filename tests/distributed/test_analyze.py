@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from mlflow import MlflowClient
@@ -69,6 +70,12 @@ def test_all_parts_with_a_baseline_on_one_process_and_on_two(reference: Referenc
     for title in ("Is the top-down path used?", "Mutual information across time steps", "Gradients along time", "Attention maps", "Energy"):
         assert f"<h2>{title}</h2>" in page
     asyncio.run(look_at(tmp_path / "one" / "report.html"))
+    figures = {path.stem: ElementTree.parse(path).getroot() for path in (tmp_path / "one" / "figures").iterdir()}
+    assert {"attention-maps", "stage3-features-nearest-neighbours-this-network", "stage1-norm-of-dl-dh-t-per-image"} <= set(figures), (
+        figures
+    )
+    assert {root.tag for root in figures.values()} == {"{http://www.w3.org/2000/svg}svg"}
+    assert "var(" not in (tmp_path / "one" / "figures" / "attention-maps.svg").read_text(), "converters know no variables"
 
 
 async def look_at(report: Path) -> None:

@@ -79,7 +79,7 @@ def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: d
     options = (study, "--results", tmp_path / "results")
     measured = ("--analyze", "--samples", 100, "--suite", tmp_path / "suite")
     told = finished("study", *options, *measured, "--html", tmp_path / "page.html")
-    assert f"run {taken} is trained by another process" in told.stdout
+    assert f"another process trains {taken}" in told.stdout
     assert "1 of 2 runs are not finished" in told.stderr
     assert "<h2>Errors on corrupted images</h2>" in (tmp_path / "page.html").read_text()
 
