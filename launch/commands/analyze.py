@@ -35,6 +35,9 @@ def analyze(
     suite: Annotated[
         Path | None, typer.Option(help="A corruption suite of the data set: attention is measured on the corrupted images too.")
     ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Show the attention maps of the sample with this key; can be repeated.", show_default="some")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this part alone, such as energy; can be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the results.", show_default="analysis/NAME of the network")] = None,
     log: Annotated[bool, typer.Option("--log", help="Send the results to the run's MLflow run too.")] = False,
@@ -54,7 +57,7 @@ def analyze(
 
         given = {"--baseline": baseline, "--data": data, "--samples": samples, "--suite": suite, "--out": out, "--which": which}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-        options += [text for part in only or [] for text in ("--only", part)]
+        options += [text for part in only or [] for text in ("--only", part)] + [text for key in image or [] for text in ("--image", key)]
         flags = [flag for flag, is_given in (("--ema", ema), ("--log", log), ("--json", as_json)) if is_given]
         raise typer.Exit(run_processes(processes, ["analyze", str(trained), *options, *flags]))
 
@@ -70,7 +73,7 @@ def analyze(
         place = context.on_all_ranks(lambda: mlflow_run_of(network) if log and context.is_rank0 else None)
         other = None if baseline is None else context.on_all_ranks(lambda: load_network(baseline, which, ema))
         folder = out or Path("analysis") / network.name.replace(" ", "-")
-        request = analysis.Request(network, other, data, samples, only or [], folder, suite)
+        request = analysis.Request(network, other, data, samples, only or [], folder, suite, image or [])
         result = analysis.analyze(request, context, _bars(context))
         if context.is_rank0:
             report = write_report(result, folder)

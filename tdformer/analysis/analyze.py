@@ -15,7 +15,7 @@ from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.sampler import at_equal_distances
 from data_pipelines.storage.files import replace_file
 from tdformer.analysis import energy, example_images, mutual_information, surrogates, time_gradients, topdown_use
-from tdformer.analysis.corrupted_copies import with_copies
+from tdformer.analysis.corrupted_copies import CLEAN, of_keys, with_copies
 from tdformer.analysis.mutual_information import ESTIMATORS, Information
 from tdformer.analysis.networks import Network, check_comparable, data_of
 from tdformer.analysis.result_files import RESULT
@@ -47,6 +47,8 @@ class Request:
     out: Path
     suite: Path | None = None
     """A corruption suite of the data set, for attention maps of corrupted images."""
+    images: Sequence[str] = ()
+    """Keys of the samples whose attention maps are shown. Empty: some at equal distances."""
 
 
 def analyze(request: Request, context: DistContext, progress: Progress) -> dict[str, Any]:
@@ -55,8 +57,12 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     Returns the whole analysis. Raises UserError, on all ranks alike, for what cannot be measured.
     """
     parts = _wanted(request)
-    samples = _samples(request, context)
-    samples, corrupted = _copies(request, samples, context)
+    wanted = _samples(request, context)
+    columns = _with_copies(request, wanted, context)
+    shown = example_images.at_distances(columns)
+    if request.images:
+        shown = _with_copies(request, context.on_all_ranks(lambda: of_keys(wanted, request.images)), context)
+    samples = columns[CLEAN]
     analysis = _begin(request, samples)
     analysis = context.broadcast(context.on_all_ranks(lambda: _with_earlier_parts(analysis, request.out) if context.is_rank0 else None))
     networks = {"network": request.network, **({"baseline": request.baseline} if request.baseline else {})}
@@ -66,7 +72,7 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
         if part in analysis["parts"]:
             continue
         with progress(part.replace("_", " "), len(networks) * math.ceil(samples.count / context.world_size)) as advance:
-            found = _measure(part, networks, replace(samples, on_batch=advance), corrupted)
+            found = _measure(part, networks, columns | {CLEAN: replace(samples, on_batch=advance)}, shown)
         if context.is_rank0:
             analysis["parts"][part] = found
             _write(analysis, request.out)
@@ -98,10 +104,10 @@ def _samples(request: Request, context: DistContext) -> Samples:
     return Samples(config, data, at_equal_distances(len(data), request.samples), network.batch, context)
 
 
-def _copies(request: Request, samples: Samples, context: DistContext) -> tuple[Samples, dict[str, Samples]]:
-    """Return the samples, and their copies in the suite. If there is a suite, only samples that are in it are analysed."""
+def _with_copies(request: Request, samples: Samples, context: DistContext) -> dict[str, Samples]:
+    """Return the samples and their copies in the suite. If there is a suite, only samples that are in it are left."""
     if request.suite is None:
-        return samples, {}
+        return {CLEAN: samples}
     suite, network = request.suite, request.network
 
     def open_copy(location: str) -> DataSet:
@@ -124,6 +130,7 @@ def _begin(request: Request, samples: Samples) -> dict[str, Any]:
             "of": len(samples.data),
             "image_size": samples.config.image_size,
             "suite": None if request.suite is None else str(request.suite),
+            "images": list(request.images),
         },
         "parts": {},
     }
@@ -153,13 +160,14 @@ def _write(analysis: dict[str, Any], out: Path) -> None:
         raise UserError(f"{out / RESULT} cannot be written ({error.strerror or error}); give another --out.") from None
 
 
-def _measure(part: str, networks: dict[str, Network], samples: Samples, corrupted: dict[str, Samples]) -> dict[str, Any]:
-    """Measure one part of each network that can have it."""
+def _measure(part: str, networks: dict[str, Network], columns: dict[str, Samples], shown: dict[str, Samples]) -> dict[str, Any]:
+    """Measure one part of each network that can have it. columns: the samples and their corrupted copies. shown: those with maps."""
+    samples = columns[CLEAN]
     context = samples.context
     if part == "mutual_information":
         return _mutual_information(networks, samples, context)
     if part == "attention_maps":
-        return {who: example_images.measure(network.model, samples, corrupted) for who, network in networks.items()}
+        return {who: example_images.measure(network.model, columns, shown) for who, network in networks.items()}
     measure = {"topdown_use": topdown_use, "surrogates": surrogates, "time_gradients": time_gradients, "energy": energy}[part].measure
     return {
         who: measure(network.model, samples, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,21 @@ from tdformer.analysis.samples import Samples
 from tdformer.inference.corruptions import NAME, published_place
 from tdformer.inference.evaluate import data_sets_in
 
+CLEAN = "clean"
+"""The name of the samples themselves, beside those of their copies."""
 
-def with_copies(samples: Samples, suite: Path, open_copy: Callable[[str], DataSet]) -> tuple[Samples, dict[str, Samples]]:
-    """Return those of the samples that are in a suite, and for each kind of corruption their copies, in the same order.
+
+def of_keys(samples: Samples, keys: Sequence[str]) -> Samples:
+    """Return the samples with these keys in place of the chosen ones, in this order. Raises UserError for an unknown key."""
+    known = samples.data.index.rows["key"]
+    encoded = np.array([key.encode("utf-8", "surrogateescape") for key in keys])
+    if unknown := [key for key, is_known in zip(keys, np.isin(encoded, known), strict=True) if not is_known]:
+        raise UserError(f"{samples.data.location} has no sample with key {unknown[0]}; its first one is {samples.data.index.key_of(0)}.")
+    return _with_keys(samples, samples.data, encoded)
+
+
+def with_copies(samples: Samples, suite: Path, open_copy: Callable[[str], DataSet]) -> dict[str, Samples]:
+    """Return those of the samples that are in a suite as CLEAN, and for each kind of corruption their copies, in the same order.
 
     Samples are found by their keys. Of each kind the middle severity is taken. Raises UserError if a set of the suite has none of them.
     """
@@ -27,7 +39,7 @@ def with_copies(samples: Samples, suite: Path, open_copy: Callable[[str], DataSe
         keys = keys[np.isin(keys, data.index.rows["key"])]
     if not len(keys):
         raise UserError(f"{suite} has no sample of {samples.data.location}; make one of that set: tdformer data corrupt SET SUITE")
-    return _with_keys(samples, samples.data, keys), {name: _with_keys(samples, data, keys) for name, data in copies.items()}
+    return {CLEAN: _with_keys(samples, samples.data, keys), **{name: _with_keys(samples, data, keys) for name, data in copies.items()}}
 
 
 def _with_keys(samples: Samples, data: DataSet, keys: np.ndarray) -> Samples:

@@ -18,29 +18,34 @@ from PIL import Image
 from data_pipelines.loading.sampler import at_equal_distances
 from tdformer.analysis.attention_focus import Focus
 from tdformer.analysis.attention_maps import attention_maps
+from tdformer.analysis.corrupted_copies import CLEAN
 from tdformer.analysis.object_masks import object_masks
 from tdformer.analysis.samples import Samples
 from tdformer.models.tdformer import TDFormer
 
-CLEAN = "clean"
 IMAGES = 8
-"""The number of images with maps, at equal distances among the samples."""
+"""The number of images whose maps are shown if none are chosen."""
 FOCUS_SAMPLES = 200
 """The number of images for the share of attention on the object, at equal distances among the samples."""
 LARGEST_PICTURE = 128
 """Pixels of a picture's side in the results. Larger images are shown smaller."""
 
 
-def measure(model: TDFormer, samples: Samples, corrupted: Mapping[str, Samples]) -> dict[str, Any]:
-    """Return maps of IMAGES samples, and how much attention is on objects in FOCUS_SAMPLES. Ready for JSON. Collective.
+def measure(model: TDFormer, columns: Mapping[str, Samples], shown: Mapping[str, Samples]) -> dict[str, Any]:
+    """Return maps of the shown samples, and how much attention is on objects in FOCUS_SAMPLES. Ready for JSON. Collective.
 
-    corrupted: copies of the same samples in the same order, by the name of the corruption. All ranks compute the maps of all images.
+    columns: the samples as CLEAN, and copies of them in the same order by the name of the corruption. shown: the same of the samples
+    whose maps are wanted. All ranks compute all maps.
     """
-    columns = {CLEAN: samples, **corrupted}
     return {
-        "images": _examples(model, {name: _few(of, IMAGES, alone=True) for name, of in columns.items()}),
-        "focus": _focus(model, {name: _few(of, FOCUS_SAMPLES) for name, of in columns.items()}, samples),
+        "images": _examples(model, {name: _few(of, of.count, alone=True) for name, of in shown.items()}),
+        "focus": _focus(model, {name: _few(of, FOCUS_SAMPLES) for name, of in columns.items()}, columns[CLEAN]),
     }
+
+
+def at_distances(columns: Mapping[str, Samples]) -> dict[str, Samples]:
+    """Return IMAGES of the samples, at equal distances."""
+    return {name: _few(of, IMAGES) for name, of in columns.items()}
 
 
 def _few(samples: Samples, count: int, alone: bool = False) -> Samples:

@@ -40,6 +40,11 @@ def threshold(neurons: LIF | ParametricLIF) -> float:
     return neurons.v_threshold if isinstance(neurons, LIF) else THRESHOLD_OF_PARAMETRIC
 
 
+def charged_share(neurons: LIF | ParametricLIF) -> float:
+    """Return 1/tau, the share of the current that a step takes in."""
+    return float(torch.sigmoid(neurons.w.detach())) if isinstance(neurons, ParametricLIF) else 1 / TAU
+
+
 @torch.no_grad()
 def potentials(neurons: LIF | ParametricLIF, x_TB: torch.Tensor, neuron_state: Any, norm: nn.Module | None = None) -> torch.Tensor:
     """Return the potentials that the currents x [T, B, …] charge, before each reset. The arguments are those of the neurons' forward.
@@ -48,7 +53,7 @@ def potentials(neurons: LIF | ParametricLIF, x_TB: torch.Tensor, neuron_state: A
     """
     if norm is not None:
         x_TB = norm(x_TB.flatten(0, 1)).unflatten(0, x_TB.shape[:2])
-    share = torch.sigmoid(neurons.w) if isinstance(neurons, ParametricLIF) else 1 / TAU
+    share = charged_share(neurons)
     before = neuron_state.before.get(neurons)
     v_B = torch.zeros_like(x_TB[0]) if before is None else before
     charged = []

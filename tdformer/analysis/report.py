@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tdformer.analysis.page_sections import Figure, Section, Table, render_page, write_figures
+from tdformer.analysis.propositions import masked_variance_bound, processed_variance
 from tdformer.pages import heatmaps, self_contained, svg_charts
 from tdformer.pages.svg_charts import Curve
 
@@ -46,7 +47,7 @@ def _render(analysis: dict[str, Any], sections: list[Section]) -> str:
 
 
 def _topdown_use(part: dict[str, Any]) -> Section:
-    tables = []
+    tables, figures = [], []
     for who, found in part.items():
         rows = [
             [
@@ -73,6 +74,7 @@ def _topdown_use(part: dict[str, Any]) -> Section:
                 ],
             )
         )
+        figures += _variances(found, WHO[who])
     return Section(
         "Is the top-down path used?",
         "The top-down signal controls the attention of later time steps, and raises accuracy.",
@@ -81,7 +83,26 @@ def _topdown_use(part: dict[str, Any]) -> Section:
         "The network is not trained again without the path: what it could learn without it, a baseline tells. Random spikes fire as often "
         "as the real ones at each time step.",
         tables,
+        figures,
     )
+
+
+def _variances(found: dict[str, Any], who: str) -> list[Figure]:
+    """Draw proposition 4.1's bound and proposition B.4 over the rate of spikes, and what was measured. Nothing for a negative clamp."""
+    lower, upper = found["clamp"]
+    if lower < 0:
+        return []
+    rates = [number / 50 for number in range(51)]
+    rate, measured = found["variance"]["rate"], found["variance"]
+    lines = [
+        Curve([(f, masked_variance_bound(f, upper, lower)) for f in rates], "A", "c0", "bound of proposition 4.1", is_mean=True),
+        Curve([(f, processed_variance(f) * f * (1 - f)) for f in rates], "B", "c1", "proposition B.4", is_mean=True),
+        Curve([(rate, measured["Y_variance"])], "C", "c2", "measured Var(Y)", is_mean=True),
+        Curve([(rate, measured["X_variance"])], "D", "c3", "measured Var(X)", is_mean=True),
+    ]
+    picture = svg_charts.curves(lines, "share of X above 0")
+    named = ", ".join(f"{line.tag} {line.title}" for line in lines)
+    return [Figure(f"variances of {who} ({named})", picture)] if picture else []
 
 
 def _mutual_information(part: dict[str, Any]) -> Section:
@@ -141,16 +162,17 @@ def _time_gradients(part: dict[str, Any]) -> Section:
     rows = []
     for who, found in part.items():
         theorem = found["theorem"]
-        rows.append([WHO[who], f"{100 * theorem['inside_window']:.1f} %", _number(theorem["sensitivity"])])
+        sensitivities = (theorem[name] for name in ("sensitivity", "measured_inside", "measured_outside"))
+        rows.append([WHO[who], f"{100 * theorem['inside_window']:.1f} %", *map(_number, sensitivities)])
     return Section(
         "Gradients along time",
         "Theorem 4.3: without feedback the sensitivity dH(t+1)/dH(t) is 0 in the window around the threshold, and 1 - 1/tau elsewhere; "
         "feedback adds a way for the gradient.",
         "The loss is the cross-entropy of the last segment. Its gradient reaches earlier segments through carried membranes and through "
         "the top-down spikes; “without feedback” no gradient passes the latter. The window is (½, 1½) of the threshold.",
-        "The theorem is about a rectangular surrogate and a soft reset. The network has a sigmoid surrogate and a hard reset without "
-        "gradient, for which the sensitivity of a neuron is (1 - 1/tau)(1 - spike).",
-        [Table(["", "potentials in the window", "mean sensitivity by the theorem"], rows)],
+        "The theorem is about a rectangular surrogate and a soft reset: 0 in the window. The network has a sigmoid surrogate and a hard "
+        "reset without gradient, for which the sensitivity of a neuron along its membrane is (1 - 1/tau)(1 - spike).",
+        [Table(["", "potentials in the window", "mean sensitivity, theorem", "its neurons, in the window", "outside"], rows)],
         figures,
     )
 

@@ -4,8 +4,8 @@ The loss is the cross-entropy of the last segment, the network's answer. Earlier
 the top-down path alone. "Without feedback" no gradient passes the top-down spikes; the forward pass is the same.
 
 Theorem 4.3 of the paper is about one neuron with a soft reset and a rectangular surrogate of width and height 1 (for threshold 1): the
-sensitivity dH(t+1)/dH(t) is 0 within (threshold / 2, 3 threshold / 2), and 1 - 1/tau elsewhere. How many of the network's neurons are
-within that window is measured, and what sensitivity the theorem gives them.
+sensitivity dH(t+1)/dH(t) is 0 within (threshold / 2, 3 threshold / 2), and 1 - 1/tau elsewhere. The network's neurons have a hard reset
+that passes no gradient: theirs is 1 - 1/tau below the threshold, and 0 above. Both are measured within the window and outside.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> d
     outputs = StageOutputs(model)
     ways = WAYS if model.processing is not None and model.segments > 1 else WAYS[1:]
     sums = {way: torch.zeros(len(outputs.names), model.time_steps, dtype=torch.float64) for way in ways}
-    windows, images = Windows(), 0
     neurons = {name: module for name, module in model.named_modules() if isinstance(module, LIF | ParametricLIF)}
+    windows, images = Windows(neurons), 0
     for part in samples:
         for way in ways:
             cut = _cut(model) if way == WAYS[1] and model.processing is not None else nullcontext()
@@ -98,23 +98,36 @@ def _is_inside(h: torch.Tensor, threshold: float) -> torch.Tensor:
     return (h > threshold / 2) & (h < 3 * threshold / 2)
 
 
-class Windows:
-    """Counts, by part of the network, how many potentials are within the theorem's window."""
+def neuron_sensitivity(h: torch.Tensor, threshold: float, charged_share: float) -> torch.Tensor:
+    """Return dH(t+1)/dH(t) at potentials h of the network's own neurons, along the membrane. charged_share: 1/tau."""
+    return torch.where(h < threshold, 1 - charged_share, 0.0)
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+
+class Windows:
+    """Counts, by part of the network, how many potentials are within the theorem's window, and adds up sensitivities."""
+
+    def __init__(self, neurons: dict[str, LIF | ParametricLIF]) -> None:
+        self._neurons = neurons
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(4, dtype=torch.float64))
 
     def add(self, name: str, h_TB: torch.Tensor, threshold: float) -> None:
-        new = [float(_is_inside(h_TB, threshold).sum()), h_TB.numel()]
-        self._sums[name] = self._sums[name] + torch.tensor(new, dtype=torch.float64)
+        inside = _is_inside(h_TB, threshold)
+        sensitivity = neuron_sensitivity(h_TB, threshold, membranes.charged_share(self._neurons[name]))
+        of_inside, of_all = float((sensitivity * inside).sum()), float(sensitivity.sum())
+        self._sums[name] = self._sums[name] + torch.tensor(
+            [float(inside.sum()), h_TB.numel(), of_inside, of_all - of_inside], dtype=torch.float64
+        )
 
     def result(self, context: DistContext) -> dict[str, Any]:
+        """Return shares, and mean sensitivities by the theorem and of the network's neurons. None where there are no potentials."""
         names = list(self._sums)
         totals = context.all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        inside, count = totals.sum(0).tolist()
+        inside, count, of_inside, of_outside = totals.sum(0).tolist()
         shares = (totals[:, 0] / totals[:, 1]).tolist()
         return {
             "inside_window": inside / count,
             "sensitivity": (1 - inside / count) * (1 - 1 / TAU),
+            "measured_inside": of_inside / inside if inside else None,
+            "measured_outside": of_outside / (count - inside) if count > inside else None,
             "inside_by_layer": dict(zip(names, shares, strict=True)),
         }

@@ -151,6 +151,7 @@ class Flow:
         means = {name: total / count if count else 0.0 for name, (total, count) in zip(names, totals, strict=True)}
         return {
             "firing_rate": means["spikes"],
+            "clamp": [self._processing.lower, self._processing.upper],
             "map": {place: means[f"map {place}"] for place in ("below", "inside", "above")},
             "variance": _variances(means, self._processing.lower, self._processing.upper),
             "currents": {

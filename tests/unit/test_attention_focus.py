@@ -16,7 +16,7 @@ from data_pipelines.loading.sampler import at_equal_distances
 from data_pipelines.prepare.corrupted_source import CorruptedSource
 from tdformer.analysis.attention_focus import Focus
 from tdformer.analysis.attention_maps import AttentionMaps
-from tdformer.analysis.corrupted_copies import with_copies
+from tdformer.analysis.corrupted_copies import CLEAN, of_keys, with_copies
 from tdformer.analysis.object_masks import object_masks
 from tdformer.analysis.samples import Samples
 from tdformer.config.schema import DataConfig
@@ -103,14 +103,17 @@ def test_copies_are_found_by_their_keys_at_the_middle_severity(val: Path, tmp_pa
         stored(CorruptedSource(data, kind, severity, seed=0, samples=count), tmp_path / f"{kind}-{severity}")
     stored(StripesSource(3, seed=5), tmp_path / "other")
     samples = Samples(DataConfig(train=str(val), val=str(val), image_size=32), data, at_equal_distances(12, 12), 4, context)
-    clean, copies = with_copies(samples, tmp_path, open_dataset)
-    assert list(copies) == ["gaussian_noise-4", "fog-3", "contrast-2"], "in the published order"
+    columns = with_copies(samples, tmp_path, open_dataset)
+    assert list(columns) == [CLEAN, "gaussian_noise-4", "fog-3", "contrast-2"], "in the published order"
 
     def keys(of: Samples) -> list[str]:
         return [of.data.index.key_of(number) for number in of.chosen.tolist()]
 
-    assert keys(clean) == [data.index.key_of(number) for number in range(0, 12, 2)]
-    assert all(keys(of) == keys(clean) for of in copies.values())
+    expected = [data.index.key_of(number) for number in range(0, 12, 2)]
+    assert all(keys(of) == expected for of in columns.values())
+    assert keys(of_keys(samples, expected[::-1])) == expected[::-1]
+    with pytest.raises(UserError, match="has no sample with key nobody; its first one is stripes-"):
+        of_keys(samples, [expected[0], "nobody"])
 
 
 def test_a_suite_of_another_set_is_refused(val: Path, tmp_path: Path, context: DistContext) -> None:

@@ -16,6 +16,7 @@ from tdformer.analysis.membranes import threshold
 from tdformer.config import FeedbackConfig
 from tdformer.distributed.context import DistContext
 from tdformer.models.kernels.constants import ALPHA, TAU
+from tdformer.models.neuron_state import NeuronState
 from tdformer.models.neurons import LIF, SURROGATE, ParametricLIF
 from tdformer.models.tdformer import TDFormer
 from tests.unit.analysed import alone, parts_of
@@ -131,6 +132,21 @@ def test_the_window_is_counted(context: DistContext) -> None:
     theorem = time_gradients.measure(model, parts_of(x), context)["theorem"]
     assert 0 < theorem["inside_window"] < 1
     assert theorem["sensitivity"] == pytest.approx(0.5 * (1 - theorem["inside_window"]))
+    assert 0 < theorem["measured_inside"] < 0.5
+    assert 0 < theorem["measured_outside"] <= 0.5
+
+
+@pytest.mark.parametrize("kind", [LIF, ParametricLIF])
+@given(st.floats(-3, 5).filter(lambda h: abs(h - 1) > 1e-6))
+def test_the_sensitivity_of_a_neuron_is_that_of_its_backward_pass(kind: type[LIF | ParametricLIF], h: float) -> None:
+    """The second current is so low that there is no second spike: then the potential that the neuron leaves is H(2)."""
+    neurons, state = kind(), NeuronState()
+    share = membranes.charged_share(neurons)
+    x_TB = torch.tensor([[h / share], [-50.0]], dtype=torch.float64, requires_grad=True)
+    neurons.double()(x_TB, state)
+    (gradient,) = torch.autograd.grad(state.after[neurons].sum(), x_TB)
+    expected = time_gradients.neuron_sensitivity(torch.tensor(h, dtype=torch.float64), membranes.threshold(neurons), share)
+    assert float(gradient[0, 0]) / share == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("backbone", ["qkformer-cifar", "spikformer-cifar", "sdt-cifar"])
