@@ -77,6 +77,8 @@ def analyze(
         result = analysis.analyze(request, context, _bars(context))
         if context.is_rank0:
             report = write_report(result, folder)
+            for note in result["notes"]:
+                typer.echo(f"note: {note}", err=True)
             if place:
                 log_files(*place, [folder / RESULT, report])
             typer.echo(json.dumps(result) if as_json else f"analysis  {folder / RESULT}\nreport    {report}")

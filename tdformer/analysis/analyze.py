@@ -57,13 +57,14 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     Returns the whole analysis. Raises UserError, on all ranks alike, for what cannot be measured.
     """
     parts = _wanted(request)
+    notes = check_comparable(request.network, request.baseline) if request.baseline else []
     wanted = _samples(request, context)
     columns = _with_copies(request, wanted, context)
     shown = example_images.at_distances(columns)
     if request.images:
         shown = _with_copies(request, context.on_all_ranks(lambda: of_keys(wanted, request.images)), context)
     samples = columns[CLEAN]
-    analysis = _begin(request, samples)
+    analysis = {**_begin(request, samples), "notes": notes}
     analysis = context.broadcast(context.on_all_ranks(lambda: _with_earlier_parts(analysis, request.out) if context.is_rank0 else None))
     networks = {"network": request.network, **({"baseline": request.baseline} if request.baseline else {})}
     for network in networks.values():
@@ -82,8 +83,6 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
 def _wanted(request: Request) -> list[str]:
     """Return the parts to measure. Raises UserError if one was asked for that this network cannot have."""
     model = request.network.model
-    if request.baseline:
-        check_comparable(request.network, request.baseline)
     reasons = {
         **{part: "it has no top-down path" for part in NEEDS_FEEDBACK if model.processing is None or model.segments < 2},
         **{part: "it has one time step" for part in NEEDS_TIME if model.time_steps < 2},

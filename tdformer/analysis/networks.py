@@ -15,6 +15,8 @@ from tdformer.config.yaml_io import load_config
 from tdformer.models import pretrained
 from tdformer.models.tdformer import TDFormer
 
+UNKNOWN = "an unknown number of samples"
+
 
 @dataclass(frozen=True)
 class Network:
@@ -35,6 +37,8 @@ class Network:
     """Images per forward pass that its run evaluated with."""
     run_dir: Path | None = None
     """The run directory. None for a weights folder."""
+    trained_on: tuple[int, str] | None = None
+    """Number of samples of the training set, and digest of their keys in stored order. None for a weights folder."""
 
     def described(self) -> dict[str, Any]:
         config = self.model.config
@@ -72,6 +76,7 @@ def _from_run(path: Path, which: str, averaged: bool) -> Network:
         sha256(checkpoint.model),
         config.training.eval_batch,
         checkpoint.root.parent,
+        (train_state.samples, train_state.data),
     )
 
 
@@ -104,19 +109,30 @@ def data_of(network: Network, location: str | None) -> DataConfig:
     return DataConfig(train=location, val=location, workers=0, **pretrained.read_origin(network.path)["input"])
 
 
-def check_comparable(network: Network, baseline: Network) -> None:
-    """Raise UserError unless both networks were trained on the same classes, at the same size, with the same time steps."""
+def check_comparable(network: Network, baseline: Network) -> list[str]:
+    """Raise UserError unless both networks were trained on the same classes, at the same size, with the same time steps.
+
+    Returns notes: what may make the comparison unfair.
+    """
     if baseline.classes != network.classes:
         raise UserError(
             f"baseline {baseline.path} was trained on other classes than {network.path} ({len(baseline.classes)} and "
             f"{len(network.classes)}, or other names); give a baseline of the same data."
         )
     for what, own, other in (
+        ("a training set of", _samples(network), _samples(baseline)),
         ("images of size", network.image_size, baseline.image_size),
         ("a number of time steps of", network.model.time_steps, baseline.model.time_steps),
         ("a number of input channels of", network.model.config.backbone.in_channels, baseline.model.config.backbone.in_channels),
     ):
-        if own != other:
+        if own != other and UNKNOWN not in (own, other):
             raise UserError(
                 f"baseline {baseline.path} has {what} {other}, and {network.path} has {own}; give a baseline that has the same."
             )
+    if network.trained_on and baseline.trained_on and network.trained_on != baseline.trained_on:
+        return [f"{baseline.path} was trained on other samples than {network.path}, or on the same ones in another order"]
+    return []
+
+
+def _samples(network: Network) -> str:
+    return f"{network.trained_on[0]:,} samples" if network.trained_on else UNKNOWN

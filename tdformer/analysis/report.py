@@ -36,7 +36,9 @@ def _render(analysis: dict[str, Any], sections: list[Section]) -> str:
     against = f" beside {analysis['baseline']['name']}" if analysis["baseline"] else ""
     return render_page(
         f"Analysis of {analysis['network']['name']}{against}",
-        f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels",
+        "; ".join(
+            [f"{data['samples']:,} of the {data['of']:,} samples of {data['location']}, at {data['image_size']} pixels", *analysis["notes"]]
+        ),
         sections,
         GENERATOR,
         f"Made by {GENERATOR}. The numbers are in analysis.json beside this page, the figures in the folder {FIGURES}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,8 @@ from xml.etree import ElementTree
 import pytest
 from mlflow import MlflowClient
 
+from data_pipelines.errors import UserError
+from tdformer.analysis.networks import check_comparable, load_network
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.run_ids import read_run_id
 from tests.distributed.starter import tdformer
@@ -154,3 +157,13 @@ def test_a_baseline_must_have_the_same_images_and_time_steps(reference: Referenc
     other = train(config, tmp_path)
     told = tdformer("analyze", reference.run, "--baseline", other, "--out", tmp_path / "out")
     assert_one_sentence(told, "has a number of time steps of 4", "has 2; give a baseline that has the same")
+
+
+def test_a_baseline_of_other_samples_is_refused_or_told(reference: ReferenceRun) -> None:
+    network = load_network(reference.run)
+    assert network.trained_on is not None
+    count, digest = network.trained_on
+    with pytest.raises(UserError, match=r"has a training set of 7 samples, and .* has 50 samples; give a baseline that has the same"):
+        check_comparable(network, replace(network, trained_on=(7, digest)))
+    assert check_comparable(network, replace(network, trained_on=(count, "another")))[0].endswith("or on the same ones in another order")
+    assert check_comparable(network, replace(network, trained_on=None)) == check_comparable(network, network) == []
