@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
+from launch.exit_codes import EXIT_STOPPED
 from tdformer.distributed.launch_environment import OWN_LAUNCHER, free_port, without_launcher
 from tdformer.distributed.stop_signals import heeded
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST
@@ -31,15 +34,36 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
     """
     port = free_port()
     children = [_start(rank, count, port, arguments) for rank in range(count)]
+    with _signals_passed_on(children):
+        return _wait(children)
+
+
+def run_command(arguments: Sequence[str], output: IO[Any] | None = None) -> int:
+    """Run `tdformer <arguments>` as a step of another command, and return its exit code. EXIT_STOPPED after any stop signal.
+
+    output: takes the place of standard output.
+    """
+    command = [sys.executable, "-m", "launch", *arguments]
+    child = subprocess.Popen(command, stdout=output, preexec_fn=_stop_with_parent)
+    with _signals_passed_on([child]) as passed_on:
+        code = child.wait()
+    return EXIT_STOPPED if passed_on else code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _signals_passed_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass stop signals on to processes, and kill those that are left at the end. Yields the list of signals that came."""
+    came: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
+        came.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in heeded(STOP_SIGNALS)}
     try:
-        return _wait(children)
+        yield came
     finally:
         for child in children:
             if child.poll() is None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from data_pipelines.errors import UserError
 from launch.commands.options import Json, Processes
 from launch.exit_codes import EXIT_STOPPED
+from launch.local_processes import run_command
 
 if TYPE_CHECKING:
     from launch.slurm.cluster_config import ClusterConfig
@@ -183,7 +182,7 @@ def _submit_all(defined: StudyConfig, size: Size, cluster: ClusterConfig) -> Non
 
 def _train(defined: StudyConfig, run: StudyRun, work: Work) -> int:
     start = [str(run.path)] if (run.path / "config.yaml").exists() else [str(defined.base), *run.overrides, "--run-dir", str(run.path)]
-    return _run(["train", *start, "--processes", str(work.processes)], sys.stderr if work.quiet else None)
+    return run_command(["train", *start, "--processes", str(work.processes)], sys.stderr if work.quiet else None)
 
 
 def _analyze(run: StudyRun, work: Work) -> None:
@@ -194,19 +193,9 @@ def _analyze(run: StudyRun, work: Work) -> None:
     folder, processes = analysis_folder(run.path), ("--processes", str(work.processes))
     of_suite = ("--suite", str(work.suite)) if work.suite else ()
     arguments = ["analyze", str(run.path), "--out", str(folder), "--samples", str(work.samples), *of_suite, *processes]
-    _check(_run(arguments, log), f"the analysis of {run.path}")
+    _check(run_command(arguments, log), f"the analysis of {run.path}")
     if work.suite and not suite_file(run.path).exists():
         partial = suite_file(run.path).with_suffix(".partial")
         with partial.open("wb") as file:
-            _check(_run(["evaluate", str(run.path), *of_suite, *processes, "--json"], file), f"the evaluation of {run.path}")
+            _check(run_command(["evaluate", str(run.path), *of_suite, *processes, "--json"], file), f"the evaluation of {run.path}")
         partial.replace(suite_file(run.path))
-
-
-def _run(arguments: Sequence[str], output: IO[Any] | None) -> int:
-    """Run a command of ours in a process of its own, and return its exit code. Ctrl-C reaches that process too, which saves."""
-    with subprocess.Popen([sys.executable, "-m", "launch", *arguments], stdout=output, env=os.environ) as child:
-        while True:
-            try:
-                return child.wait()
-            except KeyboardInterrupt:
-                continue

@@ -23,7 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
-from typing import Any, Never
+from typing import IO, Any, Never
 
 from tdformer import garbage
 from tdformer.distributed.launch_environment import free_port
@@ -128,20 +128,33 @@ def _ask(request: dict[str, Any]) -> Any:
 class Forked:
     """A child of this process that runs a main function. It has those parts of Popen that launch.local_processes uses."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], preexec_fn: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        preexec_fn: Callable[[], None] = lambda: None,
+        stdout: IO[Any] | None = None,
+    ) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
             preexec_fn()
-            _become(command, env)
+            if stdout is not None:
+                os.dup2(stdout.fileno(), sys.__stdout__.fileno())
+            _become(command, dict(os.environ) if env is None else env)
 
     def poll(self) -> int | None:
         if self.returncode is None:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
+
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            time.sleep(0.02)
+        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from data_pipelines.prepare.corrupted_source import CorruptedSource
 from tdformer.analysis.analyze import PARTS
 from tdformer.rundir.run_dir import RunDir
 from tdformer.rundir.run_lock import this_process
+from tdformer.runs import reader
 from tests.conftest import write_config
-from tests.distributed.starter import tdformer
+from tests.distributed.starter import Started, tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
 from tests.runs import finished
 from tests.stripes import StripesSource, stored
@@ -98,6 +102,20 @@ def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: d
     assert_one_sentence(tdformer("study", *options, "--report"), "is of another study: model.segments is 2 there, and 1 here")
     assert_one_sentence(tdformer("study", study, "--suite", tmp_path / "suite"), "--suite is for --analyze")
     assert_one_sentence(tdformer("study", study, "--analyze", "--slurm"), "train with --slurm first")
+
+
+def test_a_study_that_is_told_to_stop_stops_its_run_too(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 50
+    study = write_study(tmp_path, write_config(run_config, tmp_path), shared={}, settings={"topdown": {}}, seeds=[1])
+    started = Started("launch", ["study", study], {}, tmp_path / "output")
+    shown = tmp_path / "output.stdout"
+    while not (shown.exists() and "step 2/" in shown.read_text()):
+        assert started.poll() is None, started.output("stderr")
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(60) == 75
+    run = tmp_path / "out" / "small" / "topdown-seed-1"
+    assert reader.read(run).state == "stopped"
 
 
 def overrides_of(run: dict) -> tuple[str, ...]:
