@@ -43,9 +43,7 @@ def evaluate(
     ranks, to the bit. Every rank must bring equally many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
     """
     totals = None
-    for batch in _agreed(batches, context):
-        if context.all_reduce_max(int(should_stop())):
-            raise Stopped
+    for batch in _agreed(batches, context, should_stop):
         batch = batch.to(context.device)
         counts = _count(logits_of(batch.images_BCHW).double(), batch.labels_B)
         totals = counts if totals is None else totals + counts
@@ -55,10 +53,15 @@ def evaluate(
     return Evaluation(int(samples), by_segment[-1], 100 * top5 / samples, loss / samples, by_segment)
 
 
-def _agreed(batches: Iterable[Batch], context: DistContext) -> Iterator[Batch]:
-    """Yield the batches. If one rank cannot read a sample, all ranks raise its error."""
+def _agreed(batches: Iterable[Batch], context: DistContext, should_stop: Callable[[], bool]) -> Iterator[Batch]:
+    """Yield the batches. If one rank cannot read a sample, all ranks raise its error; if one should stop before a batch, Stopped."""
     remaining = iter(batches)
-    while (batch := context.on_all_ranks(lambda: next(remaining, None))) is not None:
+    while True:
+        batch, must_stop = context.on_all_ranks_unless(lambda: next(remaining, None), should_stop)
+        if batch is None:
+            return
+        if must_stop:
+            raise Stopped
         yield batch
 
 

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -31,8 +32,14 @@ class Normalisation:
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise float32 pixels in place."""
-        mean_C11, std_C11 = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean_C11, std_C11 = (_on_device(values, pixels.device) for values in (self.mean, self.std))
         return pixels.div_(255).sub_(mean_C11).div_(std_C11)
+
+
+@cache
+def _on_device(values: Channels, device: torch.device) -> torch.Tensor:
+    """Return values of channels as [C, 1, 1]. They stay on the device: copying them there makes the host wait for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @contextmanager

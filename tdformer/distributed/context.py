@@ -51,15 +51,8 @@ class DistContext:
     def is_rank0(self) -> bool:
         return self.rank == 0
 
-    def all_reduce_max(self, value: int) -> int:
-        """Return the largest of all ranks' values. It sends a few bytes between CPUs, which is cheap enough for every step."""
-        tensor = torch.tensor(value)
-        with self.watchdog.progress.collective():
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor)
-
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether any rank has set it."""
+        """Return for each flag whether any rank has set it. It sends a few bytes between CPUs, which is cheap enough for every step."""
         tensor = torch.tensor(flags, dtype=torch.int32)
         with self.watchdog.progress.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
@@ -97,20 +90,32 @@ class DistContext:
 
         patience: how long a rank tries again what cannot be read now.
         """
+        result, _ = self.on_all_ranks_unless(action, lambda: False, patience)
+        return result
+
+    def on_all_ranks_unless(
+        self, action: Callable[[], Result], should_stop: Callable[[], bool], patience: Patience = NO_PATIENCE
+    ) -> tuple[Result, bool]:
+        """Run an action as on_all_ranks does, and tell whether any rank should stop after it. One collective serves both."""
         try:
             result, failure = patiently(action, patience), None
         except UserError as error:
             result, failure = None, error
-        self.raise_on_all_ranks(failure)
-        return result  # type: ignore[return-value]  # only None if failure was raised above
+        failed, must_stop = self.any(failure is not None, should_stop())
+        if failed:
+            self._raise_on_all_ranks(failure)
+        return result, must_stop  # type: ignore[return-value]  # result is only None if failure was raised above
 
     def raise_on_all_ranks(self, failure: UserError | None) -> None:
         """Raise on all ranks the failure of any rank. Return if no rank has one.
 
         It is an UnavailableError if any rank has one, so that the state is saved, and a UserError otherwise.
         """
-        if not self.all_reduce_max(int(failure is not None)):
-            return
+        (failed,) = self.any(failure is not None)
+        if failed:
+            self._raise_on_all_ranks(failure)
+
+    def _raise_on_all_ranks(self, failure: UserError | None) -> None:
         failures = self.all_gather((isinstance(failure, UnavailableError), str(failure)) if failure else None)
         passing = any(failed[0] for failed in failures if failed)
         rank, text = next((rank, failed[1]) for rank, failed in enumerate(failures) if failed and failed[0] == passing)

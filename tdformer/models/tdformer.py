@@ -45,6 +45,8 @@ class TDFormer(nn.Module):
         self.time_steps, self.segments = config.time_steps, config.segments
         self.num_classes = config.num_classes
         self.fused_kernels = False
+        self.kept_exactly: list[torch.Tensor] | None = None
+        """See ActivationCheckpointing. ModelWithLoss collects these flags, so that training does not wait for them."""
         self.backbone = BACKBONES[config.backbone.family](config.backbone, config.num_classes, config.time_steps)
         self.num_features = self.backbone.num_features
         self.processing: ProcessingModule | None = None
@@ -65,7 +67,7 @@ class TDFormer(nn.Module):
         does not take.
         """
         self._check(x)
-        recompute, topdown_TBCHW, features = ActivationCheckpointing(self.recompute), None, []
+        recompute, topdown_TBCHW, features = ActivationCheckpointing(self.recompute, self.kept_exactly), None, []
         for number, (frames_TBCHW, neuron_state) in enumerate(zip(self._frames(x, recompute), self._neuron_states(), strict=True), start=1):
             run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
             h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, neuron_state)

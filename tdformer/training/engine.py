@@ -82,7 +82,7 @@ class Engine:
         loss_scale: the one that its micro-steps had. It is taken out of the gradients here.
         """
         self.accumulator.reduce(self.accumulation * self.context.world_size, loss_scale)
-        return self.accumulator.loss, self.accumulator.gradient_norm()
+        return self.accumulator.loss_and_norm()
 
     def optimizer_step(self, learning_rate: float, gradient_norm: float) -> None:
         """Step the optimizer with the gradients that `reduce` has made. gradient_norm: the one that it returned."""
@@ -268,7 +268,13 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": training.zero_stage, "reduce_bucket_size": REDUCE_BUCKET, **_offload(training.offload)},
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            **_offload(training.offload),
+            # GradientAccumulator has the norm. DeepSpeed's takes a collective, for which the host waits. Other stages have no such key.
+            **({"compute_grad_norm": False} if training.zero_stage in (1, 2) and training.offload == "none" else {}),
+        },
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
         # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
         # and loses accuracy anywhere. Its "torch_autocast" scales the losses of fp16 by itself.

@@ -70,18 +70,15 @@ class GradientAccumulator:
         if loss_scale != 1:
             self._of_gradients.div_(loss_scale)
 
-    @property
-    def loss(self) -> float:
-        return float(self.sums[-1])
+    def loss_and_norm(self) -> tuple[float, float]:
+        """Return the loss, and the L2 norm over all gradients, which is not finite if any gradient is not. The host waits once for both.
 
-    def gradient_norm(self) -> float:
-        """Return the L2 norm over all parameters. It is not finite if any gradient is not.
-
-        It is that of the gradients rounded to float32. In float64 their last bits may depend on the order of the sums.
+        The norm is that of the gradients rounded to float32. In float64 their last bits may depend on the order of the sums.
         """
         pieces = self._of_gradients.split(NORM_PIECE)
         norms = [torch.linalg.vector_norm(piece.float(), dtype=torch.float64) for piece in pieces]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        loss, norm = torch.stack([self.sums[-1], torch.linalg.vector_norm(torch.stack(norms))]).tolist()
+        return loss, norm
 
     def clip(self, largest_norm: float, norm: float) -> None:
         if norm > largest_norm:

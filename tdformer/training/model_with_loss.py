@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tdformer.config import ModelConfig, Precision, RecomputePolicy
+from tdformer.models.checkpointing.activation_checkpointing import check_exact
 from tdformer.models.tdformer import TDFormer
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,15 +34,30 @@ class ModelWithLoss(nn.Module):
         self.model, self.precision = TDFormer(config, recompute), precision
         self.weights = config.segment_loss_weights()
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._was_exact: torch.Tensor | None = None
 
     def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Return the loss if labels are given, a scalar, the mean over the samples; else the logits [segments, B, classes].
 
         labels: int64 [B], or after mixup float32 [B, classes].
         """
+        flags: list[torch.Tensor] = []
+        self.model.kept_exactly = flags
         with autocast(images_BCHW.device, self.precision):
             logits_NBK = self.model.forward_segments(images_BCHW)
         if labels is None:
             return logits_NBK
         losses = [self.cross_entropy(logits_BK.float(), labels) for logits_BK in logits_NBK]
-        return sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
+        loss = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
+        return self._nan_unless_exact(loss, flags) if flags else loss
+
+    def check_exact(self) -> None:
+        """Raise RuntimeError if recompute could not keep an input exactly since the last call. The loss was NaN then. The host waits."""
+        flag, self._was_exact = self._was_exact, None
+        if flag is not None:
+            check_exact(flag)
+
+    def _nan_unless_exact(self, loss: torch.Tensor, flags: list[torch.Tensor]) -> torch.Tensor:
+        is_exact = torch.stack(flags).all()
+        self._was_exact = is_exact if self._was_exact is None else self._was_exact & is_exact
+        return torch.where(is_exact, loss, torch.nan)

@@ -156,7 +156,9 @@ class Trainer:
                 self.train_state, step=self.train_state.step + 1, updates=self.train_state.updates + 1, loss_scale=grown
             )
             self._report_step(report, loss, norm, rate)
-        elif self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
+            return
+        self.engine.model_with_loss.check_exact()
+        if self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
             self._lower_loss_scale(report, self.train_state.loss_scale)
         else:
             self._pass_over(report, batches, losses)

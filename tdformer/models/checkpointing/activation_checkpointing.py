@@ -47,11 +47,21 @@ FRACTIONS = (
 )
 
 
-class ActivationCheckpointing:
-    """Applies a policy to one forward pass."""
+def check_exact(flag: torch.Tensor) -> None:
+    """Raise RuntimeError unless the flag is set. The host waits for the device. The meta device has no values, and passes."""
+    if not flag.is_meta and not flag:
+        raise RuntimeError(FRACTIONS)
 
-    def __init__(self, policy: RecomputePolicy) -> None:
-        self.policy = policy
+
+class ActivationCheckpointing:
+    """Applies a policy to one forward pass.
+
+    kept_exactly: a list that gets one flag, a bool tensor [], for each input that is kept in bytes: whether the bytes hold it exactly. The
+    caller has to look at them. None: each rerun looks at its own flag, for which the host waits for the device.
+    """
+
+    def __init__(self, policy: RecomputePolicy, kept_exactly: list[torch.Tensor] | None = None) -> None:
+        self.policy, self._kept_exactly = policy, kept_exactly
         self._last_runs: dict[nn.Module, _Node] = {}
 
     def run(
@@ -73,6 +83,9 @@ class ActivationCheckpointing:
             return run(x, topdown, neuron_state)
         unit = _Unit(run, module, integers, neuron_state.carried, self.policy != "block", self._last_runs.get(module))
         results, node = _run_as_unit(unit, x, topdown, neuron_state)
+        if self._kept_exactly is not None and unit.is_exact is not None:
+            self._kept_exactly.append(unit.is_exact)
+            unit.is_exact = None
         if self.policy == "block":  # only then, because `run` may hold this object, and that circle would keep all inputs
             self._last_runs[module] = node
         return results
@@ -113,9 +126,8 @@ class _Unit:
 
         Raises RuntimeError if the network is not what it was in the first run.
         """
-        # The values are checked only now, so that the forward pass does not wait for the GPU. The meta device has no values.
-        if self.is_exact is not None and not self.is_exact.is_meta and not self.is_exact:
-            raise RuntimeError(FRACTIONS)
+        if self.is_exact is not None:  # It is looked at only now, so that the forward pass does not wait for the GPU.
+            check_exact(self.is_exact)
         self.inner, forms = {}, self.forms
         self.forms = []
         with torch.enable_grad():
