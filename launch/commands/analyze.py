@@ -63,7 +63,7 @@ def analyze(
 
     from tdformer.analysis import analyze as analysis
     from tdformer.analysis.networks import load_network
-    from tdformer.analysis.report import write_report
+    from tdformer.analysis.report import check_replaceable, write_report
     from tdformer.analysis.result_files import RESULT
     from tdformer.analysis.to_mlflow import log_files, mlflow_run_of
     from tdformer.distributed.context import init_distributed
@@ -73,6 +73,7 @@ def analyze(
         place = context.on_all_ranks(lambda: mlflow_run_of(network) if log and context.is_rank0 else None)
         other = None if baseline is None else context.on_all_ranks(lambda: load_network(baseline, which, ema))
         folder = out or Path("analysis") / network.name.replace(" ", "-")
+        context.on_all_ranks(lambda: check_replaceable(folder))
         request = analysis.Request(network, other, data, samples, only or [], folder, suite, image or [])
         result = analysis.analyze(request, context, _bars(context))
         if context.is_rank0:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from launch.slurm.submit import Size
     from tdformer.config.schema import RunConfig
     from tdformer.config.study import StudyConfig, StudyRun
+    from tdformer.runs.study_records import StudyRecord
 
 
 def study(
@@ -50,14 +51,19 @@ def study(
     from launch.output.study import show_runs
     from launch.slurm.cluster_config import load_cluster, with_options
     from launch.slurm.submit import Size
+    from tdformer.analysis.study_report import check_replaceable
     from tdformer.config.study import load_study
     from tdformer.runs.study import read_study
 
     if suite and not analyze:
         raise UserError("--suite is for --analyze, which measures errors on it.")
+    if report and results and not results.is_dir():
+        raise UserError(f"{results} is no folder of results; --results without --report makes it.")
     if slurm and analyze:
         raise UserError("--analyze measures here: train with --slurm first, then give --analyze without it.")
     defined, configs = load_study(file)
+    if html:
+        check_replaceable(html)
     size = Size(nodes, gpus_per_node or processes, gpus_per_node)
     for config in configs.values():
         config.training.accumulation(nodes * size.processes_per_node if slurm else processes)
@@ -93,15 +99,40 @@ def _run_all(defined: StudyConfig, configs: Mapping[str, RunConfig], results: Pa
     from tdformer.runs.study import read_study
 
     runs = list(defined.runs())
-    defined.folder.mkdir(parents=True, exist_ok=True)
+    for folder, key in ((defined.folder, "output"), *([(results, "--results")] if results else [])):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"folder {folder} cannot be made ({error.strerror or error}); choose another {key}.") from None
     for number, run in enumerate(runs, start=1):
         try:
             with locked(defined.folder / f".{run.path.name}.lock", wait=False, across_machines=True):
-                record = read_study(defined, configs, results).records[run.setting].get(run.seed)
-                if record is None or (work.analyze and not record.analysis):
-                    _finish(defined, run, f"run {number} of {len(runs)}", results, work)
+                found = read_study(defined, configs, results)
+                record = found.records[run.setting].get(run.seed)
+                if record and (run.path.name in found.kept or not results) and _is_analysed(record, run, results, work):
+                    continue
+                _finish(defined, run, f"run {number} of {len(runs)}", results, work)
         except HeldError:
             typer.echo(f"another process works on {run.path}", err=work.quiet)
+
+
+def _is_analysed(record: StudyRecord, run: StudyRun, results: Path | None, work: Work) -> bool:
+    """Tell whether nothing is left to be measured of a finished run. Raises UserError if another number of samples was analysed."""
+    if not work.analyze:
+        return True
+    from tdformer.analysis.result_files import with_own_analysis
+
+    record = with_own_analysis(record, run.path)
+    samples = record.analysis.get("samples", work.samples)
+    if samples != work.samples:
+        place = (results or run.path) / f"{record.name}.json"
+        raise UserError(f"{place} is of an analysis of {samples} samples, not {work.samples}; give --samples {samples}, or remove it.")
+    if record.analysis and ("corruptions" in record.analysis or not work.suite):
+        return True
+    if not run.path.is_dir():
+        typer.echo(f"note: {record.name} cannot be analysed, its run directory is gone", err=True)
+        return True
+    return False
 
 
 def _finish(defined: StudyConfig, run: StudyRun, title: str, results: Path | None, work: Work) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import typer
@@ -10,6 +11,7 @@ from launch.output.runs import print_json, print_title
 from launch.output.tables import show_texts
 from tdformer.analysis.claims import Judgement
 from tdformer.runs import formatting
+from tdformer.runs.comparison import lower_is_better
 from tdformer.runs.study import SettingResult, StudyResult, warnings_on
 
 
@@ -25,7 +27,8 @@ def show_runs(result: StudyResult, as_json: bool) -> None:
 def show_study(result: StudyResult) -> None:
     """Print a table of the settings, best first, with their differences to the reference."""
     metric, reference = result.study.metric, result.study.reference
-    ranked = sorted(result.settings, key=lambda setting: -(setting.spread.mean if setting.spread else float("-inf")))
+    sign = 1 if lower_is_better(metric) else -1
+    ranked = sorted(result.settings, key=lambda setting: sign * setting.spread.mean if setting.spread else math.inf)
     columns = ["setting", "runs", f"last {metric}", f"minus {reference}", "95 % interval (t)", "95 % interval (bootstrap)", "hours each"]
     print_title(f"Study {result.study.name}")
     show_texts(columns, [_row(metric, setting) for setting in ranked], texts=(0,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,10 +12,10 @@ from typing import Any
 from data_pipelines.errors import UserError
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.sampler import at_equal_distances
-from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.sealed_json import read_sealed, write_sealed
 from tdformer.analysis import energy, example_images, mutual_information, surrogates, time_gradients, topdown_use
 from tdformer.analysis.corrupted_copies import CLEAN, of_keys, with_copies
-from tdformer.analysis.mutual_information import ESTIMATORS, Information
+from tdformer.analysis.mutual_information import ESTIMATORS, Information, check_count
 from tdformer.analysis.networks import Network, check_comparable, data_of
 from tdformer.analysis.result_files import RESULT
 from tdformer.analysis.samples import Samples
@@ -28,6 +27,9 @@ NEEDS_FEEDBACK = ("surrogates", "topdown_use")
 NEEDS_TIME = ("mutual_information", "time_gradients")
 PARTS = ("topdown_use", "mutual_information", "time_gradients", "surrogates", "attention_maps", "energy")
 """The parts of an analysis, in the order in which they are measured and shown."""
+
+BATCH = 64
+"""The largest number of images in one pass. Ranks share batches, so small ones spread the work."""
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Takes a description and a total, and gives a function that advances by a number."""
@@ -64,7 +66,9 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     if request.images:
         shown = _with_copies(request, context.on_all_ranks(lambda: of_keys(wanted, request.images)), context)
     samples = columns[CLEAN]
-    analysis = {**_begin(request, samples), "notes": notes}
+    if "mutual_information" in parts:
+        check_count(samples.count)
+    analysis = {**_begin(request, columns), "notes": notes}
     analysis = context.broadcast(context.on_all_ranks(lambda: _with_earlier_parts(analysis, request.out) if context.is_rank0 else None))
     networks = {"network": request.network, **({"baseline": request.baseline} if request.baseline else {})}
     for network in networks.values():
@@ -100,7 +104,7 @@ def _samples(request: Request, context: DistContext) -> Samples:
     config = data_of(network, request.location)
     data = context.on_all_ranks(lambda: open_set(config.val, config, network.model.config))
     context.on_all_ranks(lambda: check_classes(data, network.classes, f"{network.path} was trained on"))
-    return Samples(config, data, at_equal_distances(len(data), request.samples), network.batch, context)
+    return Samples(config, data, at_equal_distances(len(data), request.samples), min(network.batch, BATCH), context)
 
 
 def _with_copies(request: Request, samples: Samples, context: DistContext) -> dict[str, Samples]:
@@ -117,7 +121,8 @@ def _with_copies(request: Request, samples: Samples, context: DistContext) -> di
     return context.on_all_ranks(lambda: with_copies(samples, suite, open_copy))
 
 
-def _begin(request: Request, samples: Samples) -> dict[str, Any]:
+def _begin(request: Request, columns: dict[str, Samples]) -> dict[str, Any]:
+    samples = columns[CLEAN]
     return {
         "format": FORMAT,
         "network": request.network.described(),
@@ -128,7 +133,7 @@ def _begin(request: Request, samples: Samples) -> dict[str, Any]:
             "samples": samples.count,
             "of": len(samples.data),
             "image_size": samples.config.image_size,
-            "suite": None if request.suite is None else str(request.suite),
+            "suite": {name: of.data.digest() for name, of in columns.items() if name != CLEAN},
             "images": list(request.images),
         },
         "parts": {},
@@ -139,7 +144,7 @@ def _with_earlier_parts(analysis: dict[str, Any], out: Path) -> dict[str, Any]:
     """Return the analysis with the parts that `out` holds of the same one. Raises UserError if it holds another one."""
     path = out / RESULT
     try:
-        earlier = json.loads(path.read_text())
+        earlier = read_sealed(path)
         same = all(earlier[key] == value for key, value in analysis.items() if key != "parts")
         parts = dict(earlier["parts"])
     except FileNotFoundError:
@@ -147,14 +152,14 @@ def _with_earlier_parts(analysis: dict[str, Any], out: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); give another --out, or remove it.") from None
     if not same:
-        raise UserError(f"{path} is of another network, baseline, data set or number of samples; give another --out, or remove it.")
+        raise UserError(f"{path} is of another network, baseline, data set, suite or number of samples; give another --out, or remove it.")
     return analysis | {"parts": parts}
 
 
 def _write(analysis: dict[str, Any], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / RESULT, lambda partial: partial.write_text(json.dumps(analysis, indent=1), encoding="utf-8"))
+        write_sealed(out / RESULT, analysis)
     except OSError as error:
         raise UserError(f"{out / RESULT} cannot be written ({error.strerror or error}); give another --out.") from None
 

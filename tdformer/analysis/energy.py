@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from tdformer.analysis.samples import Part
+from tdformer.analysis.sums import add_up
 from tdformer.distributed.context import DistContext
 from tdformer.models.attention import SpikingSelfAttention
 from tdformer.models.tdformer import TDFormer
@@ -115,13 +116,13 @@ class Meter:
 
     def layers(self, images: int, context: DistContext) -> list[Layer]:
         """Return the means per image over all ranks, in the order in which the layers run."""
-        keys = list(self._sums)
-        totals = context.all_reduce_sum(torch.stack([self._sums[key] for key in keys]))
+        totals = add_up(self._sums, context)
         (count,) = context.all_reduce_sum(torch.tensor([images], dtype=torch.float64)).tolist()
         made = []
-        for (name, call), (macs, nonzero, inputs, operations, others) in zip(keys, totals.tolist(), strict=True):
+        for (name, call), total in totals.items():
+            macs, nonzero, inputs, operations, others = total.tolist()
             is_first = name == self._name_of_stem()
-            shared = is_first and all(other != name or number == 1 for other, number in keys) and self._model.segments > 1
+            shared = is_first and all(other != name or number == 1 for other, number in totals) and self._model.segments > 1
             made.append(
                 Layer(name, None if shared else call, is_first, others == 0, macs / count, nonzero / max(inputs, 1), operations / count)
             )

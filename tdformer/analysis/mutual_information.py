@@ -27,6 +27,7 @@ from tdformer.analysis.estimators import Floats, binary, gaussian, ksg
 from tdformer.analysis.estimators.half_samples import Interval, halves, interval
 from tdformer.analysis.samples import Part
 from tdformer.analysis.stage_outputs import StageOutputs
+from tdformer.analysis.sums import add_up
 from tdformer.distributed.context import DistContext
 from tdformer.models.tdformer import TDFormer
 
@@ -71,8 +72,7 @@ def measure(model: TDFormer, samples: Iterable[Part], count: int, context: DistC
     """
     if model.time_steps < 2:
         raise UserError("the network has one time step, so there is no information between time steps; leave out mutual_information.")
-    if count < FEWEST_SAMPLES:
-        raise UserError(f"mutual information needs at least {FEWEST_SAMPLES} samples, got {count}; raise --samples.")
+    check_count(count)
     masks = halves(count, SEED)
     weights_HN = np.concatenate([np.ones((1, count)), masks])
     outputs, counts, pooled = StageOutputs(model), dict[str, SpikeCounts](), defaultdict[str, list[Floats]](list)
@@ -84,14 +84,19 @@ def measure(model: TDFormer, samples: Iterable[Part], count: int, context: DistC
         for name, h_TBCHW in outputs.take().items():
             counts.setdefault(name, SpikeCounts()).add(h_TBCHW, weights_HN[:, part.numbers_B])
             pooled[name].append(h_TBCHW.flatten(3).double().mean(3).transpose(0, 1).cpu().numpy())
-    gathered = context.gather_to_rank0((np.concatenate(numbers), {name: np.concatenate(parts) for name, parts in pooled.items()}))
-    summed = {name: counts[name].summed(context) for name in outputs.names}
+    gathered = context.gather_to_rank0((numbers, dict(pooled)))
+    summed = {name: counts.setdefault(name, SpikeCounts()).summed(context) for name in outputs.names}
     if not context.is_rank0:
         return None
-    order = np.argsort(np.concatenate([own for own, _ in gathered]))
-    return {
-        name: _estimates(summed[name], np.concatenate([features[name] for _, features in gathered])[order], masks) for name in outputs.names
-    }
+    order = np.argsort(np.concatenate([part for own, _ in gathered for part in own]))
+    features = {name: np.concatenate([part for _, of_rank in gathered for part in of_rank.get(name, ())]) for name in outputs.names}
+    return {name: _estimates(summed[name], features[name][order], masks) for name in outputs.names}
+
+
+def check_count(count: int) -> None:
+    """Raise UserError for fewer than FEWEST_SAMPLES samples."""
+    if count < FEWEST_SAMPLES:
+        raise UserError(f"mutual information needs at least {FEWEST_SAMPLES} samples, got {count}; raise --samples.")
 
 
 # --- spikes ------------------------------------------------------------------------------------------------
@@ -101,7 +106,7 @@ class SpikeCounts:
     """Counts how often units are active, alone and together with themselves at another time step, over weighted samples.
 
     Row 0 of the weights counts all samples, and each other row a random half. Pairs with the next sample of the batch are the
-    shuffled ones.
+    shuffled ones. A sample that is alone in its batch is left out.
     """
 
     def __init__(self) -> None:
@@ -109,6 +114,8 @@ class SpikeCounts:
         self._sums: dict[str, torch.Tensor] = {}
 
     def add(self, h_TBCHW: torch.Tensor, weights_HB: Floats) -> None:
+        if h_TBCHW.shape[1] < 2:
+            return
         a_TBU = (h_TBCHW.flatten(2)[:, :, self._chosen(h_TBCHW)] > 0).float()
         weights = torch.as_tensor(weights_HB, dtype=torch.float32, device=a_TBU.device)
         next_TBU = a_TBU.roll(1, dims=1)
@@ -125,7 +132,7 @@ class SpikeCounts:
 
     def summed(self, context: DistContext) -> dict[str, Floats]:
         """Return the counts over all ranks: samples [H], ones and next_ones [T, H, U], together and shuffled [pairs, H, U]."""
-        return {name: context.all_reduce_sum(value).cpu().numpy() for name, value in self._sums.items()}
+        return {name: value.numpy() for name, value in add_up(self._sums, context).items()}
 
     def _chosen(self, h_TBCHW: torch.Tensor) -> torch.Tensor:
         if self._units is None:

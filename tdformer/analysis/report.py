@@ -20,10 +20,15 @@ WHO = {"network": "this network", "baseline": "the baseline"}
 def write_report(analysis: dict[str, Any], folder: Path) -> Path:
     """Write the report into a folder, over an earlier one, and its figures as SVG files. Raises UserError."""
     path, sections = folder / REPORT, sections_of(analysis)
-    self_contained.check_replaceable(path, GENERATOR, "--out", force=False)
+    check_replaceable(folder)
     self_contained.write(path, _render(analysis, sections), "--out")
     write_figures(sections, folder / FIGURES)
     return path
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UserError if another file is where write_report would write."""
+    self_contained.check_replaceable(folder / REPORT, GENERATOR, "--out")
 
 
 def sections_of(analysis: dict[str, Any]) -> list[Section]:

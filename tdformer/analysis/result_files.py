@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.sealed_json import parse_json, read_sealed
 from tdformer.inference.corruptions import summary
 from tdformer.runs.study import StudyResult
 from tdformer.runs.study_records import StudyRecord, with_analysis
@@ -35,32 +36,38 @@ def suite_file(run: Path) -> Path:
 def read_analysis(run: Path) -> dict[str, Any]:
     """Return the parts of a run's analysis in short, and its errors on a suite as the part `corruptions`. Empty if it was not analysed.
 
-    Raises UserError for a file that cannot be read.
+    `samples` is the number of images that were analysed. Raises UserError for a file that cannot be read.
     """
-    analysis, suite = _read(analysis_file(run)), _read(suite_file(run))
-    parts = {part: _short(part, found["network"]) for part, found in analysis["parts"].items() if "network" in found} if analysis else {}
-    return parts | ({CORRUPTIONS: _errors(suite)} if suite else {})
+    analysis, suite = _read(analysis_file(run), read_sealed), _read(suite_file(run), _errors)
+    if analysis is None:
+        return {}
+    parts = {part: _short(part, found["network"]) for part, found in analysis["parts"].items() if "network" in found}
+    return {"samples": analysis["data"]["samples"], **parts, **({CORRUPTIONS: suite} if suite else {})}
+
+
+def with_own_analysis(record: StudyRecord, run: Path) -> StudyRecord:
+    """Return a record with the analysis that lies in its run directory, if it holds none."""
+    return record if record.analysis else with_analysis(record, read_analysis(run))
 
 
 def with_analyses(result: StudyResult) -> StudyResult:
-    """Return a study with the analyses of those runs whose records hold none, from their run directories."""
+    """Return a study with the analyses of those runs whose records hold none."""
     paths = {(run.setting, run.seed): run.path for run in result.study.runs()}
-
-    def completed(record: StudyRecord) -> StudyRecord:
-        return record if record.analysis else with_analysis(record, read_analysis(paths[record.setting, record.seed]))
-
-    records = {name: {seed: completed(record) for seed, record in of_setting.items()} for name, of_setting in result.records.items()}
+    records = {
+        name: {seed: with_own_analysis(record, paths[name, seed]) for seed, record in of_setting.items()}
+        for name, of_setting in result.records.items()
+    }
     return replace(result, records=records)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any] | None:
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, and make it again: tdformer study FILE --analyze") from None
-    return tree
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be read ({reason}); remove it, and make it again: tdformer study FILE --analyze") from None
 
 
 def _short(part: str, found: Any) -> Any:
@@ -70,6 +77,9 @@ def _short(part: str, found: Any) -> Any:
     return {name: _short(part, value) for name, value in found.items() if name not in left_out}
 
 
-def _errors(suite: dict[str, Any]) -> dict[str, Any]:
-    found = summary(suite["data_sets"])
+def _errors(path: Path) -> dict[str, Any]:
+    """Return the errors that `tdformer evaluate --suite --json` printed. Raises ValueError if there are none."""
+    found = summary(parse_json(path.read_text(encoding="utf-8"))["data_sets"])
+    if not found:
+        raise ValueError("it names no corruption")
     return {name: found[name] for name in ("mean_error", "mean_errors", "errors")}

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipelines.config import DataConfig
-from data_pipelines.loading.batch import PADDING_LABEL
 from data_pipelines.loading.dataloader import evaluation_batches
 from data_pipelines.loading.dataset import DataSet
 from data_pipelines.storage.patience import NO_PATIENCE, Patience
@@ -31,7 +30,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples of a data set. Iterating gives this rank's, batch by batch."""
+    """Some samples of a data set. Iterating gives this rank's, batch by batch.
+
+    The ranks share batches, and do not cut them: which samples are in one batch does not depend on the number of ranks. A rank gets none
+    if there are fewer batches than ranks.
+    """
 
     config: DataConfig
     data: DataSet
@@ -48,16 +51,14 @@ class Samples:
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[Part]:
-        rank, world_size = self.context.rank, self.context.world_size
-        share = evaluation_batches(
-            self.config, self.data, batch=self.batch, rank=rank, world_size=world_size, chosen=self.chosen, patience=self.patience
-        )
-        with closing(share) as batches:
-            for index, batch in enumerate(batches):
+        starts = range(self.context.rank * self.batch, self.count, self.context.world_size * self.batch)
+        places = [np.arange(start, min(start + self.batch, self.count)) for start in starts]
+        if not places:
+            return
+        chosen = self.chosen[np.concatenate(places)]
+        batches = evaluation_batches(self.config, self.data, batch=self.batch, rank=0, world_size=1, chosen=chosen, patience=self.patience)
+        with closing(batches):
+            for numbers_B, batch in zip(places, batches, strict=True):
                 batch = batch.to(self.context.device)
-                real = batch.labels_B != PADDING_LABEL
-                numbers = rank + world_size * (index * self.batch + np.arange(len(batch.labels_B)))
-                images = batch.images_BCHW[:, real] if batch.images_BCHW.dim() == 5 else batch.images_BCHW[real]
-                if len(images):
-                    yield Part(images, batch.labels_B[real], numbers[real.cpu().numpy()])
-                self.on_batch(int(real.sum()))
+                yield Part(batch.images_BCHW, batch.labels_B, numbers_B)
+                self.on_batch(len(numbers_B))

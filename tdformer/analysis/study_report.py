@@ -20,8 +20,13 @@ ESTIMATORS = {"spikes": "spikes by counts", "gaussian": "canonical correlations"
 
 def write_study_report(result: StudyResult, judgements: Sequence[Judgement], path: Path) -> None:
     """Write the page, over an earlier one. Raises UserError, and writes nothing, if another file is there."""
-    self_contained.check_replaceable(path, GENERATOR, "--html", force=False)
+    check_replaceable(path)
     self_contained.write(path, render(result, judgements), "--html")
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise UserError if another file is there."""
+    self_contained.check_replaceable(path, GENERATOR, "--html")
 
 
 def render(result: StudyResult, judgements: Sequence[Judgement]) -> str:

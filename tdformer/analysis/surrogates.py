@@ -16,6 +16,7 @@ import torch
 from data_pipelines.errors import UserError
 from tdformer.analysis import membranes
 from tdformer.analysis.samples import Part
+from tdformer.analysis.sums import add_up
 from tdformer.distributed.context import DistContext
 from tdformer.models.attention import ControlledAttention
 from tdformer.models.kernels.constants import ALPHA
@@ -90,12 +91,10 @@ class Histogram:
 
     def result(self, context: DistContext) -> dict[str, Any]:
         """Return the histogram of all layers, and the share of dead gradients in each."""
-        names = list(self._bins)
-        bins = context.all_reduce_sum(torch.stack([self._bins[name] for name in names]))
-        dead = context.all_reduce_sum(torch.stack([self._dead[name] for name in names]))
-        of_layers = zip(names, dead.tolist(), bins.sum(1).tolist(), strict=True)
+        bins, dead = add_up(self._bins, context), add_up(self._dead, context)
+        of_all = torch.stack(list(bins.values())).sum(0)
         return {
-            "histogram": (bins.sum(0) / bins.sum()).tolist(),
-            "dead": float(dead.sum() / bins.sum()),
-            "dead_by_layer": {name: count / total for name, count, total in of_layers},
+            "histogram": (of_all / of_all.sum()).tolist(),
+            "dead": float(sum(dead.values()) / of_all.sum()),
+            "dead_by_layer": {name: float(dead[name] / of_layer.sum()) for name, of_layer in bins.items()},
         }

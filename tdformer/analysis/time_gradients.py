@@ -22,6 +22,7 @@ from data_pipelines.errors import UserError
 from tdformer.analysis import membranes
 from tdformer.analysis.samples import Part
 from tdformer.analysis.stage_outputs import StageOutputs
+from tdformer.analysis.sums import add_up
 from tdformer.distributed.context import DistContext
 from tdformer.models.kernels.constants import TAU
 from tdformer.models.neurons import LIF, ParametricLIF
@@ -120,14 +121,13 @@ class Windows:
 
     def result(self, context: DistContext) -> dict[str, Any]:
         """Return shares, and mean sensitivities by the theorem and of the network's neurons. None where there are no potentials."""
-        names = list(self._sums)
-        totals = context.all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        inside, count, of_inside, of_outside = totals.sum(0).tolist()
-        shares = (totals[:, 0] / totals[:, 1]).tolist()
+        totals = add_up(self._sums, context)
+        inside, count, of_inside, of_outside = torch.stack(list(totals.values())).sum(0).tolist()
+        shares = {name: float(total[0] / total[1]) for name, total in totals.items()}
         return {
             "inside_window": inside / count,
             "sensitivity": (1 - inside / count) * (1 - 1 / TAU),
             "measured_inside": of_inside / inside if inside else None,
             "measured_outside": of_outside / (count - inside) if count > inside else None,
-            "inside_by_layer": dict(zip(names, shares, strict=True)),
+            "inside_by_layer": shares,
         }

@@ -19,6 +19,7 @@ from data_pipelines.errors import UserError
 from tdformer.analysis.estimators.half_samples import NORMAL_95
 from tdformer.analysis.propositions import masked_variance_bound, processed_variance
 from tdformer.analysis.samples import Part
+from tdformer.analysis.sums import add_up
 from tdformer.distributed.context import DistContext
 from tdformer.models.attention import ControlledAttention
 from tdformer.models.feedback import ProcessingModule
@@ -26,13 +27,14 @@ from tdformer.models.tdformer import TDFormer
 
 Replacement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the top-down spikes [T, B, C, H, W] and the labels [B], and returns other spikes."""
-NOTHING, OTHER_CLASS = "as they are", "of another class"
+NOTHING, OTHER_IMAGE, OTHER_CLASS = "as they are", "of another image", "of another class"
 
 
 def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> dict[str, Any]:
     """Measure the top-down path of a network. Collective. Returns the same result on all ranks, ready for JSON.
 
-    A sample whose whole batch is of its class is left out of "of another class". Raises UserError for a network without the path.
+    A sample that is alone in its batch is left out of "of another image", and one whose whole batch is of its class out of "of another
+    class". Raises UserError for a network without the path.
     """
     if model.processing is None:
         raise UserError("the network has no top-down path; analyse one with feedback, or leave out topdown_use.")
@@ -43,14 +45,21 @@ def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> d
     flow, outcomes = Flow(model), defaultdict[str, list[torch.Tensor]](list)
     with torch.no_grad():
         for part in samples:
+            generator.manual_seed(int(part.numbers_B[0]))  # a batch gets the same draws on any rank
             answers: dict[str, torch.Tensor] = {}
             for name, replacement in replacements.items():
                 with _replaced(model.processing, replacement, part.labels_B), flow.watched(name == NOTHING):
                     answers[name] = model(part.images).argmax(1)
                 was, now, same = answers[NOTHING] == part.labels_B, answers[name] == part.labels_B, answers[name] == answers[NOTHING]
-                counts = _has_another_class(part.labels_B) if name == OTHER_CLASS else torch.ones_like(now)
+                counts = torch.ones_like(now)
+                if name == OTHER_CLASS:
+                    counts = _has_another_class(part.labels_B)
+                elif name == OTHER_IMAGE:
+                    counts &= len(now) > 1
                 outcomes[name].append(torch.stack([counts, was, now, same]).double())
-    return flow.result(context) | {"answers": {name: _answer(torch.cat(parts, 1), context) for name, parts in outcomes.items()}}
+    nobody = torch.zeros(4, 0, dtype=torch.float64, device=context.device)
+    found = {name: _answer(torch.cat([nobody, *outcomes[name]], 1), context) for name in replacements}
+    return flow.result(context) | {"answers": {name: answer for name, answer in found.items() if answer is not None}}
 
 
 # --- replaced spikes -----------------------------------------------------------------------------------------
@@ -68,7 +77,7 @@ def _replacements(generator: torch.Generator) -> dict[str, Replacement]:
 
     return {
         "none": lambda spikes, labels: torch.zeros_like(spikes),
-        "of another image": lambda spikes, labels: spikes.roll(1, dims=1),
+        OTHER_IMAGE: lambda spikes, labels: spikes.roll(1, dims=1),
         OTHER_CLASS: lambda spikes, labels: spikes[:, _of_another_class(labels)],
         "random, as many": random,
         "everywhere": lambda spikes, labels: torch.ones_like(spikes),
@@ -97,17 +106,18 @@ def _replaced(processing: ProcessingModule, replacement: Replacement, labels_B: 
         hook.remove()
 
 
-def _answer(outcomes: torch.Tensor, context: DistContext) -> dict[str, float]:
+def _answer(outcomes: torch.Tensor, context: DistContext) -> dict[str, float] | None:
     """Return accuracy, agreement with the unchanged network, and the change of accuracy with its 95 % interval, all in percent.
 
     outcomes: 0 or 1 for each sample: whether it counts, was right, is right, and has the same answer, [4, samples]. The interval is that
-    of a mean of paired differences: each sample is right or wrong with and without the replacement.
+    of a mean of paired differences: each sample is right or wrong with and without the replacement. None if no sample counts.
     """
     counts, was, now, same = outcomes
     change = now - was
     sums = (torch.stack([torch.ones_like(counts), now, same, change, change**2]) * counts).sum(1)
     count, correct, equal, gain, squares = context.all_reduce_sum(sums).tolist()
-    count = max(count, 1.0)
+    if not count:
+        return None
     mean = gain / count
     error = NORMAL_95 * math.sqrt(max(squares / count - mean**2, 0.0) / max(count - 1, 1))
     return {
@@ -146,9 +156,7 @@ class Flow:
 
     def result(self, context: DistContext) -> dict[str, Any]:
         """Return the means over all ranks. Rates and shares are between 0 and 1."""
-        names = sorted(self._sums)
-        totals = context.all_reduce_sum(torch.stack([self._sums[name] for name in names])).tolist()
-        means = {name: total / count if count else 0.0 for name, (total, count) in zip(names, totals, strict=True)}
+        means = {name: float(total / count) if count else 0.0 for name, (total, count) in add_up(self._sums, context).items()}
         return {
             "firing_rate": means["spikes"],
             "clamp": [self._processing.lower, self._processing.upper],

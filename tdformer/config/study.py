@@ -49,6 +49,10 @@ class StudyConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         for name, changes in {"shared": self.shared, **self.settings}.items():
+            try:
+                json.dumps(changes)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError(f"{name} must hold numbers, texts, true, false, null, and lists and sections of them") from None
             if own := [key for key in changes if key in OWN]:
                 raise ValueError(f"{name} must leave {own[0]} to the study")
         return self

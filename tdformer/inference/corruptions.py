@@ -6,7 +6,6 @@ mCE          = mean of CE over all kinds, in percent                            
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from data_pipelines.errors import UserError
 from data_pipelines.formats.corruption_kinds import KINDS
+from data_pipelines.storage.sealed_json import parse_json
 
 NAME = re.compile(r"(?P<kind>.+)-(?P<severity>[1-5])")
 """How the data sets of a suite are called, such as gaussian_noise-3."""
@@ -22,11 +22,16 @@ Errors = dict[str, dict[int, float]]
 
 
 def errors_of(data_sets: Sequence[dict[str, Any]]) -> Errors:
-    """Return the errors of a suite. Data sets of other names are left out. Kinds are in the published order, then by name."""
+    """Return the errors of a suite. Data sets of other names are left out. Kinds are in the published order, then by name.
+
+    Raises ValueError, KeyError or TypeError for what is no evaluation.
+    """
     errors: Errors = {}
     for row in data_sets:
         if found := NAME.fullmatch(row["data_set"]):
-            errors.setdefault(found["kind"], {})[int(found["severity"])] = 100 - row["top1"]
+            if not 0 <= (top1 := row["top1"]) <= 100:
+                raise ValueError(f"a top-1 of {top1} percent")
+            errors.setdefault(found["kind"], {})[int(found["severity"])] = 100 - top1
     return {kind: dict(sorted(errors[kind].items())) for kind in sorted(errors, key=published_place)}
 
 
@@ -49,7 +54,7 @@ def summary(data_sets: Sequence[dict[str, Any]], baseline: Errors | None = None)
 def read_baseline(path: Path) -> Errors:
     """Read the errors of a baseline from what `tdformer evaluate --suite --json` printed. Raises UserError."""
     try:
-        return errors_of(json.loads(path.read_text())["data_sets"])
+        return errors_of(parse_json(path.read_text())["data_sets"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from data_pipelines.formats.manifest import MANIFEST
+from data_pipelines.formats.manifest import MANIFEST, UNFINISHED
 from data_pipelines.loading.dataloader import evaluation_batches
 from data_pipelines.storage.passing_trouble import reading
 from data_pipelines.storage.patience import SOME_PATIENCE
@@ -82,7 +82,10 @@ def _trained(load: Callable[[], RunConfig], checkpoint: Checkpoint, averaged: bo
 
 
 def data_sets_in(suite: Path) -> list[Path]:
+    """Return the data sets in a folder. Raises UserError if there is none, or one that is not finished."""
     with reading(suite):
+        if unfinished := sorted(path for path in suite.glob("*") if (path / UNFINISHED).is_dir() and not (path / MANIFEST).is_file()):
+            raise UserError(f"{unfinished[0]} is not finished; give again the command that wrote it, or remove that folder.")
         if folders := sorted(path for path in suite.glob("*") if (path / MANIFEST).is_file()):
             return folders
     raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")

@@ -42,8 +42,10 @@ def write(path: Path, text: str, option: str) -> None:
         raise UserError(f"report {path} cannot be written ({error.strerror}); choose another {option}.") from None
 
 
-def check_replaceable(path: Path, generator: str, option: str, force: bool) -> None:
+def check_replaceable(path: Path, generator: str, option: str, force: bool | None = None) -> None:
     """Check that a page may be written to this path. Only a page of the same command may be replaced, unless `force` is on.
+
+    force: the option --force of the command. None if it has none.
 
     Raises UserError.
     """
@@ -57,7 +59,8 @@ def check_replaceable(path: Path, generator: str, option: str, force: bool) -> N
     except OSError as error:
         raise UserError(f"report {path} cannot be written ({error.strerror}); choose another {option}.") from None
     if not (is_report or force):
-        raise UserError(f"{path} is there and is no report of this command; choose another {option}, or replace it with --force.")
+        way = "move it away" if force is None else "replace it with --force"
+        raise UserError(f"{path} is there and is no report of this command; choose another {option}, or {way}.")
 
 
 def resource(package: str, name: str) -> str:

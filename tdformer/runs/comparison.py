@@ -117,7 +117,10 @@ def spread(values: Sequence[float]) -> Spread | None:
     """Return mean and deviation of values, or None if there are none."""
     if not values:
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):  # statistics.stdev fails on such values
+        return Spread(mean, None, len(values))
+    return Spread(mean, statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def lower_is_better(metric: str) -> bool:

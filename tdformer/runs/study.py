@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class StudyResult:
     settings: list[SettingResult]
     records: dict[str, BySeed]
     """What each finished run said, by setting and seed."""
+    kept: set[str] = field(default_factory=set)
+    """The names of the runs whose records are in the folder of results."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about what finished runs lack."""
 
     @property
     def finished(self) -> int:
@@ -72,23 +76,30 @@ class StudyResult:
 def read_study(study: StudyConfig, configs: Mapping[str, RunConfig], results: Path | None = None) -> StudyResult:
     """Read the runs of a study that are there.
 
-    results: a folder with records of finished runs, whose run directories may be gone. Raises UserError if one is of another study.
+    results: a folder with records of finished runs, whose run directories may be gone. Raises UserError if a record or a run directory
+    is of another study.
     """
     kept = study_records.read_all(results, study.runs()) if results else {}
+    notes: list[str] = []
     records: dict[str, BySeed] = {name: {} for name in study.settings}
     states: dict[str, dict[int, State]] = {name: {} for name in study.settings}
     for planned in study.runs():
         run = reader.read(planned.path, [study.metric]) if planned.path.is_dir() else None
         record = kept.get(planned.path.name)
         if results and record:
-            study_records.check_same(record, configs[planned.setting], results)
-        elif run and run.state == "finished":
+            study_records.check_same(record.config, configs[planned.setting], results / f"{record.name}.json")
+        if run and run.config:
+            study_records.check_same(study_records.deciding_of(run.config), configs[planned.setting], planned.path)
+        if run and run.state == "finished" and not record:
             record = study_records.record_of(planned, run, study.metric)
+        if record and record.last(study.metric) is None:
+            notes.append(f"{record.name} has no {study.metric}")
         states[planned.setting][planned.seed] = "finished" if record else run.state if run else "new"
         if record:
             records[planned.setting][planned.seed] = record
     against = records[study.reference]
-    return StudyResult(study, states, [_result(study, name, of_setting, against) for name, of_setting in records.items()], records)
+    settings = [_result(study, name, of_setting, against) for name, of_setting in records.items()]
+    return StudyResult(study, states, settings, records, set(kept), notes)
 
 
 def _result(study: StudyConfig, name: str, records: BySeed, against: BySeed) -> SettingResult:
@@ -121,6 +132,7 @@ def warnings_on(result: StudyResult) -> Sequence[str]:
     """Return what a reader of the result should know: runs that are lacking, and settings of other cost."""
     total = len(result.study.settings) * len(result.study.seeds)
     remarks = [f"{total - result.finished} of {total} runs are not finished"] if result.finished < total else []
+    remarks += result.notes
     reference = next(setting for setting in result.settings if setting.name == result.study.reference)
     for setting in result.settings:
         if setting.hours and reference.hours and abs(setting.hours / reference.hours - 1) > 0.1:

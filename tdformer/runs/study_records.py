@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.errors import UserError
-from data_pipelines.storage.files import replace_file
+from data_pipelines.storage.sealed_json import read_sealed, write_sealed
 from tdformer.config.schema import RunConfig
 from tdformer.config.study import StudyRun
 from tdformer.runs import config_keys
@@ -49,62 +47,66 @@ class StudyRecord:
 
 def deciding(config: RunConfig) -> dict[str, Any]:
     """Return the values of a configuration that decide about the result, apart from the seed, by dotted keys."""
-    return _deciding(flat_tree(config.model_dump(mode="json")))
+    return deciding_of(flat_tree(config.model_dump(mode="json")))
 
 
 def record_of(planned: StudyRun, run: Run, metric: str) -> StudyRecord:
     """Return what a finished run says."""
     names = [name for name in run.metrics.names() if name.startswith(VALIDATION) or name == metric]
     curves = {name: {round(point.epoch): point.value for point in run.metrics.series(name)} for name in names}
-    return StudyRecord(planned.setting, planned.seed, _deciding(run.config), curves, hours_of(run))
+    return StudyRecord(planned.setting, planned.seed, deciding_of(run.config), curves, hours_of(run))
 
 
-def check_same(record: StudyRecord, config: RunConfig, place: Path) -> None:
-    """Raise UserError unless a record is of this configuration, apart from the seed and from what changes no result."""
+def check_same(found: dict[str, Any], config: RunConfig, place: Path) -> None:
+    """Raise UserError unless a run or a record is of this configuration, apart from the seed and from what changes no result.
+
+    found: its deciding values. place: where it is.
+    """
     planned = deciding(config)
-    for key in {**planned, **record.config}:
-        there, here = (flat.get(key, config_keys.ABSENT) for flat in (record.config, planned))
-        if there != here:
+    for key in {**planned, **found}:
+        there, here = (flat.get(key, config_keys.ABSENT) for flat in (found, planned))
+        if config_keys.canonical(there) != config_keys.canonical(here):
             raise UserError(
-                f"{place / record.name}.json is of another study: {key} is {there} there, and {here} here; give another --results "
-                "folder, or remove that file."
+                f"{place} is of another study: {key} is {there} there, and {here} here; give the study another name, or move that away."
             )
 
 
 def write(record: StudyRecord, folder: Path) -> Path:
-    """Write a record. Matrices stay on one line each. Raises UserError."""
+    """Write a record into a folder. Raises UserError."""
     path = folder / f"{record.name}.json"
-    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=1)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda partial: partial.write_text(f"{text}\n", encoding="utf-8"))
+        write_sealed(path, {"format": FORMAT, **asdict(record)})
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); give another --results folder.") from None
     return path
 
 
 def read_all(folder: Path, runs: Iterable[StudyRun]) -> dict[str, StudyRecord]:
-    """Read the records of planned runs that are there, by name. Raises UserError for a file that is no record."""
-    names = [f"{run.setting}-seed-{run.seed}" for run in runs]
-    return {name: _read(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
+    """Read the records of planned runs that are there, by name. Raises UserError for a file that is no record, or one of another run."""
+    found = {run.path.name: (run, folder / f"{run.path.name}.json") for run in runs}
+    return {name: _read(path, run) for name, (run, path) in found.items() if path.exists()}
 
 
 def with_analysis(record: StudyRecord, analysis: dict[str, Any]) -> StudyRecord:
     return replace(record, analysis=analysis)
 
 
-def _read(path: Path) -> StudyRecord:
+def _read(path: Path, run: StudyRun) -> StudyRecord:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_sealed(path)
         if tree.pop("format") != FORMAT:
             raise ValueError("another format")
-        curves = {name: {int(epoch): float(value) for epoch, value in curve.items()} for name, curve in tree.pop("curves").items()}
-        return StudyRecord(**tree, curves=curves)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        curves = {name: {int(epoch): value for epoch, value in curve.items()} for name, curve in tree.pop("curves").items()}
+        record = StudyRecord(**tree, curves=curves)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path} is no record of a study's run ({reason}); remove it, or give another --results folder.") from None
+    if (record.setting, record.seed) != (run.setting, run.seed):
+        raise UserError(f"{path} is the record of {record.setting}, seed {record.seed}; give it its name back, or remove it.")
+    return record
 
 
-def _deciding(flat: dict[str, Any]) -> dict[str, Any]:
+def deciding_of(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a flat configuration that decide about the result, apart from the seed."""
     return {key: config_keys.value(flat, key) for key in flat if config_keys.decides(key)}

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.sealed_json import read_sealed, write_sealed
 from tdformer.analysis.networks import check_comparable, load_network
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.run_ids import read_run_id
@@ -67,7 +68,7 @@ def test_all_parts_with_a_baseline_on_one_process_and_on_two(reference: Referenc
     for part in ("mutual_information", "time_gradients", "energy", "attention_maps"):
         assert set(first["parts"][part]) >= {"network", "baseline"}, part
     assert set(first["parts"]["mutual_information"]["difference"]) == {"stage1", "stage2", "stage3"}
-    for part in ("time_gradients", "surrogates", "energy", "attention_maps"):
+    for part in ("time_gradients", "surrogates", "energy", "attention_maps", "mutual_information", "topdown_use"):
         assert without_names(second["parts"][part]) == without_names(first["parts"][part]), part
     page = (tmp_path / "one" / "report.html").read_text()
     for title in ("Is the top-down path used?", "Mutual information across time steps", "Gradients along time", "Attention maps", "Energy"):
@@ -97,17 +98,26 @@ async def look_at(report: Path) -> None:
 def test_parts_that_are_done_are_kept(reference: ReferenceRun, tmp_path: Path) -> None:
     only = ("--only", "energy", "--only", "time_gradients")
     finished("analyze", reference.run, "--only", "energy", "--out", tmp_path)
-    done = analysis_of(tmp_path)
+    done = read_sealed(tmp_path / "analysis.json")
     done["parts"]["energy"]["network"]["paper_mj"] = 42.0
-    (tmp_path / "analysis.json").write_text(json.dumps(done))
+    write_sealed(tmp_path / "analysis.json", done)
     told = finished("analyze", reference.run, *only, "--out", tmp_path, "--json")
-    assert json.loads(told.stdout) == analysis_of(tmp_path)
+    assert json.loads(told.stdout) == read_sealed(tmp_path / "analysis.json")
     assert analysis_of(tmp_path)["parts"]["energy"]["network"]["paper_mj"] == 42.0
     assert list(analysis_of(tmp_path)["parts"]) == ["energy", "time_gradients"]
     assert_one_sentence(
-        tdformer("analyze", reference.run, "--samples", 5, "--out", tmp_path),
-        "is of another network, baseline, data set or number of samples",
+        tdformer("analyze", reference.run, "--samples", 5, "--only", "energy", "--out", tmp_path),
+        "is of another network, baseline, data set, suite or number of samples",
     )
+
+
+def test_there_may_be_fewer_samples_than_processes(reference: ReferenceRun, tmp_path: Path) -> None:
+    parts = ("topdown_use", "time_gradients", "surrogates", "energy")
+    only = [text for part in parts for text in ("--only", part)]
+    finished("analyze", reference.run, "--samples", 1, *only, "--out", tmp_path, "--processes", 2)
+    assert tuple(analysis_of(tmp_path)["parts"]) == parts
+    answers = analysis_of(tmp_path)["parts"]["topdown_use"]["network"]["answers"]
+    assert "of another image" not in answers, "there is none"
 
 
 def test_results_are_sent_to_the_mlflow_run(reference: ReferenceRun, tmp_path: Path) -> None:

@@ -67,7 +67,15 @@ def test_a_study_from_its_plan_to_its_result(run_config: dict, tmp_path: Path) -
     assert topdown["difference"]["mean"] == pytest.approx(sum(deltas) / 2)
     assert topdown["by_epoch"][-1]["mean"] == topdown["difference"]["mean"]
     assert {state for states in result["states"].values() for state in states.values()} == {"finished"}
-    assert "run 1 of 4" not in finished("study", study, "--report").stdout
+    told = finished("study", study, "--results", tmp_path / "results")
+    assert "run 1 of 4" not in told.stdout
+    assert len(list((tmp_path / "results").glob("*.json"))) == 4, "what runs said that were finished before is kept too"
+
+    write_study(tmp_path, tmp_path / "run.yaml", shared={"training.epochs": 1, "optimizer.base_lr": 0.5})
+    for options in ((), ("--report",), ("--dry-run",)):
+        assert_one_sentence(
+            tdformer("study", study, *options), "plain-seed-1 is of another study: optimizer.base_lr is 0.01 there, and 0.5"
+        )
 
 
 def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: dict, tmp_path: Path) -> None:
@@ -78,7 +86,7 @@ def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: d
     study = write_study(tmp_path, write_config(run_config, tmp_path), settings={"topdown": {}})
     taken = RunDir(tmp_path / "out" / "small" / "topdown-seed-2")
     taken.path.mkdir(parents=True)
-    shutil.copy(tmp_path / "run.yaml", taken.config)
+    taken.config.write_text(yaml.safe_dump({**run_config, "training": {**run_config["training"], "epochs": 1}}))
     taken.lock.write_text(json.dumps(asdict(this_process(taken.path))))
     options = (study, "--results", tmp_path / "results")
     measured = ("--analyze", "--samples", 100, "--suite", tmp_path / "suite")
@@ -88,7 +96,7 @@ def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: d
     assert "<h2>Errors on corrupted images</h2>" in (tmp_path / "page.html").read_text()
 
     record = json.loads((tmp_path / "results" / "topdown-seed-1.json").read_text())
-    assert set(record["analysis"]) == {*PARTS, "corruptions"}
+    assert set(record["analysis"]) == {"samples", *PARTS, "corruptions"}
     assert set(record["analysis"]["attention_maps"]["focus"]) == {"clean", "fog-3"}
     assert record["analysis"]["corruptions"]["errors"].keys() == {"fog"}
     shutil.rmtree(tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from data_pipelines.errors import UserError
+from data_pipelines.storage.sealed_json import write_sealed
 from tdformer.analysis.claims import CLAIMS, judge
 from tdformer.analysis.result_files import analysis_file, read_analysis, suite_file
 from tdformer.analysis.study_report import render, write_study_report
 from tdformer.config.schema import RunConfig
 from tdformer.config.study import StudyConfig
-from tdformer.runs.study import StudyResult, read_study
+from tdformer.runs.study import StudyResult, read_study, warnings_on
 from tdformer.runs.study_records import StudyRecord, check_same, deciding, read_all, write
 
 SEEDS = (0, 42, 2024)
@@ -125,14 +127,42 @@ def test_records_come_back_as_they_were_and_are_of_one_study(tmp_path: Path) -> 
     of_zero = replace(record("topdown", 0, 0.5), config=deciding(CONFIGS["topdown"]))
     write(of_zero, tmp_path)
     assert read_all(tmp_path, study().runs()) == {"topdown-seed-0": of_zero}
-    check_same(of_zero, CONFIGS["topdown"], tmp_path)
-    with pytest.raises(UserError, match=r"topdown-seed-0\.json is of another study: model\.feedback is – there, and None here"):
-        check_same(of_zero, CONFIGS["plain"], tmp_path)
+    check_same(of_zero.config, CONFIGS["topdown"], tmp_path)
+    with pytest.raises(UserError, match=r"is of another study: model\.feedback is – there, and None here; give the study another name"):
+        check_same(of_zero.config, CONFIGS["plain"], tmp_path)
     found = read_study(study(), CONFIGS, tmp_path)
     assert (found.finished, found.states["topdown"]) == (1, {0: "finished", 42: "new", 2024: "new"})
-    (tmp_path / "topdown-seed-0.json").write_text('{"format": "another"}')
-    with pytest.raises(UserError, match=r"is no record of a study's run \(another format\); remove it"):
+
+
+def altered(path: Path, change: str) -> None:
+    text = path.read_text()
+    path.write_text({"deep": "[" * 200_000, "cut": text[:-40], "number": text.replace("50.0", "51.0"), "other": '{"format": 1}'}[change])
+
+
+@pytest.mark.parametrize("change", ["deep", "cut", "number", "other"])
+def test_a_record_that_was_changed_is_told(tmp_path: Path, change: str) -> None:
+    path = write(record("topdown", 0, 0.5), tmp_path)
+    assert read_study(study(), CONFIGS, tmp_path).finished == 1
+    altered(path, change)
+    with pytest.raises(UserError, match=r"topdown-seed-0\.json is no record of a study's run \(.*\); remove it, or give another --results"):
         read_study(study(), CONFIGS, tmp_path)
+
+
+def test_a_renamed_record_does_not_count_for_another_seed(tmp_path: Path) -> None:
+    write(record("topdown", 0, 0.5), tmp_path).rename(tmp_path / "topdown-seed-42.json")
+    with pytest.raises(UserError, match=r"is the record of topdown, seed 0; give it its name back"):
+        read_study(study(), CONFIGS, tmp_path)
+
+
+def test_a_record_may_be_laid_out_anew_and_may_hold_what_diverged(tmp_path: Path) -> None:
+    of_zero = replace(record("topdown", 0, 0.5), curves={"val/top1": {1: 50.0}, "val/loss": {1: float("nan")}})
+    path = write(of_zero, tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    found = read_study(study().model_copy(update={"metric": "val/loss"}), CONFIGS, tmp_path)
+    assert found.settings[1].spread is not None
+    assert math.isnan(found.settings[1].spread.mean)
+    lacking = read_study(study().model_copy(update={"metric": "val/top3"}), CONFIGS, tmp_path)
+    assert "topdown-seed-0 has no val/top3" in warnings_on(lacking)
 
 
 def test_the_page_holds_every_verdict_and_replaces_only_its_own(tmp_path: Path) -> None:
@@ -155,13 +185,29 @@ def test_analyses_are_read_back_in_short(tmp_path: Path) -> None:
         "energy": {"network": {"layers": [1], "paper_mj": 2.0}, "baseline": {}},
         "attention_maps": {"network": {"images": [1], "focus": {}}},
     }
-    analysis_file(tmp_path).write_text(json.dumps({"parts": parts}))
+    write_sealed(analysis_file(tmp_path), {"data": {"samples": 7}, "parts": parts})
     suite_file(tmp_path).write_text(json.dumps({"data_sets": [{"data_set": "fog-1", "top1": 60.0}, {"data_set": "fog-3", "top1": 40.0}]}))
     assert read_analysis(tmp_path) == {
+        "samples": 7,
         "energy": {"paper_mj": 2.0},
         "attention_maps": {"focus": {}},
         "corruptions": {"mean_error": 50.0, "mean_errors": {"fog": 50.0}, "errors": {"fog": {1: 40.0, 3: 60.0}}},
     }
-    suite_file(tmp_path).write_text("{")
-    with pytest.raises(UserError, match=r"cannot be read .*remove it, and make it again"):
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "5", "[]", '{"data_sets": []}', '{"data_sets": [{"data_set": "fog-1", "top1": "x"}]}', "[" * 200_000]
+)
+def test_results_of_a_suite_that_are_none_are_told(tmp_path: Path, text: str) -> None:
+    analysis_file(tmp_path).parent.mkdir()
+    suite_file(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=r"corruptions\.json cannot be read .*remove it, and make it again"):
+        read_analysis(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "5", '{"parts": {"energy": null}}', "[" * 200_000], ids=range(4))
+def test_an_analysis_that_was_changed_is_told(tmp_path: Path, text: str) -> None:
+    analysis_file(tmp_path).parent.mkdir()
+    analysis_file(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=r"analysis\.json cannot be read .*remove it, and make it again"):
         read_analysis(tmp_path)

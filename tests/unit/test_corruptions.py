@@ -94,10 +94,12 @@ def test_a_suite_of_some_samples_has_those_of_the_whole_at_equal_distances(val: 
     ("arguments", "words"),
     [
         (("--kinds", "fog,rain"), "there is no corruption rain; the kinds are gaussian_noise, "),
-        (("--severities", "6"), "there is no severity 6"),
-        (("--severities", "0-2"), "there is no severity 0"),
+        (("--severities", "6"), "--severities 6: give numbers from 1 to 5"),
+        (("--severities", "0-2"), "--severities 0-2: give numbers from 1 to 5"),
         (("--severities", "high"), "give numbers from 1 to 5"),
         (("--severities", "5-1"), "give numbers from 1 to 5"),
+        (("--severities", "²"), "give numbers from 1 to 5"),
+        (("--severities", "1-99999999999"), "give numbers from 1 to 5"),
     ],
 )
 def test_what_is_no_suite_is_refused(val: Path, tmp_path: Path, arguments: tuple[str, str], words: str) -> None:

@@ -71,7 +71,8 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(first) > int(last or first):
+        known = tuple("12345")
+        if first not in known or (last or first) not in known or first > (last or first):
             raise UserError(f"--severities {text}: give numbers from 1 to 5, such as 3, 1,3 or 1-5.")
         numbers += range(int(first), int(last or first) + 1)
     return sorted(set(numbers))
