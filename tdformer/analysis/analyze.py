@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ class Request:
     """Keys of the samples whose attention maps are shown. Empty: some at equal distances."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """The images on which networks are analysed."""
+
+    samples: Samples
+    columns: dict[str, Samples]
+    """Those of the samples that are in the suite, and their corrupted copies by name. Without a suite only the samples."""
+    shown: dict[str, Samples]
+    """The same of the samples whose attention maps are shown."""
+
+
 def analyze(request: Request, context: DistContext, progress: Progress) -> dict[str, Any]:
     """Measure all parts, and write analysis.json after each. Parts that are there already are kept. Collective.
 
@@ -60,15 +72,10 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     """
     parts = _wanted(request)
     notes = check_comparable(request.network, request.baseline) if request.baseline else []
-    wanted = _samples(request, context)
-    columns = _with_copies(request, wanted, context)
-    shown = example_images.at_distances(columns)
-    if request.images:
-        shown = _with_copies(request, context.on_all_ranks(lambda: of_keys(wanted, request.images)), context)
-    samples = columns[CLEAN]
+    subject = _subject(request, context)
     if "mutual_information" in parts:
-        check_count(samples.count)
-    analysis = {**_begin(request, columns), "notes": notes}
+        check_count(subject.samples.count)
+    analysis = {**_begin(request, subject), "notes": notes}
     analysis = context.broadcast(context.on_all_ranks(lambda: _with_earlier_parts(analysis, request.out) if context.is_rank0 else None))
     networks = {"network": request.network, **({"baseline": request.baseline} if request.baseline else {})}
     for network in networks.values():
@@ -76,8 +83,8 @@ def analyze(request: Request, context: DistContext, progress: Progress) -> dict[
     for part in parts:
         if part in analysis["parts"]:
             continue
-        with progress(part.replace("_", " "), len(networks) * math.ceil(samples.count / context.world_size)) as advance:
-            found = _measure(part, networks, columns | {CLEAN: replace(samples, on_batch=advance)}, shown)
+        with progress(part.replace("_", " "), len(networks) * math.ceil(subject.samples.count / context.world_size)) as advance:
+            found = _measure(part, networks, replace(subject, samples=replace(subject.samples, on_batch=advance)))
         if context.is_rank0:
             analysis["parts"][part] = found
             _write(analysis, request.out)
@@ -107,6 +114,15 @@ def _samples(request: Request, context: DistContext) -> Samples:
     return Samples(config, data, at_equal_distances(len(data), request.samples), min(network.batch, BATCH), context)
 
 
+def _subject(request: Request, context: DistContext) -> Subject:
+    samples = _samples(request, context)
+    columns = _with_copies(request, samples, context)
+    shown = example_images.at_distances(columns)
+    if request.images:
+        shown = _with_copies(request, context.on_all_ranks(lambda: of_keys(samples, request.images)), context)
+    return Subject(samples, columns, shown)
+
+
 def _with_copies(request: Request, samples: Samples, context: DistContext) -> dict[str, Samples]:
     """Return the samples and their copies in the suite. If there is a suite, only samples that are in it are left."""
     if request.suite is None:
@@ -121,8 +137,8 @@ def _with_copies(request: Request, samples: Samples, context: DistContext) -> di
     return context.on_all_ranks(lambda: with_copies(samples, suite, open_copy))
 
 
-def _begin(request: Request, columns: dict[str, Samples]) -> dict[str, Any]:
-    samples = columns[CLEAN]
+def _begin(request: Request, subject: Subject) -> dict[str, Any]:
+    samples = subject.samples
     return {
         "format": FORMAT,
         "network": request.network.described(),
@@ -133,7 +149,8 @@ def _begin(request: Request, columns: dict[str, Samples]) -> dict[str, Any]:
             "samples": samples.count,
             "of": len(samples.data),
             "image_size": samples.config.image_size,
-            "suite": {name: of.data.digest() for name, of in columns.items() if name != CLEAN},
+            "asked": request.samples,
+            "suite": {name: of.data.digest() for name, of in subject.columns.items() if name != CLEAN},
             "images": list(request.images),
         },
         "parts": {},
@@ -164,14 +181,14 @@ def _write(analysis: dict[str, Any], out: Path) -> None:
         raise UserError(f"{out / RESULT} cannot be written ({error.strerror or error}); give another --out.") from None
 
 
-def _measure(part: str, networks: dict[str, Network], columns: dict[str, Samples], shown: dict[str, Samples]) -> dict[str, Any]:
-    """Measure one part of each network that can have it. columns: the samples and their corrupted copies. shown: those with maps."""
-    samples = columns[CLEAN]
-    context = samples.context
+def _measure(part: str, networks: dict[str, Network], subject: Subject) -> dict[str, Any]:
+    """Measure one part of each network that can have it."""
+    samples, context = subject.samples, subject.samples.context
     if part == "mutual_information":
         return _mutual_information(networks, samples, context)
     if part == "attention_maps":
-        return {who: example_images.measure(network.model, columns, shown) for who, network in networks.items()}
+        measured = partial(example_images.measure, columns=subject.columns, shown=subject.shown, on_samples=samples.on_batch)
+        return {who: measured(network.model) for who, network in networks.items()}
     measure = {"topdown_use": topdown_use, "surrogates": surrogates, "time_gradients": time_gradients, "energy": energy}[part].measure
     return {
         who: measure(network.model, samples, context)

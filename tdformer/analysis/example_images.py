@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,15 +31,17 @@ LARGEST_PICTURE = 128
 """Pixels of a picture's side in the results. Larger images are shown smaller."""
 
 
-def measure(model: TDFormer, columns: Mapping[str, Samples], shown: Mapping[str, Samples]) -> dict[str, Any]:
+def measure(
+    model: TDFormer, columns: Mapping[str, Samples], shown: Mapping[str, Samples], on_samples: Callable[[int], object]
+) -> dict[str, Any]:
     """Return maps of the shown samples, and how much attention is on objects in FOCUS_SAMPLES. Ready for JSON. Collective.
 
     columns: the samples as CLEAN, and copies of them in the same order by the name of the corruption. shown: the same of the samples
-    whose maps are wanted. All ranks compute all maps.
+    whose maps are wanted. All ranks compute all maps. on_samples: is called with numbers of samples that add up to this rank's of them.
     """
     return {
         "images": _examples(model, {name: _few(of, of.count, alone=True) for name, of in shown.items()}),
-        "focus": _focus(model, {name: _few(of, FOCUS_SAMPLES) for name, of in columns.items()}, columns[CLEAN]),
+        "focus": _focus(model, {name: _few(of, FOCUS_SAMPLES) for name, of in columns.items()}, on_samples),
     }
 
 
@@ -71,8 +73,9 @@ def _examples(model: TDFormer, columns: Mapping[str, Samples]) -> list[dict[str,
     return examples
 
 
-def _focus(model: TDFormer, columns: Mapping[str, Samples], samples: Samples) -> dict[str, Any] | None:
+def _focus(model: TDFormer, columns: Mapping[str, Samples], on_samples: Callable[[int], object]) -> dict[str, Any] | None:
     """Return the share of attention on objects for each column. None for event frames. Masks are of the clean images."""
+    samples = columns[CLEAN]
     if samples.data.manifest.kind != "images":
         return None
     masks = [object_masks(_pixels(part.images, samples)) for part in columns[CLEAN]]
@@ -81,7 +84,7 @@ def _focus(model: TDFormer, columns: Mapping[str, Samples], samples: Samples) ->
         focus = Focus(samples.context)
         for part, masks_BHW in zip(of_column, masks, strict=True):
             focus.add(attention_maps(model, part.images), masks_BHW)
-        samples.on_batch(samples.count // samples.context.world_size // len(columns))
+        on_samples(samples.count // samples.context.world_size // len(columns))
         found[name] = focus.result()
     return found
 

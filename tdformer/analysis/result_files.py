@@ -36,13 +36,13 @@ def suite_file(run: Path) -> Path:
 def read_analysis(run: Path) -> dict[str, Any]:
     """Return the parts of a run's analysis in short, and its errors on a suite as the part `corruptions`. Empty if it was not analysed.
 
-    `samples` is the number of images that were analysed. Raises UserError for a file that cannot be read.
+    `samples` is the number of images that was asked for. Raises UserError for a file that cannot be read.
     """
     analysis, suite = _read(analysis_file(run), read_sealed), _read(suite_file(run), _errors)
     if analysis is None:
         return {}
     parts = {part: _short(part, found["network"]) for part, found in analysis["parts"].items() if "network" in found}
-    return {"samples": analysis["data"]["samples"], **parts, **({CORRUPTIONS: suite} if suite else {})}
+    return {"samples": analysis["data"]["asked"], **parts, **({CORRUPTIONS: suite} if suite else {})}
 
 
 def with_own_analysis(record: StudyRecord, run: Path) -> StudyRecord:

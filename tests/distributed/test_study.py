@@ -81,7 +81,7 @@ def test_a_study_from_its_plan_to_its_result(run_config: dict, tmp_path: Path) -
 def test_what_runs_say_is_analysed_and_kept_when_the_runs_are_gone(run_config: dict, tmp_path: Path) -> None:
     """Another process that trains a run keeps it. A study that is started beside it goes on with the others."""
     val = stored(StripesSource(120, seed=3), tmp_path / "val")
-    stored(CorruptedSource(open_dataset(val), "fog", 3, seed=0, samples=100), tmp_path / "suite" / "fog-3")
+    stored(CorruptedSource(open_dataset(val), "fog", 3, seed=0, samples=50), tmp_path / "suite" / "fog-3")
     run_config["data"]["val"] = str(val)
     study = write_study(tmp_path, write_config(run_config, tmp_path), settings={"topdown": {}})
     taken = RunDir(tmp_path / "out" / "small" / "topdown-seed-2")

@@ -185,7 +185,7 @@ def test_analyses_are_read_back_in_short(tmp_path: Path) -> None:
         "energy": {"network": {"layers": [1], "paper_mj": 2.0}, "baseline": {}},
         "attention_maps": {"network": {"images": [1], "focus": {}}},
     }
-    write_sealed(analysis_file(tmp_path), {"data": {"samples": 7}, "parts": parts})
+    write_sealed(analysis_file(tmp_path), {"data": {"asked": 7}, "parts": parts})
     suite_file(tmp_path).write_text(json.dumps({"data_sets": [{"data_set": "fog-1", "top1": 60.0}, {"data_set": "fog-3", "top1": 40.0}]}))
     assert read_analysis(tmp_path) == {
         "samples": 7,
