@@ -88,7 +88,8 @@ def _topdown_use(part: dict[str, Any]) -> Section:
         "At evaluation the top-down spikes S_td are replaced, and the answers are compared sample by sample with those of the unchanged "
         "network. Currents are root mean squares before the BatchNorm of the keys (CM1), values (CM2) or the input (CM3).",
         "The network is not trained again without the path: what it could learn without it, a baseline tells. Random spikes fire as often "
-        "as the real ones at each time step.",
+        "as the real ones at each time step. “Attention silent” says what the controlled attentions are worth: top-down spikes act through "
+        "them alone, and can matter no more.",
         tables,
         figures,
     )

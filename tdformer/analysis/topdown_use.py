@@ -2,6 +2,8 @@
 
 Replaced is S_td, the top-down spikes, at evaluation only: by nothing, by those of another image, by those of an image of another class,
 by random spikes that fire as often, or by spikes everywhere. A path whose content plays a part loses accuracy by every one of them.
+Besides, the attentions that S_td controls are silenced in the passes that it controls: it acts through them alone, and can matter no more
+than they do.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from tdformer.models.tdformer import TDFormer
 Replacement = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the top-down spikes [T, B, C, H, W] and the labels [B], and returns other spikes."""
 NOTHING, OTHER_IMAGE, OTHER_CLASS = "as they are", "of another image", "of another class"
+SILENT = "attention silent"
 
 
 def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> dict[str, Any]:
@@ -47,8 +50,9 @@ def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> d
         for part in samples:
             generator.manual_seed(int(part.numbers_B[0]))  # a batch gets the same draws on any rank
             answers: dict[str, torch.Tensor] = {}
-            for name, replacement in replacements.items():
-                with _replaced(model.processing, replacement, part.labels_B), flow.watched(name == NOTHING):
+            for name in (*replacements, SILENT):
+                changed = _silenced(model) if name == SILENT else _replaced(model.processing, replacements[name], part.labels_B)
+                with changed, flow.watched(name == NOTHING):
                     answers[name] = model(part.images).argmax(1)
                 was, now, same = answers[NOTHING] == part.labels_B, answers[name] == part.labels_B, answers[name] == answers[NOTHING]
                 counts = torch.ones_like(now)
@@ -58,7 +62,7 @@ def measure(model: TDFormer, samples: Iterable[Part], context: DistContext) -> d
                     counts &= len(now) > 1
                 outcomes[name].append(torch.stack([counts, was, now, same]).double())
     nobody = torch.zeros(4, 0, dtype=torch.float64, device=context.device)
-    found = {name: _answer(torch.cat([nobody, *outcomes[name]], 1), context) for name in replacements}
+    found = {name: _answer(torch.cat([nobody, *outcomes[name]], 1), context) for name in (*replacements, SILENT)}
     return flow.result(context) | {"answers": {name: answer for name, answer in found.items() if answer is not None}}
 
 
@@ -106,6 +110,37 @@ def _replaced(processing: ProcessingModule, replacement: Replacement, labels_B: 
         hook.remove()
 
 
+@contextmanager
+def _silenced(model: TDFormer) -> Iterator[None]:
+    """Let the controlled attentions give nothing in those passes in which top-down spikes reach them."""
+    with ExitStack() as stack:
+        for attention in _controlled(model).values():
+            stack.enter_context(_silent_under_control(attention))
+        yield
+
+
+@contextmanager
+def _silent_under_control(attention: ControlledAttention) -> Iterator[None]:
+    assert attention.control is not None
+    controlled: list[bool] = []
+    hooks = [
+        attention.register_forward_pre_hook(lambda module, inputs: controlled.clear()),
+        attention.control.register_forward_hook(lambda module, inputs, output: controlled.append(True)),
+        attention.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output) if controlled else output),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _controlled(model: TDFormer) -> dict[str, ControlledAttention]:
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, ControlledAttention) and module.control is not None
+    }
+
+
 def _answer(outcomes: torch.Tensor, context: DistContext) -> dict[str, float] | None:
     """Return accuracy, agreement with the unchanged network, and the change of accuracy with its 95 % interval, all in percent.
 
@@ -139,9 +174,7 @@ class Flow:
     def __init__(self, model: TDFormer) -> None:
         assert model.processing is not None
         self._processing = model.processing
-        self._attentions = {
-            name: module for name, module in model.named_modules() if isinstance(module, ControlledAttention) and module.control is not None
-        }
+        self._attentions = _controlled(model)
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
 
     @contextmanager

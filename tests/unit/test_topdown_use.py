@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from data_pipelines.errors import UserError
-from tdformer.analysis.topdown_use import NOTHING, _of_another_class, measure
+from tdformer.analysis.topdown_use import NOTHING, SILENT, _controlled, _of_another_class, _silenced, measure
 from tdformer.config import FeedbackConfig
 from tdformer.distributed.context import DistContext
 from tdformer.models.attention import ControlledAttention
@@ -66,6 +67,7 @@ def test_currents_and_rates_are_those_of_the_pass(context: DistContext, control:
 def test_a_path_without_weights_changes_no_answer(context: DistContext) -> None:
     model, x = network(init_std=0.0)
     found = measure(model, parts_of(x), context)
+    del found["answers"][SILENT]
     for answer in found["answers"].values():
         assert (answer["agreement"], answer["change"], answer["change_low"], answer["change_high"]) == (100, 0, 0, 0)
     assert all(currents["topdown"] == 0 for currents in found["currents"].values())
@@ -78,11 +80,27 @@ def test_a_path_that_decides_is_found_to(context: DistContext) -> None:
     parts[0].labels_B.copy_(model(x).argmax(1))
     answers = measure(model, parts, context)["answers"]
     assert answers[NOTHING]["top1"] == 100
-    assert set(answers) == {NOTHING, "none", "of another image", "of another class", "random, as many", "everywhere"}
+    assert set(answers) == {NOTHING, "none", "of another image", "of another class", "random, as many", "everywhere", SILENT}
     for name in set(answers) - {NOTHING}:
         assert answers[name]["agreement"] == answers[name]["top1"] < 100, name
         assert answers[name]["change"] == pytest.approx(answers[name]["top1"] - 100)
         assert answers[name]["change_low"] < answers[name]["change"] < answers[name]["change_high"]
+
+
+@pytest.mark.parametrize("control", ["cm1", "cm2", "cm3"])
+def test_the_controlled_attention_is_silenced_in_controlled_passes_alone(control: str) -> None:
+    model, x = network(control)
+    attention = next(iter(_controlled(model).values()))
+    plain: list[torch.Tensor] = []
+    silenced: list[torch.Tensor] = []
+    for given, changed in ((plain, nullcontext()), (silenced, _silenced(model))):
+        with torch.no_grad(), changed:
+            hook = attention.register_forward_hook(lambda module, inputs, output, given=given: given.append(output))
+            model(x)
+            hook.remove()
+    assert torch.equal(silenced[0], plain[0])
+    assert len(silenced) == model.segments > 1
+    assert not any(output.any() for output in silenced[1:])
 
 
 def test_the_network_is_left_as_it_was(context: DistContext) -> None:
