@@ -14,7 +14,7 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 560, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 34, 12, 40
 IGNORED_START = 0.4
-"""The share at the start of each curve that does not count for the range of the axis. Otherwise the ends of all curves would look equal."""
+"""The share at the start of a learning curve that does not count for the range of the axis. Otherwise the ends of all would look equal."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,15 @@ def scale(values: Sequence[float], start: float, end: float, margin: float = 0.0
     return Scale(low - room, high + room, start, end)
 
 
-def curves(lines: Sequence[Curve], x_label: str) -> Markup | None:
-    """Draw curves over a common axis. Return None if there is nothing to draw."""
+def curves(lines: Sequence[Curve], x_label: str, ignored_start: float = 0.0) -> Markup | None:
+    """Draw curves over a common axis. Return None if there is nothing to draw.
+
+    ignored_start: the share at the start of each curve that does not count for the range of the axis.
+    """
     lines = [line for line in map(_finite, lines) if line.points]
     if not lines:
         return None
-    deciding = [y for line in lines for _, y in line.points[int(len(line.points) * IGNORED_START) :]]
+    deciding = [y for line in lines for _, y in line.points[int(len(line.points) * ignored_start) :]]
     xs = [x for line in lines for x, _ in (line.points[0], line.points[-1])]
     across = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT) if max(xs) > min(xs) else scale(xs, LEFT, WIDTH - RIGHT)
     up = scale(deciding, HEIGHT - BOTTOM, TOP)

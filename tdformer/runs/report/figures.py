@@ -42,7 +42,7 @@ def figures(comparison: Comparison) -> list[Figure]:
     at_most = POINTS if len(comparison.runs) <= MANY_RUNS else POINTS_OF_MANY
     for metric in dict.fromkeys((*comparison.metrics, TRAIN_LOSS)):
         lines = [line for index, group in enumerate(comparison.groups) for line in _lines(comparison, group, index, metric, at_most)]
-        picture = svg_charts.curves(lines, "epoch")
+        picture = svg_charts.curves(lines, "epoch", svg_charts.IGNORED_START)
         if picture is not None:
             meaning = "lower is better" if lower_is_better(metric) else ""
             made.append(Figure(metric, meaning, picture))
