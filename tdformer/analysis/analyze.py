@@ -60,9 +60,9 @@ class Subject:
 
     samples: Samples
     columns: dict[str, Samples]
-    """Those of the samples that are in the suite, and their corrupted copies by name. Without a suite only the samples."""
+    """The samples that are in the suite, and their corrupted copies, by name. Without a suite it holds the samples alone."""
     shown: dict[str, Samples]
-    """The same of the samples whose attention maps are shown."""
+    """The samples whose attention maps are shown, in the same form."""
 
 
 def analyze(request: Request, context: DistContext, progress: Progress) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -25,8 +24,8 @@ def test_a_signal_sets_the_flag_and_later_ones_change_nothing(name: str) -> None
     with stopping(PreemptionConfig()) as stop:
         assert not stop
         assert stop.reason == ""
-        os.kill(os.getpid(), signal.Signals[name])
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.Signals[name])  # to this thread: one sent to the process may come later
+        signal.raise_signal(signal.SIGUSR1)
         assert stop
         assert stop.reason == name
     assert signal.getsignal(signal.SIGUSR1) == before
@@ -36,7 +35,7 @@ def test_signals_that_are_not_listed_keep_their_effect() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stopping(PreemptionConfig(signals=("SIGUSR2",))) as stop:
         assert signal.getsignal(signal.SIGINT) == before
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR2)
         assert stop.reason == "SIGUSR2"
 
 
