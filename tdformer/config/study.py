@@ -33,7 +33,7 @@ class StudyConfig(Section):
     """The settings by name. Each holds what it changes, by dotted keys, such as model.segments: 1. An empty one is the base itself."""
     shared: dict[str, Any] = Field(default_factory=dict)
     """Values by dotted keys that all runs have in place of the base's."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = PAPERS_SEEDS
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = PAPERS_SEEDS
     """The seeds. The paper's are 0, 42, 2024, 3407 and 114514."""
     baseline: str | None = None
     """The setting that the others are compared with. null: the first."""
@@ -46,6 +46,10 @@ class StudyConfig(Section):
             raise ValueError("settings must hold at least one setting")
         if self.baseline is not None and self.baseline not in self.settings:
             raise ValueError(f"baseline must be one of the settings ({', '.join(self.settings)}), got {self.baseline}")
+        if not self.seeds:
+            raise ValueError("seeds must hold at least one seed")
+        if len({name.lower() for name in self.settings}) < len(self.settings):
+            raise ValueError(f"settings must differ in more than upper and lower case, got {', '.join(self.settings)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         for name, changes in {"shared": self.shared, **self.settings}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -140,7 +141,11 @@ def overrides_of(run: dict) -> tuple[str, ...]:
         ({"settings": {"a": {"seed": 3}}}, "a must leave seed to the study"),
         ({"shared": {"output": "x"}}, "shared must leave output to the study"),
         ({"seeds": [1, 1]}, "seeds must differ"),
-        ({"seeds": []}, "seeds"),
+        ({"seeds": []}, "seeds must hold at least one seed"),
+        ({"seeds": [-1]}, "seeds.0: got -1, allowed is "),
+        ({"settings": {"a": {}, "A": {}}}, "settings must differ in more than upper and lower case, got "),
+        ({"settings": {"a": {"data.train": datetime.date(2020, 1, 1)}}}, "a must hold numbers, texts, true, false, null"),
+        ({"output": "/dev/null/x"}, "folder /dev/null/x/small cannot be made (Not a directory); choose another output"),
         ({"baseline": "nothing"}, "baseline must be one of the settings (plain, topdown), got nothing"),
         ({"base": "nowhere.yaml"}, "configuration nowhere.yaml cannot be read"),
         ({"settings": {"a b": {}}}, "settings"),
