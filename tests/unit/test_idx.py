@@ -15,6 +15,7 @@ from data_pipelines.sources.layouts import open_splits
 from tests.unit.test_published_sets import check_protocol, labels_of, pixels_of
 
 SIZES = {"train": 12, "t10k": 5}
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -87,3 +88,16 @@ def test_a_damaged_archive_and_labels_of_other_classes(published: Path) -> None:
         labels.write_bytes(gzip.compress(data)[:-9])
         with pytest.raises(DataError, match="is damaged"):
             open_idx(published)
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+def test_the_published_files_of_fashion_mnist() -> None:
+    """70,000 real images; the first training image is an ankle boot, which is class 9."""
+    splits = open_splits(str(FASHION), "auto")
+    assert {name: len(source) for name, source in splits.items()} == {"train": 60_000, "val": 10_000}
+    assert len(splits["train"].classes) == 10
+    first = splits["train"][0]
+    assert first.label == 9
+    pixels = pixels_of(splits["train"], 0)
+    assert pixels.shape[:2] == (28, 28)
+    assert pixels.max() == 255
