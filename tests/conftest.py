@@ -39,16 +39,28 @@ def lacks_ffcv() -> bool:
     return importlib.util.find_spec("ffcv") is None
 
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
+
+def lacks_fashion() -> bool:
+    return not FASHION.is_dir()
+
+
 LACKING = {
     "gpu": (lacks_gpu, "needs a CUDA device; on a machine that has one: pytest -m gpu"),
     "ffcv": (lacks_ffcv, "needs the extra ffcv, which make test installs"),
+    "fashion": (lacks_fashion, "needs the Debian package dataset-fashion-mnist, which make test installs"),
 }
 
 
 def pytest_configure() -> None:
     """Refuse to start where TDFORMER_REQUIRE_ALL is set and tests would be skipped for more than the lack of a GPU."""
-    if os.environ.get("TDFORMER_REQUIRE_ALL") and lacks_ffcv():
-        raise pytest.UsageError(f"TDFORMER_REQUIRE_ALL is set, and tests would be skipped: ffcv {LACKING['ffcv'][1]}")
+    if not os.environ.get("TDFORMER_REQUIRE_ALL"):
+        return
+    for name, (lacks, reason) in LACKING.items():
+        if name != "gpu" and lacks():
+            raise pytest.UsageError(f"TDFORMER_REQUIRE_ALL is set, and tests would be skipped: {name} {reason}")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -9,10 +9,10 @@ import typer
 
 from launch.output.runs import print_json, print_title
 from launch.output.tables import show_texts
-from tdformer.analysis.claims import Judgement
-from tdformer.runs import formatting
+from tdformer.analysis.claims import CLAIM_COLUMNS, Judgement, claim_row
 from tdformer.runs.comparison import lower_is_better
-from tdformer.runs.study import SettingResult, StudyResult, warnings_on
+from tdformer.runs.study import StudyResult, warnings_on
+from tdformer.runs.study_table import study_columns, study_row
 
 
 def show_runs(result: StudyResult, as_json: bool) -> None:
@@ -26,12 +26,11 @@ def show_runs(result: StudyResult, as_json: bool) -> None:
 
 def show_study(result: StudyResult) -> None:
     """Print a table of the settings, best first, with their differences to the reference."""
-    metric, reference = result.study.metric, result.study.reference
+    metric = result.study.metric
     sign = 1 if lower_is_better(metric) else -1
     ranked = sorted(result.settings, key=lambda setting: sign * setting.spread.mean if setting.spread else math.inf)
-    columns = ["setting", "runs", f"last {metric}", f"minus {reference}", "95 % interval (t)", "95 % interval (bootstrap)", "hours each"]
     print_title(f"Study {result.study.name}")
-    show_texts(columns, [_row(metric, setting) for setting in ranked], texts=(0,))
+    show_texts(study_columns(result), [study_row(metric, setting) for setting in ranked], texts=(0,))
     for remark in warnings_on(result):
         typer.echo(f"note: {remark}", err=True)
 
@@ -42,26 +41,4 @@ def show_judgements(judgements: Sequence[Judgement]) -> None:
         return
     typer.echo()
     print_title("The paper's claims, judged seed by seed")
-    rows = [
-        [
-            f"{judgement.claim.text} {judgement.claim.quantity}",
-            judgement.setting,
-            judgement.against or "itself",
-            f"{judgement.difference.mean:+.3g}",
-            f"{judgement.difference.t_low:+.3g} to {judgement.difference.t_high:+.3g}",
-            judgement.verdict,
-        ]
-        for judgement in judgements
-    ]
-    show_texts(["claim and what is measured", "setting", "against", "difference", "95 % interval", "verdict"], rows, texts=(0, 1, 2, 5))
-
-
-def _row(metric: str, setting: SettingResult) -> list[str]:
-    difference = formatting.paired(metric, setting.difference) if setting.difference else (formatting.NOTHING,) * 3
-    return [
-        setting.name,
-        str(len(setting.values)),
-        formatting.spread_of(metric, setting.spread),
-        *difference,
-        formatting.hours(setting.hours),
-    ]
+    show_texts(CLAIM_COLUMNS, [claim_row(judgement) for judgement in judgements], texts=(0, 1, 2, 5))

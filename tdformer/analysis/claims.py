@@ -35,7 +35,7 @@ class Claim:
     text: str
     """What the paper says, in a sentence."""
     place: str
-    """Where it says so."""
+    """The table, figure or section in which the paper says it."""
     quantity: str
     """What is measured, with its unit."""
     measure: Callable[[StudyRecord], float | None]
@@ -63,6 +63,22 @@ class Judgement:
         claim = self.claim
         said = {"claim": claim.name, "text": claim.text, "paper": claim.place, "quantity": claim.quantity}
         return {**said, "setting": self.setting, "against": self.against, **vars(self.difference), "verdict": self.verdict}
+
+
+CLAIM_COLUMNS = ("claim and what is measured", "setting", "against", "difference", "95 % interval", "verdict")
+
+
+def claim_row(judgement: Judgement) -> list[str]:
+    """Return a judgement as texts, for CLAIM_COLUMNS."""
+    claim, difference = judgement.claim, judgement.difference
+    return [
+        f"{claim.text} ({claim.place}): {claim.quantity}",
+        judgement.setting,
+        judgement.against or "itself",
+        f"{difference.mean:+.3g}",
+        f"{difference.t_low:+.3g} to {difference.t_high:+.3g}",
+        judgement.verdict,
+    ]
 
 
 def judge(result: StudyResult, with_feedback: dict[str, bool]) -> list[Judgement]:

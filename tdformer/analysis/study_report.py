@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from tdformer.analysis.claims import Judgement
+from tdformer.analysis.claims import CLAIM_COLUMNS, Judgement, claim_row
 from tdformer.analysis.page_sections import Figure, Section, Table, render_page
 from tdformer.inference.corruptions import published_place
 from tdformer.pages import heatmaps, self_contained, svg_charts
 from tdformer.pages.svg_charts import Curve
-from tdformer.runs import formatting
 from tdformer.runs.study import BySeed, StudyResult, warnings_on
+from tdformer.runs.study_table import study_columns, study_row
 
 GENERATOR = "tdformer study"
 ESTIMATORS = {"spikes": "spikes by counts", "gaussian": "canonical correlations", "ksg": "nearest neighbours"}
@@ -45,17 +45,7 @@ def render(result: StudyResult, judgements: Sequence[Judgement]) -> str:
 
 def _settings(result: StudyResult) -> Section:
     metric, reference = result.study.metric, result.study.reference
-    rows = [
-        [
-            setting.name,
-            str(len(setting.values)),
-            formatting.spread_of(metric, setting.spread),
-            *(formatting.paired(metric, setting.difference) if setting.difference else (formatting.NOTHING,) * 3),
-            formatting.hours(setting.hours),
-        ]
-        for setting in result.settings
-    ]
-    head = ["setting", "runs", f"last {metric}", f"minus {reference}", "95 % interval (t)", "95 % interval (bootstrap)", "hours each"]
+    rows = [study_row(metric, setting) for setting in result.settings]
     lines = [
         Curve([(epoch, pair.mean) for epoch, pair in setting.by_epoch], chr(ord("A") + place), f"c{place}", setting.name, is_mean=True)
         for place, setting in enumerate(each for each in result.settings if each.by_epoch)
@@ -68,23 +58,13 @@ def _settings(result: StudyResult) -> Section:
         "",
         f"The last {metric} of each run, mean ± standard deviation over seeds, and its difference to {reference} paired by seed.",
         "; ".join([*warnings_on(result), "the bootstrap interval is too narrow for few seeds"]) + ".",
-        [Table(head, rows)],
+        [Table(study_columns(result), rows)],
         figures,
     )
 
 
 def _claims(judgements: Sequence[Judgement]) -> Section:
-    rows = [
-        [
-            f"{judgement.claim.text} ({judgement.claim.place}): {judgement.claim.quantity}",
-            judgement.setting,
-            judgement.against or "itself",
-            f"{judgement.difference.mean:+.3g}",
-            f"{judgement.difference.t_low:+.3g} to {judgement.difference.t_high:+.3g}",
-            judgement.verdict,
-        ]
-        for judgement in judgements
-    ]
+    rows = [claim_row(judgement) for judgement in judgements]
     return Section(
         "The paper's claims",
         "",
@@ -92,7 +72,7 @@ def _claims(judgements: Sequence[Judgement]) -> Section:
         "Opposite: it has the other one.",
         f"{len(rows)} intervals are judged: of so many, one in twenty misses the truth by chance. Energy is expected to grow by less than "
         "2 percent. A verdict is about this network and this data.",
-        [Table(["claim", "setting", "against", "difference", "95 % interval", "verdict"], rows)] if rows else [],
+        [Table(CLAIM_COLUMNS, rows)] if rows else [],
     )
 
 

@@ -12,10 +12,10 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.sources.idx import open_idx
 from data_pipelines.sources.layouts import open_splits
+from tests.conftest import FASHION
 from tests.unit.test_published_sets import check_protocol, labels_of, pixels_of
 
 SIZES = {"train": 12, "t10k": 5}
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -90,7 +90,7 @@ def test_a_damaged_archive_and_labels_of_other_classes(published: Path) -> None:
             open_idx(published)
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+@pytest.mark.fashion
 def test_the_published_files_of_fashion_mnist() -> None:
     """70,000 real images; the first training image is an ankle boot, which is class 9."""
     splits = open_splits(str(FASHION), "auto")
