@@ -51,6 +51,7 @@ def map_unordered(function: Callable[[Shared, Job], Result], shared: Shared, job
         return
     use_short_socket_folder()
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", function.__module__])  # imported once, and not by each process
     pool = ProcessPoolExecutor(processes, context, initializer=_initialise_worker, initargs=(os.getpid(), pickle.dumps(shared)))
     children: list[multiprocessing.process.BaseProcess] = []
     try:

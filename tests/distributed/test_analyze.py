@@ -26,13 +26,13 @@ from tests.unit.browser import page as browser_page
 pytestmark = pytest.mark.slow
 
 PARTS = ["topdown_use", "mutual_information", "time_gradients", "surrogates", "attention_maps", "energy"]
-FEW = ("--samples", 120)
+FEW = ("--samples", 100)
 
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of 120 samples, which suffice for every estimator."""
-    return stored(StripesSource(120, seed=3), tmp_path_factory.mktemp("sets") / "val")
+    """A set of 100 samples, which suffice for every estimator."""
+    return stored(StripesSource(100, seed=3), tmp_path_factory.mktemp("sets") / "val")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_all_parts_with_a_baseline_on_one_process_and_on_two(reference: Referenc
     finished("analyze", *options, "--out", tmp_path / "two", "--processes", 2)
     first, second = analysis_of(tmp_path / "one"), analysis_of(tmp_path / "two")
     assert list(first["parts"]) == PARTS
-    assert first["data"]["samples"] == 120
+    assert first["data"]["samples"] == 100
     for part in ("mutual_information", "time_gradients", "energy", "attention_maps"):
         assert set(first["parts"][part]) >= {"network", "baseline"}, part
     assert set(first["parts"]["mutual_information"]["difference"]) == {"stage1", "stage2", "stage3"}

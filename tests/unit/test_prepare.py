@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +25,8 @@ from data_pipelines.loading.open_dataset import open_dataset
 from data_pipelines.prepare.options import Encoding, PrepareOptions
 from data_pipelines.prepare.prepare_dataset import PrepareResult, prepare_dataset
 from data_pipelines.prepare.verify_dataset import VerifyOptions, verify_dataset
-from tests.conftest import REPOSITORY, stored
+from tests.conftest import stored
+from tests.distributed.starter import Started
 from tests.unit import slow_prepare
 from tests.unit.conftest import CLASSES, PER_SHARD, SAMPLES, MemorySource, contents, error_of, image_at, keys_of
 from tests.unit.slow_prepare import pictures, plan
@@ -67,13 +66,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, form
 @contextmanager
 def preparing(folder: Path, format: Format, processes: int) -> Iterator[psutil.Process]:
     """Run `slow_prepare` in a process of its own, and kill it at the end."""
-    command = [sys.executable, "-m", "tests.unit.slow_prepare", str(folder), format, str(processes)]
-    process = subprocess.Popen(command, cwd=REPOSITORY)
+    process = Started("tests.unit.slow_prepare", [folder, format, processes], {}, folder.parent / "output")
     try:
         yield psutil.Process(process.pid)
     finally:
         process.kill()
-        process.wait()
+        process.wait(timeout=10)
 
 
 def wait_for_records(folder: Path, least: int) -> int:
@@ -94,8 +92,6 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_bytes(tmp_path: Path, f
     with preparing(folder, format, processes) as process:
         done = wait_for_records(folder, 3)
         family = process.children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert len(family) >= processes - 1
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
@@ -338,21 +334,6 @@ def test_an_image_that_is_longer_than_jpeg_allows_is_left_out(tmp_path: Path, fo
 
 # --- no room -----------------------------------------------------------------------------------------------
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from data_pipelines.errors import UserError
-from tests.unit.slow_prepare import pictures, plan, prepare_dataset
-limit = int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    prepare_dataset(pictures(), Path(sys.argv[1]), plan(sys.argv[2]), processes=int(sys.argv[4]))
-except UserError as error:
-    print(error)
-else:
-    print("written")
-"""
-
 
 @pytest.mark.slow
 @both_formats
@@ -361,11 +342,10 @@ def test_a_disk_that_takes_no_more_is_reported_in_one_sentence_and_the_same_comm
     tmp_path: Path, format: Format, limit: int, processes: int
 ) -> None:
     folder = tmp_path / "set"
-    command = [sys.executable, "-c", LIMITED, str(folder), format, str(limit), str(processes)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0
-    assert "Traceback" not in result.stderr
-    (line,) = result.stdout.splitlines()
+    process = Started("tests.unit.slow_prepare", [folder, format, processes, "--limit", limit], {}, tmp_path / "output")
+    assert process.wait(timeout=120) == 0
+    assert "Traceback" not in process.output("stderr")
+    (line,) = process.output().splitlines()
     if line == "written":
         assert limit >= 2**20
     else:

@@ -37,8 +37,10 @@ def network(control: str = "cm1", init_std: float = 3.0, backbone: str = "qkform
     return model, x
 
 
-@pytest.mark.parametrize("backbone", ["qkformer-cifar", "spikformer-cifar", "sdt-cifar"])
-@pytest.mark.parametrize("control", ["cm1", "cm2", "cm3"])
+@pytest.mark.parametrize(
+    ("control", "backbone"),
+    [("cm1", "qkformer-cifar"), ("cm1", "sdt-cifar"), ("cm2", "qkformer-cifar"), ("cm2", "spikformer-cifar"), ("cm3", "sdt-cifar")],
+)
 def test_currents_and_rates_are_those_of_the_pass(context: DistContext, control: str, backbone: str) -> None:
     """They are computed again here, from the tensors of one pass in one batch."""
     model, x = network(control, backbone=backbone)

@@ -69,9 +69,7 @@ def source(kernel: Any, absent: tuple[str, ...], steps: int, value: str) -> ASTS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", ["bf16", "fp32"])
-@pytest.mark.parametrize("steps", [2, 16])
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(("architecture", "steps", "value"), [(80, 2, "bf16"), (80, 16, "fp32"), (90, 2, "fp32"), (90, 16, "bf16")])
 def test_kernels_compile_for_gpus(architecture: int, steps: int, value: str) -> None:
     for kernel, absent in VARIANTS:
         compiled = triton.compile(source(kernel, absent, steps, value), GPUTarget("cuda", architecture, 32), on_cuda.OPTIONS)
@@ -79,8 +77,7 @@ def test_kernels_compile_for_gpus(architecture: int, steps: int, value: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", ["bf16", "fp16"])
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize(("architecture", "value"), [(80, "fp16"), (90, "bf16")])
 def test_attention_compiles_for_gpus(architecture: int, value: str) -> None:
     for kernel in (attention_kernel, attention_backward_kernel):
         kinds = {"N": "i32", "scale": "fp32"}
