@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipelines.config import Section
 
@@ -32,6 +32,9 @@ class BackboneConfig(Section):
     """qkformer: QKFormer ("HST-L-D") of three stages, two for dvs. spikformer: Spikformer. sdt: Spike-driven Transformer V1."""
     variant: Variant = "imagenet"
     """The public code has a network for each of these kinds of data. They differ in where they pool, and in details."""
+    pooling: Annotated[str, Field(pattern="^[01]{4}$")] | None = None
+    """spikformer and sdt: 1 for each of the four entry convolutions that a max-pool follows, such as "0011". null: those of the variant.
+    Each 1 halves height and width. Early ones make a network cheap."""
     embed_dims: Size = 768
     """D, the number of channels of the last stage."""
     num_heads: Size = 12
@@ -48,10 +51,19 @@ class BackboneConfig(Section):
     """true: the neurons of the attention's projection keep their membrane potential from one sample of a batch to the next, as in
     the public QKFormer code. Its published checkpoints were trained so. A result then depends on the batch around it."""
 
+    @field_validator("pooling", mode="before")
+    @classmethod
+    def _is_in_quotes(cls, pooling: object) -> object:
+        if isinstance(pooling, int):
+            raise ValueError('pooling must stand in quotes, such as "0011", because YAML reads digits as a number')
+        return pooling
+
     @model_validator(mode="after")
     def _sizes_divide(self) -> BackboneConfig:
         if self.family == "spikformer" and self.variant == "dvs":
             raise ValueError("spikformer has the variants imagenet and cifar, not dvs")
+        if self.pooling and self.family == "qkformer":
+            raise ValueError(f"pooling is for spikformer and sdt, got {self.pooling!r} for a qkformer, whose variant says where it pools")
         stages = (2 if self.variant == "dvs" else 3) if self.family == "qkformer" else 1
         if len(self.depths) != stages:
             raise ValueError(
@@ -73,7 +85,10 @@ class BackboneConfig(Section):
     @property
     def pools(self) -> tuple[bool, bool, bool, bool]:
         """Tell for each of the four entry convolutions of spikformer and sdt whether a max-pool follows it."""
-        return POOLS[self.variant]
+        if self.pooling is None:
+            return POOLS[self.variant]
+        first, second, third, last = (digit == "1" for digit in self.pooling)
+        return first, second, third, last
 
     @property
     def stride(self) -> int:

@@ -34,6 +34,22 @@ def test_a_sample_does_not_depend_on_its_batch_unless_asked_to_as_the_public_cod
         assert torch.equal(alone, in_batch) is not shared
 
 
+@pytest.mark.parametrize("pooling", ["0011", "1100", "0111", "0000"])
+@pytest.mark.parametrize("backbone", ["spikformer-cifar", "sdt-cifar"])
+def test_a_pooling_of_ones_own_says_where_height_and_width_are_halved(backbone: str, pooling: str) -> None:
+    """The pooling of the variant, 0011, is the same network."""
+    config, results = BACKBONES[backbone].model_copy(update={"pooling": pooling}), []
+    for own in (config, BACKBONES[backbone]):
+        torch.manual_seed(0)
+        model = TDFormer(small(own))
+        lively(model).train()
+        results.append(model(images(2)))
+    side = 16 // 2 ** pooling.count("1")
+    features_TBCHW = TDFormer(small(config)).forward_features(images(2, 16, 16))
+    assert features_TBCHW.shape[-2:] == (side, side) == (16 // config.stride,) * 2
+    assert torch.equal(*results) == (pooling == "0011")
+
+
 # --- feedback -----------------------------------------------------------------------------------------------------
 
 
