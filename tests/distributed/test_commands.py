@@ -65,7 +65,7 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
 
 
 def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_config["training"]["epochs"] = 4
+    run_config["training"]["epochs"] = 2
     run_config["tracking"]["system_metrics"] = True
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
