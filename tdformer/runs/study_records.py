@@ -13,7 +13,7 @@ from tdformer.config.schema import RunConfig
 from tdformer.config.study import StudyRun
 from tdformer.runs import config_keys
 from tdformer.runs.cost import hours_of
-from tdformer.runs.flat_config import flat_tree
+from tdformer.runs.flat_config import flat_tree, with_defaults
 from tdformer.runs.run import Run
 
 FORMAT = "tdformer study record 1"
@@ -98,6 +98,7 @@ def _read(path: Path, run: StudyRun) -> StudyRecord:
         if tree.pop("format") != FORMAT:
             raise ValueError("another format")
         curves = {name: {int(epoch): value for epoch, value in curve.items()} for name, curve in tree.pop("curves").items()}
+        tree["config"] = deciding_of(with_defaults(tree["config"]))  # keys may have come since it was written
         record = StudyRecord(**tree, curves=curves)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
