@@ -34,10 +34,11 @@ def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
     samples = len(open_data(config)[0]) if is_here else config.data.train_samples
     steps_per_epoch = samples // training.global_batch if samples is not None else None
     backbone, feedback = config.model.backbone, config.model.feedback
+    pooling = f", pooling {backbone.pooling}" if backbone.pooling else ""
     return {
         "name": config.name,
         "init": init,
-        "backbone": f"{backbone.family} ({backbone.variant}), {backbone.embed_dims} dims, {backbone.num_heads} heads, "
+        "backbone": f"{backbone.family} ({backbone.variant}{pooling}), {backbone.embed_dims} dims, {backbone.num_heads} heads, "
         f"depths {'-'.join(map(str, backbone.depths))}",
         "feedback": feedback and f"{feedback.control}, {feedback.processing}, blocks {feedback.blocks}, clamp {feedback.clamp}",
         "parameters": total,

@@ -89,7 +89,7 @@ def matching_references(configs: Sequence[Flat]) -> list[Reference]:
 def _fits(config: Flat, published: Published) -> bool:
     if config.get("model.num_classes") != published.classes or config.get("model.time_steps") != published.time_steps:
         return False
-    backbone = published.backbone.model_dump(mode="json", include={"family", "variant", "embed_dims", "num_heads", "depths", "in_channels"})
+    backbone = published.backbone.model_dump(mode="json", exclude={"drop_path", "samples_share_projection"})
     if any(config.get(f"model.backbone.{key}") != value for key, value in backbone.items()):
         return False
     return re.search(published.location_pattern, re.sub("[^a-z0-9]", "", str(config.get("data.train")).lower())) is not None

@@ -388,6 +388,11 @@ def test_references_are_of_the_same_network_data_and_size(tmp_path: Path) -> Non
     data = {"train": "data/cifar-10/train", "image_size": 32}
     assert found(model=cifar, data=data) == [("QKFormer HST-4-384", 96.18), ("TDFormer, QKFormer HST-4-384", 96.51)]
     assert found(model=cifar, data={**data, "train": "data/mnist/train"}) == []
+    assert found(model={**cifar, "backbone": {**cifar["backbone"], "drop_path": 0.1}}, data=data) != []
+    assert found(model={**cifar, "backbone": {**cifar["backbone"], "mlp_ratio": 1}}, data=data) == []
+    spikformer = {"family": "spikformer", "variant": "cifar", "embed_dims": 384, "num_heads": 12, "depths": [4]}
+    assert found(model={"backbone": spikformer, "num_classes": 10}, data=data) != []
+    assert found(model={"backbone": {**spikformer, "pooling": "1100"}, "num_classes": 10}, data=data) == []
 
 
 # --- commands ---------------------------------------------------------------------------------------------
