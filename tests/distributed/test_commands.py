@@ -1,6 +1,4 @@
-"""Tests the ways to start a run: alone, and with --processes (test_launchers_together and test_other_launchers: under torchrun).
-
-Tests also that a killed process ends it.
+"""Tests the ways to start a run: alone, with --processes, under torchrun. Tests also that a killed process ends it.
 
 Every `tdformer` in these tests is a real process, unless `starter` starts it.
 """
@@ -62,6 +60,16 @@ def test_train_evaluate_inspect(run_config: dict, tmp_path: Path) -> None:
         "val/top1_segment1",
     } <= logged.data.metrics.keys()
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "learning_curve.png"}
+
+
+def test_under_torchrun(run_config: dict, tmp_path: Path) -> None:
+    run_config["training"]["epochs"] = 1
+    config, run = write_config(run_config, tmp_path), tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "launch", "train", str(config), "--run-dir", str(run)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())["world_size"] == 2
 
 
 def test_system_metrics_reach_mlflow(run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

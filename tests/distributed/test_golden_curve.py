@@ -1,6 +1,6 @@
 """The demo's loss curve as it was when it was last looked at: a change of arithmetic anywhere in the system shows here.
 
-Most machines give its very bits. Some processors round a weight otherwise in the first steps, which flips a spike some steps later.
+A processor may round a weight otherwise in the first steps, which flips a spike some steps later. One that does not must give all bits.
 
 To keep a new one, on purpose: python -m tests.distributed.test_golden_curve
 """
@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parent / "golden_curve.json"
 SAME_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
 """Kernels that every x86 machine of the last ten years has. Newer ones, and other numbers of threads, round otherwise."""
 STEPS_BEFORE_SPIKES_FLIP = 6
-"""A processor that rounded otherwise gave the same losses until then, gradient norms within 1e-6, and later losses within 0.6 %."""
+"""A processor that rounded otherwise gave the same losses until then, and norms within 1.5e-7. Later losses differed by up to 0.6 %, norms
+by up to 18 %."""
 
 
 class EveryFifth:
@@ -62,8 +63,10 @@ def curve(folder: Path, processes: int) -> list[dict[str, float]]:
 def test_the_demo_has_its_golden_loss_curve(tmp_path: Path) -> None:
     rows, golden = curve(tmp_path, processes=2), json.loads(GOLDEN.read_text())
     assert [row.keys() for row in rows] == [row.keys() for row in golden]
+    if rows[:STEPS_BEFORE_SPIKES_FLIP] == golden[:STEPS_BEFORE_SPIKES_FLIP]:
+        assert rows == golden
     for row, expected in zip(rows, golden, strict=True):
-        of_loss, of_norm = (1e-6, 1e-5) if row["step"] <= STEPS_BEFORE_SPIKES_FLIP else (0.02, 0.5)
+        of_loss, of_norm = (1e-6, 1e-6) if row["step"] <= STEPS_BEFORE_SPIKES_FLIP else (0.01, 0.3)
         tolerances = {"train/loss": of_loss, "train/gradient_norm": of_norm, "val/loss": 1e-5, "val/top1": 0.02}
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=tolerances.get(name)), (row, expected)

@@ -216,7 +216,7 @@ def test_half_a_backup_is_no_new_run(reference: ReferenceRun, tmp_path: Path, of
     assert fingerprint(run) == before
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", ""])
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json", "config.yaml", ""])
 def test_a_checkpoint_that_may_not_be_read_is_not_damaged(reference: ReferenceRun, tmp_path: Path, name: str) -> None:
     run = reference.copy_cut_after(6, tmp_path)
     shutil.copytree(reference.folder / "train", tmp_path / "train")

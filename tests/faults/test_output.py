@@ -135,10 +135,11 @@ def test_a_run_whose_terminal_is_lost_saves_and_stops(run_config: dict, tmp_path
     assert psutil.wait_procs(ranks, timeout=20)[1] == []
 
 
-def test_a_run_under_nohup_goes_on_without_its_terminal(run_config: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_under_nohup_goes_on_without_its_terminal(run_config: dict, tmp_path: Path, processes: int) -> None:
     run_config["training"]["epochs"] = 4
     run = tmp_path / "run"
-    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", 2]
+    arguments = ["train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", processes]
     process = start(arguments, ["nohup"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (run / "checkpoints" / "latest").exists():
         assert process.poll() is None

@@ -48,29 +48,35 @@ def test_a_run_on_two_nodes(undisturbed: Path) -> None:
 def test_a_job_that_is_hit_again_and_again_comes_back_to_the_same_bits(
     jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """A job loses a process and twice a node. It stays one run in MLflow. (Others are warned by a signal, or make room.)"""
+    """A job gets a warning signal, loses a process and twice a node. It stays one run in MLflow. (Preemption requeues another one.)"""
     (tmp_path / "cluster.yaml").write_text("environment: {SLURM_WAIT: '4'}\n")
     submitted = jobs.submit(jobs.config("hit"), "--cluster", tmp_path / "cluster.yaml")
     job, run = submitted["job"], Path(submitted["runs"][0])
 
     wait_for_step(run, 3)
-    cluster.tasks(NODES[1])[-1].kill()
+    assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
     cluster.wait_for_restart(job, 1)
+    assert "stopped by SIGUSR1" in log_of(run)
+
+    wait_for_step(run, saved_step(run) + 3)
+    cluster.tasks(NODES[1])[-1].kill()
+    cluster.wait_for_restart(job, 2)
 
     wait_for_step(run, saved_step(run) + 3)
     cluster.kill_node(NODES[1])  # The node is back before Slurm notices. srun would wait for it forever.
     cluster.start_node(NODES[1])
-    cluster.wait_for_restart(job, 2)
+    cluster.wait_for_restart(job, 3)
 
     wait_for_step(run, saved_step(run) + 3)
     cluster.kill_node(NODES[1])  # The node stays down.
     cluster.wait_until(lambda: cluster.states()[NODES[1]].startswith("down"))
     cluster.start_node(NODES[1])
-    cluster.wait_for_restart(job, 3)
+    cluster.wait_for_restart(job, 4)
 
     cluster.wait(job, "COMPLETED")
     assert difference(run, undisturbed, LAST_STEP) == ""
-    assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3]
+    assert [restart for restart, _ in starts(run)] == [0, 1, 2, 3, 4]
+    assert "killed" not in log_of(run).split("restart 1, on")[0]  # The first job ended by itself, with its state saved.
 
 
 def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_estimated_activations_are_those_of_a_gpu(policy: RecomputePolicy, preci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["none", "segment"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_16_bits_take_less(policy: RecomputePolicy) -> None:
     """Also where layers run again in the backward pass, most of what is alive at the peak takes half the bytes."""
     fp32, bf16 = (estimate_activations(run_of(precision=precision), policy) for precision in ("fp32", "bf16"))
