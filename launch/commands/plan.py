@@ -54,6 +54,7 @@ def _show(plan: Plan, gbit_per_s: float) -> None:
         {
             "global batch": f"{plan.global_batch} = {plan.micro_batch} x {plan.gpus} GPUs x {plan.accumulation} accumulation",
             "fits on so many GPUs": ", ".join(map(str, plan.fitting_gpus)),
+            "reduction of gradients": plan.reduction,
         },
     )
     memory = {name: size for name, size in plan.memory_bytes.items() if size} | {"total": plan.total_memory_bytes}

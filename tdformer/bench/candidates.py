@@ -123,9 +123,9 @@ def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig,
 
     def step(batch: int) -> None:
         engine.micro_step(*batches.of(batch))
-        _, norm = engine.reduce()
+        engine.reduce()
         with optimizer_range():
-            engine.optimizer_step(1e-6, norm)
+            engine.optimizer_step(1e-6)
 
     def state() -> list[torch.Tensor]:
         return [*model_with_loss.parameters(), *model_with_loss.buffers(), *engine.kept_between_steps()]

@@ -67,13 +67,13 @@ def _train(config: RunConfig, engine: Engine, telemetry: Telemetry) -> None:
         with telemetry.step(step, engine.model_with_loss):
             images = torch.randn(*frames, training.micro_batch, channels, size, size, device=device)
             labels = torch.zeros(training.micro_batch, dtype=torch.int64, device=device)
-            for _ in range(engine.accumulation):
+            for _ in range(training.accumulation(engine.context.world_size)):
                 telemetry.enter("forward")
                 engine.micro_step(images, labels)
             telemetry.enter("communication")
-            _, norm = engine.reduce()
+            engine.reduce()
             telemetry.enter("optimizer")
-            engine.optimizer_step(1e-6, norm)
+            engine.optimizer_step(1e-6)
     telemetry.take(1.0)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tdformer.checkpoint.loss_scale import LossScale
+from tdformer.config.training import ResolvedReduction
 
 FORMAT_VERSION = 3
 """Version 3 has the parameter names of tdformer.models.layers."""
@@ -40,6 +41,8 @@ class TrainState:
     """Metrics of the last evaluation."""
     loss_scale: LossScale | None = None
     """Loss scale for the next global batch. Only fp16 has one."""
+    reduction: ResolvedReduction = "exact"
+    """How gradients are summed over the ranks: what training.reduction was, or what auto chose at the start of the run."""
     version: int = FORMAT_VERSION
 
 

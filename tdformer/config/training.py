@@ -15,6 +15,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Kernels = Literal["auto", "fused", "plain"]
+ResolvedReduction = Literal["exact", "fast"]
+WantedReduction = Literal["auto", "exact", "fast"]
 
 
 class OptimizerConfig(Section):
@@ -88,6 +90,10 @@ class TrainingConfig(Section):
     least memory; the neuron state costs (segments - 1)/2 forward passes more."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
+    reduction: WantedReduction = "auto"
+    """How gradients are summed over the ranks. exact: in float64, to the same bits on any number of ranks and at any ZeRO stage. fast: by
+    DeepSpeed in float32, while the backward pass goes on; the bits then depend on the number of ranks. auto: exact on one node, fast on
+    several. A run keeps for its whole life what auto chose at its start."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """State that DeepSpeed keeps in the machine's memory instead of the GPU's. optimizer: the optimizer state, which is stepped on the CPU
     (needs ZeRO 1 or more). all: parameters too (needs ZeRO 3)."""

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from tdformer.config import RunConfig, TrainingConfig
+from tdformer.config.training import ResolvedReduction
 from tdformer.estimate.activations import estimate_activations
-from tdformer.training.engine import REDUCE_BUCKET
+from tdformer.training.engine import bucket_elements
 from tdformer.training.model_with_loss import ModelWithLoss
 
 FP32, FP64 = 4, 8
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
 networks have."""
+GPUS_PER_NODE = 8
+"""A run on more GPUs has several nodes, for which training.reduction: auto means fast [our choice]."""
 WORKSPACE_BYTES = 10**9
 """Allowance for memory outside the run's tensors: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
 
@@ -43,6 +46,8 @@ class Plan:
     accumulation: int
     fitting_gpus: list[int]
     """Numbers of GPUs over which the global batch divides."""
+    reduction: ResolvedReduction
+    """How gradients are summed over the GPUs: training.reduction, or what auto means for so many."""
     memory_bytes: dict[str, int]
     """Memory per GPU by part, in bytes."""
     communication_bytes: dict[str, int]
@@ -66,7 +71,10 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
         model_with_loss = ModelWithLoss(config.model, training.label_smoothing)
     parameters = sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad)
     statistics = sum(buffer.numel() for buffer in model_with_loss.buffers())
-    communication = _communication(training, parameters, statistics, gpus)
+    auto: ResolvedReduction = "exact" if gpus <= GPUS_PER_NODE else "fast"
+    reduction = auto if training.reduction == "auto" else training.reduction
+    sums = statistics + 1 + (parameters if reduction == "exact" else 0)
+    communication = _communication(training, parameters, sums, gpus, reduction)
     communication_s = 8 * sum(communication.values()) / (gbit_per_s * 1e9)
     pieces = training.global_batch // training.micro_batch
     return Plan(
@@ -75,21 +83,22 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
         training.micro_batch,
         accumulation,
         [number for number in range(1, pieces + 1) if training.global_batch % (training.micro_batch * number) == 0],
-        _state(training, parameters, statistics, gpus) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
+        reduction,
+        _state(training, parameters, statistics, sums, gpus) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
         communication,
         _speed(config, gpus, images_per_s, communication_s) if images_per_s else None,
     )
 
 
-def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
-    """Return the memory by part before the first image, in bytes."""
+def _state(training: TrainingConfig, parameters: int, statistics: int, sums: int, gpus: int) -> dict[str, int]:
+    """Return the memory by part before the first image, in bytes. sums: numbers that are added up in float64 over the global batch."""
     stage, full = training.zero_stage, FP32 * parameters
     share = -(-full // gpus)
-    bucket = FP32 * REDUCE_BUCKET if stage else 0
+    bucket = FP32 * bucket_elements(parameters) if stage else 0
     state = {
         "parameters": share + min(full, FP32 * LIVE_PARAMETERS) if stage == 3 else full,
         "gradients": {0: full, 1: full + share, 2: 2 * share, 3: 2 * share}[stage] + bucket,
-        "global_batch_sums": FP64 * (parameters + statistics + 1),
+        "global_batch_sums": FP64 * sums,
         "batch_norm_statistics": 2 * FP32 * statistics,  # the moving average also keeps a copy from before the step
         # Two moments, and from ZeRO 1 on the parameters that the optimizer steps.
         "optimizer": 2 * full if stage == 0 else 3 * share,
@@ -107,24 +116,21 @@ def _activations(config: RunConfig) -> dict[str, int]:
     return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
 
 
-def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int) -> dict[str, int]:
+def _communication(training: TrainingConfig, parameters: int, sums: int, gpus: int, reduction: ResolvedReduction) -> dict[str, int]:
     """Return the bytes that a GPU sends per step, by purpose, for ring collectives of N GPUs.
 
-    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
+    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much. sums: numbers that
+    are added up in float64.
     """
-    passed_on = (gpus - 1) / gpus
-    all_gather = int(FP32 * parameters * passed_on)
-    gathers = {0: 0, 1: 1, 2: 1, 3: 0}[training.zero_stage]
-    traffic = {
-        "sums_all_reduce": int(2 * FP64 * (parameters + statistics + 1) * passed_on),
-        "parameters_all_gather": gathers * all_gather,
-    }
-    if training.zero_stage == 3:
-        # Parameters are gathered for the forward pass, the backward pass and the recompute in it. DeepSpeed then scatters gradients.
-        gathers = 2 if training.recompute == "none" else 3
-        micro_batches = training.accumulation(gpus)
-        traffic["parameters_all_gather"] = gathers * micro_batches * all_gather
-        traffic["gradients_reduce_scatter"] = micro_batches * all_gather
+    stage, passed_on, micro_batches = training.zero_stage, (gpus - 1) / gpus, training.accumulation(gpus)
+    once = int(FP32 * parameters * passed_on)
+    # ZeRO 3 gathers parameters for the forward pass, the backward pass and the recompute in it.
+    gathers = {0: 0, 1: 1, 2: 1, 3: micro_batches * (2 if training.recompute == "none" else 3)}[stage]
+    traffic = {"sums_all_reduce": int(2 * FP64 * sums * passed_on), "parameters_all_gather": gathers * once}
+    if stage == 3:
+        traffic["gradients_reduce_scatter"] = micro_batches * once
+    elif reduction == "fast":
+        traffic |= {"gradients_all_reduce": 2 * once} if stage == 0 else {"gradients_reduce": (micro_batches if stage == 2 else 1) * once}
     return traffic
 
 

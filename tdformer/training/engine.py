@@ -1,16 +1,11 @@
-"""Engine: the network under DeepSpeed. No other file knows DeepSpeed's keys or insides.
+"""Engine: the network under DeepSpeed.
 
 An Engine takes optimizer steps. It gives its state as full tensors by parameter name, and takes it back in that form, which is the same for
-every ZeRO stage and number of ranks.
-
-DeepSpeed shards the state and steps the optimizer. The gradients come from GradientAccumulator: DeepSpeed finds zeros, so that its own
-reduction in float32 does not matter, and gets the exact means just before the step.
+every ZeRO stage and number of ranks. DeepSpeed shards the state and steps the optimizer.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,44 +13,47 @@ from typing import Any
 import torch
 
 from tdformer.config import RunConfig
+from tdformer.config.training import ResolvedReduction, TrainingConfig
 from tdformer.distributed.context import DistContext
+from tdformer.training.deepspeed_insides import DeepSpeedInsides, import_deepspeed, keeping_torch_linear
 from tdformer.training.ema import MovingAverage
-from tdformer.training.gradient_accumulator import GradientAccumulator, full_shape
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
-from tdformer.training.sharded_tensors import Part, join
+from tdformer.training.reduction import ExactReduction, FastReduction, Reduction, StepResult
+from tdformer.training.sharded_tensors import join
 
-REDUCE_BUCKET = 4_000_000
-"""Elements of DeepSpeed's buffer for reducing gradients. Its default would take 2 GB of every GPU, and here it reduces only zeros."""
+SMALLEST_BUCKET, LARGEST_BUCKET = 250_000, 8_000_000
+"""Elements of a buffer in which gradients are reduced [our choice]. DeepSpeed's default, 5e8, is larger than any TDFormer, so that nothing
+would overlap, and takes 2 GB of every GPU."""
+BUCKETS_PER_NETWORK = 8
+"""Buffers that a network is cut into, within those limits [our choice]."""
 
 
 class Engine:
     """Runs a ModelWithLoss under DeepSpeed.
 
-    One optimizer step is: `micro_step` for each of this rank's micro-batches, then `reduce`, which returns loss and gradient norm, then
-    `optimizer_step` or `skip_step`.
+    One optimizer step is: `micro_step` for each of this rank's micro-batches, then `reduce`, then `optimizer_step`.
     """
 
-    def __init__(self, model_with_loss: ModelWithLoss, config: RunConfig, context: DistContext) -> None:
-        deepspeed = _import_deepspeed()
+    def __init__(
+        self, model_with_loss: ModelWithLoss, config: RunConfig, context: DistContext, reduction: ResolvedReduction = "exact"
+    ) -> None:
+        """reduction: exact or fast, as training.reduction was resolved."""
+        deepspeed = import_deepspeed()
         self.context, self.zero_stage = context, config.training.zero_stage
-        self.clip_grad = config.training.clip_grad
-        self.accumulation = config.training.accumulation(context.world_size)
-        with _keeping_torch_linear():
-            self._engine, self._optimizer, *_ = deepspeed.initialize(
+        with keeping_torch_linear():
+            engine, self._optimizer, *_ = deepspeed.initialize(
                 model=model_with_loss,
                 optimizer=make_optimizer(model_with_loss.model, config.optimizer),
-                config=deepspeed_config(config, context.world_size),
+                config=deepspeed_config(config, context.world_size, reduction, _bucket_of(model_with_loss)),
                 dist_init_required=False,
             )
-        self._utils = deepspeed.utils
-        self._gathered_parameters = deepspeed.zero.GatheredParameters
-        self._make_optimizer_state()
-        self._switch_off_reduction()
-        self.accumulator = GradientAccumulator(
-            [parameter for _, parameter in self._trained_parameters()], list(model_with_loss.buffers()), context
-        )
-        decay = config.training.ema_decay
+        self._engine, self._insides = engine, DeepSpeedInsides(engine, self._optimizer, self.zero_stage, context)
+        trained = [parameter for _, parameter in self._trained_parameters()]
+        self._insides.make_optimizer_state(trained)
+        training, kind = config.training, ExactReduction if reduction == "exact" else FastReduction
+        self._reduction: Reduction = kind(self._insides, trained, context, training.accumulation(context.world_size), training.clip_grad)
+        decay = training.ema_decay
         self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
 
     @property
@@ -70,61 +68,20 @@ class Engine:
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float = 1.0) -> torch.Tensor:
         """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
-        with self.accumulator.micro_batch():
-            loss = self._engine(images_BCHW, labels)
-            self._engine.backward(loss * loss_scale)
-        self.accumulator.add_loss(loss)
-        return loss.detach()
+        return self._reduction.micro_step(images_BCHW, labels, loss_scale)
 
-    def reduce(self, loss_scale: float = 1.0) -> tuple[float, float]:
-        """Return loss and gradient norm (before clipping) of the global batch, the same on all ranks. Collective.
+    def reduce(self, loss_scale: float = 1.0) -> None:
+        """Make means over the global batch. Collective. loss_scale: the one that its micro-steps had. It is taken out of the gradients."""
+        self._reduction.reduce(loss_scale)
 
-        loss_scale: the one that its micro-steps had. It is taken out of the gradients here.
-        """
-        self.accumulator.reduce(self.accumulation * self.context.world_size, loss_scale)
-        return self.accumulator.loss_and_norm()
-
-    def optimizer_step(self, learning_rate: float, gradient_norm: float) -> None:
-        """Step the optimizer with the gradients that `reduce` has made. gradient_norm: the one that it returned."""
-        if self.clip_grad is not None:
-            self.accumulator.clip(self.clip_grad, gradient_norm)
-        for (_, parameter), gradient in zip(self._trained_parameters(), self.accumulator.gradients, strict=True):
-            self._set_gradient(parameter, gradient.float())
+    def optimizer_step(self, learning_rate: float) -> StepResult:
+        """Step the optimizer. If loss or gradients are not finite, drop the global batch instead, so that nothing changes. Collective."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        self._engine.step()
-        self.accumulator.keep_statistics()
-        if self._average:
+        result = self._reduction.step()
+        if result.is_taken and self._average:
             self._average.update()
-        self.accumulator.clear()
-
-    def skip_step(self) -> None:
-        """Drop the gradients and statistics of the global batch, so that nothing changes."""
-        with self._resting_optimizer():
-            self._engine.step()
-        self.accumulator.clear()
-
-    def _set_gradient(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> None:
-        if self.zero_stage == 3:
-            self._utils.safe_set_local_grad(parameter, self._own_part(parameter, full))
-        else:
-            self._utils.safe_set_full_grad(parameter, full)
-
-    @contextmanager
-    def _resting_optimizer(self) -> Iterator[None]:
-        """Keep DeepSpeed's step from changing parameters and moments inside. It still clears gradients and counts."""
-        self._stepping.step = _no_step  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            del self._stepping.step
-
-    def _switch_off_reduction(self) -> None:
-        """Switch off DeepSpeed's own reduction, which would add up zeros. ZeRO 3 keeps it, because it also partitions gradients there."""
-        if self.zero_stage == 0:
-            self._engine.enable_backward_allreduce = False
-        elif self.zero_stage in (1, 2):
-            self._optimizer.average_tensor = lambda tensor, communication_data_type: None
+        return result
 
     # --- the moving average ----------------------------------------------------------------------------------
 
@@ -149,23 +106,19 @@ class Engine:
     def load_average(self, full: dict[str, torch.Tensor]) -> None:
         """Load what average_state returned, from any ZeRO stage and number of ranks."""
         assert self._average
-        is_sharded = self.zero_stage == 3
-        parts = [self._own_part(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
+        own, is_sharded = self._insides.own_part, self.zero_stage == 3
+        parts = [own(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
         self._average.set(parts + [full[name] for name, _ in self.model_with_loss.model.named_buffers()])
 
     def _averaged_tensors(self) -> list[torch.Tensor]:
         """Return the tensors that this rank averages: whole parameters, or at ZeRO 3 its parts of them, and buffers."""
-        parameters = [parameter for _, parameter in self._trained_parameters()]
-        own = [parameter.ds_tensor for parameter in parameters] if self.zero_stage == 3 else parameters  # type: ignore[attr-defined]
+        own = [self._insides.own_tensor(parameter) for _, parameter in self._trained_parameters()]
         return [*own, *self.model_with_loss.model.buffers()]
 
     def _exchange_average(self) -> None:
         assert self._average
         self._average.exchange()
-        if self.zero_stage == 3:  # forget gathered parameters, and gather anew those that stay so
-            self._optimizer.parameter_offload.partition_all_parameters()
-            if persistent := self._optimizer.persistent_parameters:
-                persistent[0].all_gather(persistent)
+        self._insides.forget_gathered()
 
     # --- state as full tensors -------------------------------------------------------------------------------
 
@@ -177,7 +130,7 @@ class Engine:
     def _parameters(self) -> dict[str, torch.Tensor]:
         full = {}
         for name, parameter in self.model_with_loss.model.named_parameters():
-            with self._gathered_parameters([parameter], enabled=self.zero_stage == 3):
+            with self._insides.gathered(parameter):
                 if self.context.is_rank0:
                     full[name] = parameter.detach().to("cpu", copy=True)
         return full
@@ -186,94 +139,49 @@ class Engine:
         """Return the moments in full, fp32 on the CPU, by `<moment>.<parameter name>`. Collective; complete on rank 0 only."""
         named = [(f"{moment}.{name}", parameter, moment) for name, parameter in self._trained_parameters() for moment in MOMENTS]
         if self.zero_stage:
-            return join([self._part_of_moment(*one) for one in named], self.context)
+            return join([self._insides.part_of_moment(*one) for one in named], self.context)
         if not self.context.is_rank0:
             return {}
-        return {name: self._optimizer.state[parameter][moment].to("cpu", copy=True) for name, parameter, moment in named}
+        return {name: self._insides.moment(parameter, moment).to("cpu", copy=True) for name, parameter, moment in named}
 
     def load_optimizer_state(self, full: dict[str, torch.Tensor], updates: int) -> None:
         """Load what optimizer_state returned, from any ZeRO stage and number of ranks. updates: optimizer steps taken so far."""
-        set_steps(self._stepping, self._partitions(), updates)
+        set_steps(self._insides.torch_optimizer, self._partitions(), updates)
         for name, parameter in self._trained_parameters():
             for moment in MOMENTS:
-                self._set_moment(parameter, moment, full[f"{moment}.{name}"])
+                self._insides.set_moment(parameter, moment, full[f"{moment}.{name}"])
 
     def _trained_parameters(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.model_with_loss.model.named_parameters() if parameter.requires_grad)
 
     def _partitions(self) -> list[torch.Tensor]:
-        """Return the tensors that this rank's optimizer steps: the parameters themselves, or its flat fp32 partitions of them."""
-        if self.zero_stage == 0:
-            return [parameter for _, parameter in self._trained_parameters()]
-        if self.zero_stage == 3:
-            return list(self._optimizer.fp32_partitioned_groups_flat)
-        return list(self._optimizer.single_partition_of_fp32_groups)
-
-    @property
-    def _stepping(self) -> torch.optim.Optimizer:
-        return self._optimizer if self.zero_stage == 0 else self._optimizer.optimizer
-
-    def _make_optimizer_state(self) -> None:
-        """Make the moments, all zeros, now instead of in the first step.
-
-        A resume needs a place to load into. Besides, DeepSpeed 0.19 links moments to parameters only once, after the step of the first
-        parameter group, when the other groups have none yet.
-        """
-        for partition in self._partitions():
-            self._stepping.state[partition] = {moment: torch.zeros_like(partition) for moment in MOMENTS}
-        set_steps(self._stepping, self._partitions(), 0)
-        if self.zero_stage in (1, 2):
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+        return self._insides.partitions([parameter for _, parameter in self._trained_parameters()])
 
     def kept_between_steps(self) -> list[torch.Tensor]:
         """Return what this rank keeps between two optimizer steps besides the network: moments, and sums of the global batch."""
-        moments = [self._stepping.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
-        return [*moments, self.accumulator.sums]
-
-    def _part_of_moment(self, name: str, parameter: torch.nn.Parameter, moment: str) -> Part:
-        """Return this rank's part of a moment at ZeRO 1 to 3. DeepSpeed's own function needs a collective for each tensor."""
-        shape = full_shape(parameter)
-        if self.zero_stage == 3:
-            own = self._utils.safe_get_local_optimizer_state(parameter, moment).flatten()
-            return Part(name, shape, min(self.context.rank * own.numel(), shape.numel()), own)
-        if (fragment := parameter._hp_mapping) is None:  # type: ignore[attr-defined]  # put there by ZeRO 1 and 2
-            return Part(name, shape, 0, torch.empty(0))
-        return Part(name, shape, fragment.lp_fragment_address.start, fragment.get_hp_fragment(moment))
-
-    def _set_moment(self, parameter: torch.nn.Parameter, moment: str, full: torch.Tensor) -> None:
-        full = full.to(self.context.device)
-        if self.zero_stage == 0:
-            self._optimizer.state[parameter][moment].copy_(full)
-        elif self.zero_stage == 3:
-            self._utils.safe_set_local_optimizer_state(parameter, self._own_part(parameter, full), moment)
-        else:
-            self._utils.safe_set_full_optimizer_state(parameter, full, moment)
-
-    def _own_part(self, parameter: torch.nn.Parameter, full: torch.Tensor) -> torch.Tensor:
-        """Return the part that ZeRO 3 keeps on this rank of a tensor of the parameter's shape.
-
-        DeepSpeed's own function fails where the part needs padding.
-        """
-        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
-        padded = torch.nn.functional.pad(full.flatten(), (0, length * self.context.world_size - full.numel()))
-        return padded[self.context.rank * length :][:length]
+        moments = [self._insides.torch_optimizer.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
+        return [*moments, self._reduction.accumulator.sums]
 
 
-def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration of a run. Its scheduler, checkpoints and monitors are not used."""
-    training = config.training
+def deepspeed_config(config: RunConfig, world_size: int, reduction: ResolvedReduction, bucket: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration of a run. Its scheduler, checkpoints and monitors are not used.
+
+    bucket: elements of a buffer for reducing gradients.
+    """
+    training, is_fast = config.training, reduction == "fast"
+    # ExactReduction accumulates and clips. DeepSpeed's ways round differently at each stage, and it clips by default.
+    accumulation = training.accumulation(world_size) if is_fast else 1
     return {
-        # GradientAccumulator accumulates and clips. DeepSpeed's ways round differently at each stage, and it clips by default.
-        "train_batch_size": training.micro_batch * world_size,
+        "train_batch_size": training.micro_batch * world_size * accumulation,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": (training.clip_grad or 0.0) if is_fast and training.zero_stage else 0.0,
+        "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": training.zero_stage,
-            "reduce_bucket_size": REDUCE_BUCKET,
+            "reduce_bucket_size": bucket,
             **_offload(training.offload),
-            # GradientAccumulator has the norm. DeepSpeed's takes a collective, for which the host waits. Other stages have no such key.
-            **({"compute_grad_norm": False} if training.zero_stage in (1, 2) and training.offload == "none" else {}),
+            **(_of_fast(training.zero_stage) if is_fast else _of_exact(training)),
         },
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
         # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
@@ -282,31 +190,26 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
 
 
+def _of_fast(zero_stage: int) -> dict[str, Any]:
+    """Return the keys that let DeepSpeed reduce while the backward pass goes on, and send each gradient only to the rank that keeps it."""
+    keys = {"overlap_comm": True, "contiguous_gradients": True, "reduce_scatter": True}
+    return keys | ({"use_multi_rank_bucket_allreduce": False} if zero_stage in (1, 2) else {})
+
+
+def _of_exact(training: TrainingConfig) -> dict[str, Any]:
+    """Return the keys that keep DeepSpeed from making a norm, which takes a collective, for which the host waits."""
+    return {"compute_grad_norm": False} if training.zero_stage in (1, 2) and training.offload == "none" else {}
+
+
 def _offload(what: str) -> dict[str, Any]:
     sections = {"none": [], "optimizer": ["offload_optimizer"], "all": ["offload_optimizer", "offload_param"]}[what]
     return {section: {"device": "cpu"} for section in sections}
 
 
-@contextmanager
-def _keeping_torch_linear() -> Iterator[None]:
-    """Undo at the end that ZeRO 3 replaces torch's linear function by its own, whose gradients are rounded differently."""
-    linear = torch.nn.functional.linear
-    yield
-    torch.nn.functional.linear = linear
+def bucket_elements(trained: int) -> int:
+    """Return the elements of a buffer in which gradients are reduced. trained: elements of all trained parameters."""
+    return min(max(trained // BUCKETS_PER_NETWORK, SMALLEST_BUCKET), LARGEST_BUCKET)
 
 
-def _no_step(closure: object = None) -> None:
-    """Stand in for an optimizer's step, and do nothing."""
-
-
-def _import_deepspeed() -> Any:
-    """Import DeepSpeed without its log lines, and without the C++ that it would compile at the first start."""
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)
-    # A CPU kernel for inference that training never calls; building it would need a compiler on every node.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+def _bucket_of(model_with_loss: ModelWithLoss) -> int:
+    return bucket_elements(sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad))

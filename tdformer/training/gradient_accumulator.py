@@ -3,7 +3,7 @@
 Float32 sums depend on their order, and therefore on the number of ranks. Here gradients, BatchNorm statistics and losses of the
 micro-batches are added in float64 [our choice]. A float64 has 29 bits more than its float32 addends. So the sums are exact, unless the
 addends of one element differ by a factor of more than 2**29 / micro-batches. What is rounded away then lies far below the last bit of
-the float32 result. DeepSpeed's own reduction is not used.
+the float32 result.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class GradientAccumulator:
     def add_loss(self, loss: torch.Tensor) -> None:
         self.sums[-1] += loss.detach()
 
+    @property
+    def loss(self) -> torch.Tensor:
+        """The loss, a scalar, float64: a sum before `reduce`, and the mean after it."""
+        return self.sums[-1]
+
     def reduce(self, micro_batches: int, loss_scale: float = 1.0) -> None:
         """Turn the sums into means over all ranks' micro-batches, in one collective.
 
@@ -77,7 +82,7 @@ class GradientAccumulator:
         """
         pieces = self._of_gradients.split(NORM_PIECE)
         norms = [torch.linalg.vector_norm(piece.float(), dtype=torch.float64) for piece in pieces]
-        loss, norm = torch.stack([self.sums[-1], torch.linalg.vector_norm(torch.stack(norms))]).tolist()
+        loss, norm = torch.stack([self.loss, torch.linalg.vector_norm(torch.stack(norms))]).tolist()
         return loss, norm
 
     def clip(self, largest_norm: float, norm: float) -> None:

@@ -16,12 +16,14 @@ from tdformer.checkpoint.format import Checkpoint, load_average, load_model, loa
 from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config import RunConfig
+from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext
 from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.rundir.run_dir import RunDir
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.reduction import resolved
 
 
 def has_begun(run_dir: RunDir, context: DistContext, patience: Patience) -> bool:
@@ -39,9 +41,17 @@ def start_or_resume(
     """
     idle = notes_on_idle_gpus(context)
     if not begun:
-        engine, notes = _start(config, context, patience)
-        train_state = TrainState(world_size=context.world_size, samples=len(train_set), classes=train_set.classes, data=train_set.digest())
-        return engine, replace(train_state, loss_scale=LossScale() if config.training.precision == "fp16" else None), notes + idle
+        reduction = resolved(config.training.reduction, context)
+        engine, notes = _start(config, reduction, context, patience)
+        train_state = TrainState(
+            world_size=context.world_size,
+            samples=len(train_set),
+            classes=train_set.classes,
+            data=train_set.digest(),
+            loss_scale=LossScale() if config.training.precision == "fp16" else None,
+            reduction=reduction,
+        )
+        return engine, train_state, notes + idle
     checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context, patience)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
@@ -63,21 +73,21 @@ def load_engine(
     """
     model_with_loss, notes = _model_with_loss(config, context)
     context.on_all_ranks(lambda: load_model(checkpoint, model_with_loss.model), patience)
-    engine = Engine(model_with_loss, config, context)
+    engine = Engine(model_with_loss, config, context, train_state.reduction)
     engine.load_optimizer_state(context.on_all_ranks(lambda: load_optimizer(checkpoint), patience), train_state.updates)
     if engine.has_average:
         engine.load_average(context.on_all_ranks(lambda: load_average(checkpoint), patience))
     return engine, notes
 
 
-def _start(config: RunConfig, context: DistContext, patience: Patience) -> tuple[Engine, list[str]]:
+def _start(config: RunConfig, reduction: ResolvedReduction, context: DistContext, patience: Patience) -> tuple[Engine, list[str]]:
     model_with_loss, notes = _model_with_loss(config, context)
     if config.init is not None:
         init = config.init
         state, fresh = context.on_all_ranks(lambda: initial_state(model_with_loss.model, init), patience)
         model_with_loss.model.load_state_dict(state, strict=False)
         notes.append(f"started from the weights in {config.init}; {len(fresh)} tensors start fresh")
-    return Engine(model_with_loss, config, context), notes
+    return Engine(model_with_loss, config, context, reduction), notes
 
 
 def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWithLoss, list[str]]:

@@ -18,6 +18,7 @@ from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.checkpoint.writer import CheckpointWriter
 from tdformer.config import RunConfig
+from tdformer.config.training import ResolvedReduction
 from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.evaluation import Evaluation, Stopped, evaluate
@@ -28,13 +29,19 @@ from tdformer.training.faults import non_finite
 from tdformer.training.faults.bad_samples import BadSamples
 from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
-from tdformer.training.gradient_accumulator import is_finite
 from tdformer.training.optimizer import learning_rate_at
+from tdformer.training.reduction import StepResult
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
 from tdformer.training.telemetry.telemetry import make_telemetry
 from tdformer.training.telemetry.throughput import Throughput
+
+REDUCED: dict[ResolvedReduction, str] = {
+    "exact": "exactly, in float64: the same bits on any number of ranks (training.reduction)",
+    "fast": "fast, in float32 by DeepSpeed: the bits depend on the number of ranks (training.reduction)",
+}
+"""Sentences for the user."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Trainer:
             f"{sampler.steps_per_epoch} steps per epoch"
             + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
         )
+        if self.context.world_size > 1:
+            report.say(f"gradients are reduced {REDUCED[self.train_state.reduction]}")
         for note in self.notes:
             report.say(note)
         if self.train_state.step:
@@ -145,17 +154,16 @@ class Trainer:
                 return
             losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
             self.telemetry.enter("communication")
-            loss, norm = self.engine.reduce(scale)
+            self.engine.reduce(scale)
             self.telemetry.enter("optimizer")
-            if is_finite(loss, norm):
-                self.engine.optimizer_step(rate, norm)
+            result = self.engine.optimizer_step(rate)
         self.bad_samples.note(batches)
-        if is_finite(loss, norm):
+        if result.is_taken:
             grown = self.train_state.loss_scale and self.train_state.loss_scale.after_step()
             self.train_state = replace(
                 self.train_state, step=self.train_state.step + 1, updates=self.train_state.updates + 1, loss_scale=grown
             )
-            self._report_step(report, loss, norm, rate)
+            self._report_step(report, result, rate)
             return
         self.engine.model_with_loss.check_exact()
         if self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
@@ -185,13 +193,13 @@ class Trainer:
             images_BCHW, labels = self.mix(images_BCHW, labels, *key)
         return self.engine.micro_step(images_BCHW, labels, loss_scale)
 
-    def _report_step(self, report: Report, loss: float, norm: float, rate: float) -> None:
+    def _report_step(self, report: Report, result: StepResult, rate: float) -> None:
         step, metrics = self.train_state.step, None
-        if self.loss_spikes.add(loss):
-            report.say(f"warning: loss spike at step {step}: {loss:.4f}")
+        if self.loss_spikes.add(result.loss):
+            report.say(f"warning: loss spike at step {step}: {result.loss:.4f}")
         if step % self.config.training.log_every == 0:
             self._count_bad_samples(report)
-            metrics = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": norm, **self.throughput.take()}
+            metrics = {"train/loss": result.loss, "train/lr": rate, "train/gradient_norm": float(result.norm), **self.throughput.take()}
             metrics |= self.telemetry.take(metrics["train/images_per_s"])
             if self.train_state.loss_scale:
                 metrics["train/loss_scale"] = self.train_state.loss_scale.factor
@@ -203,7 +211,6 @@ class Trainer:
 
     def _lower_loss_scale(self, report: Report, scale: LossScale) -> None:
         """Pass over a global batch whose gradients overflow fp16 at this loss scale, and lower the scale."""
-        self.engine.skip_step()
         lower = scale.after_overflow()
         self.train_state = replace(self.train_state, step=self.train_state.step + 1, loss_scale=lower)
         report.say(
@@ -218,7 +225,6 @@ class Trainer:
         found, count = f"the loss or a gradient is not finite at step {step}", self.train_state.non_finite + 1
         if training.on_non_finite == "raise" or count > training.max_non_finite:
             raise non_finite.refusal(found, count, training.max_non_finite, listed)
-        self.engine.skip_step()
         report.say(f"warning: {found}; skipped ({count} so far), its samples are listed in {listed}")
         if training.on_non_finite == "rewind":
             self._rewind(report)

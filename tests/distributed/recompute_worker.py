@@ -48,8 +48,8 @@ def trained(backbone: str, policy: RecomputePolicy, stage: int, context: DistCon
         torch.manual_seed(100 * micro_batch + context.rank)
         losses.append(engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2,))))
         if micro_batch % 2:
-            _, gradient_norm = engine.reduce()
-            engine.optimizer_step(0.01, gradient_norm)
+            engine.reduce()
+            engine.optimizer_step(0.01)
     return {"losses": torch.stack(losses), **engine.model_state(), **engine.optimizer_state()}
 
 

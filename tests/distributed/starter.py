@@ -200,10 +200,10 @@ def _import_everything() -> None:
     from launch import local_processes
     from tdformer.distributed import context
     from tdformer.tracking.client import import_mlflow
-    from tdformer.training.engine import _import_deepspeed
+    from tdformer.training.deepspeed_insides import import_deepspeed
 
     garbage.search_rarely()
-    _import_deepspeed()
+    import_deepspeed()
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # by deepspeed.initialize, and with it half of torch's compiler
     import_mlflow()
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")

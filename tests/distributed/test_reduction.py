@@ -1,0 +1,44 @@
+"""training.reduction fast: DeepSpeed's own reduction, clipping and dropping of steps, compared with the exact one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.reduction_worker import CASES
+from tests.distributed.starter import start_ranks
+from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train
+
+pytestmark = pytest.mark.slow
+
+
+def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path) -> None:
+    """Two ranks. A step with an infinite loss on one of them is dropped, and changes nothing on both."""
+    ranks = start_ranks(2, "tests.distributed.reduction_worker", [], tmp_path / "rank", {})
+    for rank in ranks:
+        assert rank.wait(timeout=500) == 0, rank.output("stderr")
+    found = json.loads(ranks[0].output().splitlines()[-1])
+    assert found.keys() == CASES.keys()
+    for name, case in found.items():
+        assert case["loss_difference"] < 1e-6, name
+        assert case["norm_difference"] < 1e-5, name
+        assert 0 < case["moment_difference"] < 1e-4, name
+        assert case["is_same_again"], name
+        assert case["drops_bad_steps"], name
+
+
+def test_a_fast_run_goes_on_to_the_same_bits_on_as_many_ranks(reference: ReferenceRun, tmp_path: Path) -> None:
+    """It keeps its reduction on a resume, and says it. Its losses are near those of the exact run until a spike flips."""
+    whole = train(reference.config(tmp_path / "whole", reduction="fast"), tmp_path / "whole", ranks=2)
+    first, exact = curve(whole)[0], curve(reference.run)[0]
+    assert first["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-6)
+    assert first["train/gradient_norm"] == pytest.approx(exact["train/gradient_norm"], rel=1e-5)
+    assert bits(whole, 1) != bits(reference.run, 1)
+    cut = cut_back(whole, whole.parent / "cut", 3)
+    again = resume(cut, ranks=2)
+    assert f"resumed at step 3 of {STEPS}" in again.stdout
+    assert "gradients are reduced fast, in float32" in again.stdout
+    assert bits(cut) == bits(whole)
+    assert curve(cut) == curve(whole)

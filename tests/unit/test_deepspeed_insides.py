@@ -1,0 +1,60 @@
+"""What DeepSpeedInsides needs of DeepSpeed. A failure here says which part of it another version has changed."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from types import ModuleType
+
+import pytest
+
+from tdformer.training.deepspeed_insides import import_deepspeed
+
+ENGINE = "deepspeed.runtime.engine"
+ZERO_1_2, ZERO_3 = "deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3"
+
+WORDS = {
+    "enable_backward_allreduce": (ENGINE, "ExactReduction cannot switch off the sum of gradients at ZeRO 0"),
+    "def average_tensor(": (ZERO_1_2, "ExactReduction cannot switch off the sum of gradients at ZeRO 1 and 2"),
+    "self.average_tensor(": (ZERO_1_2, "ExactReduction cannot switch off the sum of gradients at ZeRO 1 and 2"),
+    "single_partition_of_fp32_groups": (ZERO_1_2, "the optimizer's state at ZeRO 1 and 2 is not found"),
+    "def _lazy_init_hp_params_optimizer_state(": (ZERO_1_2, "moments are not linked to parameters at ZeRO 1 and 2"),
+    "fp32_partitioned_groups_flat": (ZERO_3, "the optimizer's state at ZeRO 3 is not found"),
+    "parameter_offload": (ZERO_3, "averaged weights cannot be put in at ZeRO 3"),
+    "persistent_parameters": (ZERO_3, "averaged weights cannot be put in at ZeRO 3"),
+}
+BY_BOTH = {
+    "self._global_grad_norm = ": "FastReduction does not find the gradient norm",
+    "self.overflow = True": "FastReduction does not notice a step that was dropped",
+    "loss_scale = property(": "FastReduction cannot set the loss scale of fp16",
+}
+
+
+@pytest.fixture(scope="module")
+def deepspeed() -> ModuleType:
+    return import_deepspeed()
+
+
+def source(module: str, deepspeed: ModuleType) -> str:
+    found = deepspeed
+    for name in module.split(".")[1:]:
+        found = getattr(found, name)
+    return inspect.getsource(found)
+
+
+NEEDED = [(word, module, lost) for word, (module, lost) in WORDS.items()] + [
+    (word, module, lost) for word, lost in BY_BOTH.items() for module in (ZERO_1_2, ZERO_3)
+]
+
+
+@pytest.mark.parametrize(("word", "module", "lost"), NEEDED)
+def test_deepspeed_still_has_it(word: str, module: str, lost: str, deepspeed: ModuleType) -> None:
+    assert word in source(module, deepspeed), f"DeepSpeed {version('deepspeed')} has no {word!r} in {module}: {lost}"
+
+
+SETTERS = [f"safe_set_{part}" for part in ("full_grad", "local_grad", "full_optimizer_state", "local_optimizer_state")]
+
+
+@pytest.mark.parametrize("name", [*SETTERS, "safe_get_local_optimizer_state"])
+def test_deepspeed_still_sets_parts_of_single_parameters(name: str, deepspeed: ModuleType) -> None:
+    assert hasattr(deepspeed.utils, name), f"DeepSpeed {version('deepspeed')} has no deepspeed.utils.{name}"
