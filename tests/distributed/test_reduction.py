@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path) -> None:
-    """Two ranks. A step with an infinite loss on one of them is dropped, and changes nothing on both."""
+    """Two ranks, two micro-batches each. A step with an infinite loss on one of them is dropped, and changes nothing on both."""
     ranks = start_ranks(2, "tests.distributed.reduction_worker", [], tmp_path / "rank", {})
     for rank in ranks:
         assert rank.wait(timeout=500) == 0, rank.output("stderr")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipelines.loading.normalisation import Normalisation
 from tdformer.config import RecomputePolicy, RunConfig
+from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext
 from tdformer.models.checkpointing.activation_checkpointing import FRACTIONS
 from tdformer.training.engine import Engine
@@ -21,16 +24,25 @@ from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.analysed import alone
 from tests.unit.networks import images, lively, small
 
+ON_THE_HOST = {("optimizer.py", "_get_value"), ("reduction.py", "step")}
+"""Who reads scalars that lie in the host's memory on a GPU machine, too: AdamW its count of steps, and FastReduction the loss, which was
+sent there before the host has waited for the norm."""
+
+BETWEEN = {"eval_frame.py", "_compile.py", "_python_dispatch.py"}
+"""Files of torch that lie on the way from such a function to a dispatch mode."""
+
 
 class ScalarsRead(TorchDispatchMode):
-    """Counts the scalars that Python reads from tensors."""
+    """Counts the scalars that Python reads from tensors of the device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        if func is torch.ops.aten._local_scalar_dense.default:
+            readers = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_stack()[:-1]]
+            self.count += next(reader for reader in reversed(readers) if reader[0] not in BETWEEN) not in ON_THE_HOST
         return func(*args, **(kwargs or {}))
 
 
@@ -81,24 +93,33 @@ def test_what_recompute_cannot_keep_makes_the_loss_nan_and_is_named_when_asked()
     model_with_loss.check_exact()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_a_step_sends_its_sums_in_one_collective_and_deepspeed_adds_none(
-    zero_stage: int, context: DistContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "x",
-            "data": {"train": "a", "val": "b", "image_size": 32},
-            "model": small().model_dump(),
-            "training": {"global_batch": 2, "micro_batch": 2, "precision": "fp32", "zero_stage": zero_stage},
-        }
-    )
+@pytest.fixture
+def make_engine(context: DistContext, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
         monkeypatch.setenv(name, str(value))
-    engine = Engine(ModelWithLoss(config.model, 0.1), config, context)
-    calls: Counter[str] = Counter()
-    all_reduce = dist.all_reduce
+
+    def make(zero_stage: int, reduction: ResolvedReduction, clip_grad: float | None = 1.0) -> Engine:
+        training = {"global_batch": 4, "micro_batch": 2, "precision": "fp32", "zero_stage": zero_stage, "clip_grad": clip_grad}
+        data = {"train": "a", "val": "b", "image_size": 32}
+        config = RunConfig.model_validate({"name": "x", "data": data, "model": small().model_dump(), "training": training})
+        return Engine(ModelWithLoss(config.model, 0.1), config, context, reduction)
+
+    return make
+
+
+def take_step(engine: Engine) -> None:
+    for _ in range(2):
+        engine.micro_step(images(2, 32, 32), torch.tensor([0, 1]))
+    engine.reduce()
+    assert engine.optimizer_step(0.1).is_taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_an_exact_step_sends_its_sums_in_one_collective_and_deepspeed_adds_none(
+    zero_stage: int, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, calls, all_reduce = make_engine(zero_stage, "exact"), Counter[str](), dist.all_reduce
 
     def counted(*arguments: Any, **options: Any) -> Any:
         calls["all_reduce"] += 1
@@ -107,7 +128,21 @@ def test_a_step_sends_its_sums_in_one_collective_and_deepspeed_adds_none(
     monkeypatch.setattr(dist, "all_reduce", counted)
     for _ in range(2):
         calls.clear()
-        engine.micro_step(images(2, 32, 32), torch.tensor([0, 1]))
-        engine.reduce()
-        engine.optimizer_step(0.1)
+        take_step(engine)
         assert calls == {"all_reduce": 1}
+
+
+OF_CLIPPING = 2
+"""When it clips at ZeRO 1 and 2, DeepSpeed asks again for each group of parameters whether the norm is finite."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero_stage", "clip_grad", "waits"), [(0, 1.0, 1), (1, None, 1), (2, None, 1), (1, 1.0, 1 + OF_CLIPPING), (3, 1.0, 1)]
+)
+def test_a_fast_step_waits_for_the_norm(zero_stage: int, clip_grad: float | None, waits: int, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(zero_stage, "fast", clip_grad)
+    take_step(engine)
+    with ScalarsRead() as read:
+        take_step(engine)
+    assert read.count == waits
