@@ -19,7 +19,7 @@ from torch import nn
 
 from tdformer.distributed.context import DistContext
 
-NORM_PIECE = 2**22
+NORM_PIECE = 2**20
 """Gradients that are rounded at once for their norm, so that it takes little memory."""
 
 

@@ -17,5 +17,5 @@ def test_estimated_memory_is_within_15_percent_of_that_measured(tmp_path: Path, 
     ranks = start_ranks(2, "tests.distributed.plan_worker", [stage], tmp_path / "rank", {})
     for rank in ranks:
         assert rank.wait(timeout=300) == 0, rank.output("stderr")
-    memory = json.loads(ranks[0].output().splitlines()[-1])
-    assert memory["planned"] == pytest.approx(memory["measured"], rel=0.15)
+    for reduction, memory in json.loads(ranks[0].output().splitlines()[-1]).items():
+        assert memory["planned"] == pytest.approx(memory["measured"], rel=0.15), reduction
