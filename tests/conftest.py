@@ -141,10 +141,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> R
     return ReferenceRun(made_once(tmp_path_factory, "reference", lambda folder: make_reference(folder, empty_mlflow)), empty_mlflow)
 
 
+@pytest.fixture(scope="session")
+def reference_for_three(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> ReferenceRun:
+    """The same in micro-batches of two, so that three ranks can do it, too. It takes longer."""
+    folder = made_once(tmp_path_factory, "reference-for-three", lambda folder: make_reference(folder, empty_mlflow, micro_batch=2))
+    return ReferenceRun(folder, empty_mlflow, micro_batch=2)
+
+
 @pytest.fixture
 def run_config(tmp_path: Path, stripes: Path, empty_mlflow: Path) -> dict:
     """The configuration of a run of 2 epochs of 3 steps on `stripes`, which leave out 2 samples. Tests change it before they write it."""
-    return tiny_config(stripes, tmp_path, empty_mlflow, global_batch=8, eval_batch=4, clip_grad=1.0)
+    return tiny_config(stripes, tmp_path, empty_mlflow, global_batch=8, micro_batch=4, clip_grad=1.0)
 
 
 def run_id_of(run: Path) -> str:

@@ -141,7 +141,7 @@ def test_a_call_that_never_lets_another_thread_run(run_config: dict, tmp_path: P
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 128 + signal.SIGKILL), (signal.SIGSTOP, LOST)])
 def test_our_launcher_says_it_once_and_leaves_no_process(run_config: dict, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    run_config["training"] |= {"epochs": 1000, "global_batch": 12}
+    run_config["training"] |= {"epochs": 1000, "global_batch": 12, "micro_batch": 4}
     run_config["watchdog"] = {"timeout_s": TIMEOUT}
     run_config["checkpoint"]["background"] = False
     run = tmp_path / "run"

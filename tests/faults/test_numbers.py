@@ -17,7 +17,7 @@ from tests.runs import STEPS, ReferenceRun, bits
 pytestmark = [pytest.mark.slow]
 
 MAIN = "tests.faults.numbers_worker"
-WORLDS = [(0, 2), (1, 3), (2, 3), (3, 2)]
+WORLDS = [(0, 2), (1, 2), (2, 2), (3, 2)]
 """(ZeRO stage, ranks), for what depends on where a stage keeps its gradients."""
 WHOLE_AND_PARTITIONED = [WORLDS[0], WORLDS[3]]
 """What happens before or after the gradients are used needs only the two extremes."""
@@ -38,7 +38,7 @@ def saved(run: Path) -> list[int]:
 def keys_of_step(reference: ReferenceRun, step: int) -> set[str]:
     data = open_dataset(reference.folder / "train")
     config = DataConfig(train=str(reference.folder / "train"), val=str(reference.folder / "val"))
-    sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=2, rank=0, world_size=1)
+    sampler = train_sampler(config, data, 3, global_batch=12, micro_batch=6, rank=0, world_size=1)
     return {data.index.key_of(sample) for places in sampler.iterate_steps(step - 1, step) for _, sample in places}
 
 
@@ -94,11 +94,11 @@ def test_rewind_undoes_the_steps_since_the_checkpoint(
 
 
 def test_a_resume_after_a_skip(reference: ReferenceRun, tmp_path: Path, idle: dict[tuple[int, ...], Path]) -> None:
-    """On other ranks, from the checkpoint of the skipped step itself, ended there by a second bad step."""
+    """On one rank, from the checkpoint of the skipped step itself, ended there by a second bad step."""
     ended = train(MAIN, 2, short(reference, tmp_path, 3, "skip", limit=1), tmp_path, spoilt(2, 3, 4))
     ended.assert_refused("not finite at step 4", "more than training.max_non_finite (1)")
     assert saved(ended.run)[-1] == 3
-    result = tdformer("train", ended.run, "training.zero_stage=1", "--processes", 3)
+    result = tdformer("train", ended.run, "training.zero_stage=1")
     assert result.returncode == 0, result.stderr
     assert bits(ended.run, 4) == bits(idle[3,], 4)
     state = json.loads((ended.run / "checkpoints" / "step-00000004" / "state.json").read_text())

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def test_a_signal(reference: ReferenceRun, tmp_path: Path, number: str, moment: str, rank: int, stopped_at: set[int]) -> None:
     """SIGTERM in training: see test_resume. saving: rank 0 gets another one in the save that the first one leads to."""
     environment = {"SIGNAL": number, "SIGNAL_IN": moment, "SIGNAL_RANK": str(rank)}
-    ended = train("tests.faults.signals_worker", 2, reference.config(tmp_path), tmp_path, environment)
+    ended = train("tests.faults.signals_worker", 2, reference.config(tmp_path, eval_batch=2), tmp_path, environment)
     assert ended.codes == [75, 75], ended.errors
     assert "Traceback" not in ended.errors
     _, train_state, warnings = store.latest_valid(RunDir(ended.run))

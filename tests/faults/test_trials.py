@@ -15,7 +15,7 @@ SEED = 1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 5, 7, 11], ids=lambda number: " ".join(KINDS[number]).replace(" ", "-"))
-def test_a_killed_run_ends_as_if_nothing_had_happened(reference: ReferenceRun, tmp_path: Path, number: int) -> None:
-    trial = run_trial(reference, tmp_path / "trial", SEED, number)
+def test_a_killed_run_ends_as_if_nothing_had_happened(reference_for_three: ReferenceRun, tmp_path: Path, number: int) -> None:
+    trial = run_trial(reference_for_three, tmp_path / "trial", SEED, number)
     assert trial.kills, trial.attempts
     assert not trial.lost, (trial.lost, trial.attempts)

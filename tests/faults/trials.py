@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     folder, trials = Path(tempfile.mkdtemp(prefix="trials-")), []
     start = time.monotonic()
-    reference = make_reference(folder, make_empty_mlflow(folder))
+    reference = make_reference(folder, make_empty_mlflow(folder), micro_batch=2)
     for number in range(options.first, options.first + options.trials):
         trial = run_trial(reference, folder / f"{number}", options.seed, number)
         trials.append(trial)
