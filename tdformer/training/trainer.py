@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +29,7 @@ from tdformer.training.faults.bad_samples import BadSamples
 from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.optimizer import learning_rate_at
+from tdformer.training.read_ahead import ReadAhead
 from tdformer.training.reduction import StepResult
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
@@ -84,6 +84,7 @@ class Trainer:
         self.mix = SeededMixup(config.data.augment, config.model.num_classes) if config.data.augment.mixes else None
         steps = self.train_state.step, self.total_steps
         self.batches = train_batches(config.data, self.train_set, self.sampler, *steps, self.patience)
+        self.ahead, self.all_have_batches = ReadAhead(self.batches, self.sampler.accumulation), False
         self.loss_spikes = LossSpikes()
         self.throughput = Throughput()
         self.telemetry = make_telemetry(config, run_dir, context)
@@ -148,8 +149,7 @@ class Trainer:
         rate, scale = self.learning_rate(), self.train_state.loss_scale.factor if self.train_state.loss_scale else 1.0
         images = self.config.training.global_batch
         with self.telemetry.step(self.train_state.step + 1, self.engine.model_with_loss), self.throughput.training(images):
-            with self.throughput.waiting():
-                batches = self._next_batches()
+            batches = self._next_batches()
             if batches is None:
                 return
             losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
@@ -157,6 +157,8 @@ class Trainer:
             self.engine.reduce(scale)
             self.telemetry.enter("optimizer")
             result = self.engine.optimizer_step(rate)
+            if not self._step_ends_with_more():
+                self._read_ahead()
         self.bad_samples.note(batches)
         if result.is_taken:
             grown = self.train_state.loss_scale and self.train_state.loss_scale.after_step()
@@ -173,11 +175,24 @@ class Trainer:
 
     def _next_batches(self) -> list[Batch] | None:
         """Return this rank's micro-batches of the next global batch. Return None, on all ranks, if any rank cannot read its own now."""
+        self._read_ahead()
         try:
-            return self.context.on_all_ranks(lambda: list(itertools.islice(self.batches, self.sampler.accumulation)))
+            if not self.all_have_batches:
+                self.context.raise_on_all_ranks(self.ahead.failure)
         except UnavailableError as error:
             self.stop_flag.set_for(f"data that cannot be read: {error}")
             return None
+        return self.ahead.take()
+
+    def _read_ahead(self) -> None:
+        self.telemetry.enter("data_wait")
+        with self.throughput.waiting():
+            self.ahead.read()
+
+    def _step_ends_with_more(self) -> bool:
+        """Tell whether this step is followed by a save, an evaluation or a stop, which must not wait for a rank that cannot read."""
+        step = self.train_state.step + 1
+        return step % self.sampler.steps_per_epoch == 0 or self.writer.is_due(step) or bool(self.stop_flag)
 
     def _micro_step(self, number: int, batch: Batch, loss_scale: float) -> torch.Tensor:
         """Run one micro-batch forward and backward.
@@ -285,8 +300,14 @@ class Trainer:
             return self._accuracy()
 
     def decide_on_all_ranks(self) -> tuple[bool, bool]:
-        """Return whether the run must stop now, and whether it must save now. All ranks get the same answer."""
-        must_stop, interval_is_over = self.context.any(bool(self.stop_flag), self.writer.interval_is_over())
+        """Return whether the run must stop now, and whether it must save now. All ranks get the same answer.
+
+        This is the only collective between two steps, if nothing follows the first. So it tells, too, whether all ranks have their next
+        micro-batches.
+        """
+        flags = bool(self.stop_flag), self.writer.interval_is_over(), not self.ahead.is_ready
+        must_stop, interval_is_over, some_lack_batches = self.context.any(*flags)
+        self.all_have_batches = not some_lack_batches
         is_evaluated = self.train_state.evaluated_epochs > (self.saved.evaluated_epochs if self.saved else 0)
         return must_stop, must_stop or interval_is_over or is_evaluated or self.writer.is_due(self.train_state.step)
 

@@ -7,7 +7,6 @@ Steps count from 1. NAN_RANK's last micro-batch of these steps is spoilt; idle s
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Generator
 from dataclasses import replace
@@ -44,7 +43,8 @@ def train_batches(config: Any, data: Any, sampler: Any, first_step: int, *others
 def step(self: Trainer, report: Report) -> None:
     if self.train_state.step + 1 not in steps("IDLE_STEPS"):
         return really_step(self, report)
-    list(itertools.islice(self.batches, self.sampler.accumulation))
+    self.ahead.read()
+    self.ahead.take()
     self.train_state = replace(self.train_state, step=self.train_state.step + 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_pipelines.loading.normalisation import Normalisation
 from tdformer.config import RecomputePolicy, RunConfig
 from tdformer.config.training import ResolvedReduction
+from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.models.checkpointing.activation_checkpointing import FRACTIONS
+from tdformer.rundir.run_dir import RunDir
 from tdformer.training.engine import Engine
 from tdformer.training.gradient_accumulator import GradientAccumulator
+from tdformer.training.loop import train
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.report import Report
+from tdformer.training.trainer import Trainer
 from tests.unit.analysed import alone
 from tests.unit.networks import images, lively, small
 
@@ -146,3 +152,35 @@ def test_a_fast_step_waits_for_the_norm(zero_stage: int, clip_grad: float | None
     with ScalarsRead() as read:
         take_step(engine)
     assert read.count == waits
+
+
+@pytest.mark.slow
+def test_two_collectives_make_a_step_of_a_run(
+    context: DistContext, run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sums the gradients. The other agrees on all else: whether to stop, whether to save, whether all ranks have their next batches."""
+    run_config["checkpoint"]["every_steps"], run_config["training"]["log_every"] = None, 100
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    calls: list[str] = []
+    for name in ("all_reduce", "all_gather_object", "broadcast_object_list", "gather_object", "barrier"):
+        monkeypatch.setattr(dist, name, partial(noted, calls, name, getattr(dist, name)))
+    step = Trainer.step
+
+    def stepping(trainer: Trainer, report: Report) -> None:
+        calls.append("step")
+        step(trainer, report)
+
+    monkeypatch.setattr(Trainer, "step", stepping)
+    config, run_dir = RunConfig.model_validate(run_config), RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    run_dir.config.write_text(dump_config(config))
+    train(config, run_dir, context)
+    first, second, third, *_ = (index for index, call in enumerate(calls) if call == "step")
+    assert calls[second:third] == ["step", "all_reduce", "all_reduce"]
+    assert calls[first:second] == ["step", "all_reduce", "all_reduce", "all_reduce"], "the first step asks for its own batches"
+
+
+def noted(calls: list[str], name: str, function: Any, *arguments: Any, **options: Any) -> Any:
+    calls.append(name)
+    return function(*arguments, **options)
