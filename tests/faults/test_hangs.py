@@ -25,13 +25,13 @@ TIMEOUT = 2
 class Faulty:
     """This is a run of `world_size` ranks, started as torchrun does. The victim has the fault in its second step."""
 
-    def __init__(self, fault: str, victim: int, world_size: int, config: dict, folder: Path) -> None:
+    def __init__(self, fault: str, victim: int, world_size: int, config: dict, folder: Path, **environment: str) -> None:
         config["training"] |= {"epochs": 1000, "global_batch": 4 * world_size}
         config["checkpoint"] |= {"background": False}
         config["watchdog"] = {"timeout_s": TIMEOUT, "slow_timeout_s": 60}
         self.run, self.victim, self.uri = folder / "run", victim, config["tracking"]["uri"]
         arguments = ["train", write_config(config, folder), "--run-dir", self.run]
-        environment = {"FAULT": fault, "FAULT_RANK": str(victim)}
+        environment |= {"FAULT": fault, "FAULT_RANK": str(victim)}
         self.ranks = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
 
     def codes_of_others(self) -> set[int]:
@@ -122,6 +122,21 @@ def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Pat
         else:
             run.check_the_rest()
             assert "in all_reduce" in run.stacks(0)
+    finally:
+        run.end()
+
+
+@pytest.mark.parametrize("fault", ["sleep", "kill"])
+def test_ranks_that_wait_in_deepspeeds_own_reduction_name_the_one_they_wait_for(run_config: dict, tmp_path: Path, fault: str) -> None:
+    """With training.reduction fast, the others wait in a backward pass, in a collective that DeepSpeed has begun."""
+    run_config["training"] |= {"reduction": "fast"}
+    run = Faulty(fault, 1, 2, run_config, tmp_path, FAULT_IN="forward")
+    try:
+        assert run.codes_of_others() == {LOST}
+        assert ("died or was cut off" if fault == "kill" else f"no progress for {TIMEOUT} s of rank 1") in run.errors()[0]
+        run.check_the_rest()
+        if fault == "sleep":
+            assert "in average_tensor" in run.stacks(0)
     finally:
         run.end()
 

@@ -79,6 +79,20 @@ def test_skip_is_a_step_that_does_nothing(
     assert bits(ended.run, 4) != bits(ended.run, 3)
 
 
+def test_skip_does_nothing_in_a_fast_run_either(reference: ReferenceRun, tmp_path: Path) -> None:
+    """DeepSpeed drops the step. Its bits depend on the number of ranks, so the idle run has as many."""
+    runs = {}
+    for name, environment in {"idle": {"IDLE_STEPS": "3"}, "spoilt": spoilt(2, 3)}.items():
+        config = short(reference, tmp_path / name, 2, "skip")
+        config["training"]["reduction"] = "fast"
+        ended = train(MAIN, 2, config, tmp_path / name, environment)
+        ended.assert_finished()
+        runs[name] = ended.run
+    for step in (1, 2, 3, 4):
+        assert bits(runs["spoilt"], step) == bits(runs["idle"], step), step
+    assert bits(runs["idle"], 4) != bits(runs["idle"], 3)
+
+
 @pytest.mark.parametrize(("stage", "world_size"), WHOLE_AND_PARTITIONED)
 def test_rewind_undoes_the_steps_since_the_checkpoint(
     reference: ReferenceRun, tmp_path: Path, stage: int, world_size: int, idle: dict[tuple[int, ...], Path]
