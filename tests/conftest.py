@@ -143,7 +143,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> R
 
 @pytest.fixture(scope="session")
 def reference_for_three(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> ReferenceRun:
-    """The same in micro-batches of two, so that three ranks can do it, too. It takes longer."""
+    """The reference run in micro-batches of two, so that three ranks can do it, too. It takes longer. Read only."""
     folder = made_once(tmp_path_factory, "reference-for-three", lambda folder: make_reference(folder, empty_mlflow, micro_batch=2))
     return ReferenceRun(folder, empty_mlflow, micro_batch=2)
 

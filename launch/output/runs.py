@@ -85,7 +85,8 @@ def _session(session: Any) -> list[str]:
     job = session.slurm_job or formatting.NOTHING
     times = [formatting.when(session.began), formatting.when(session.seen)]
     commit = (session.commit or formatting.NOTHING)[:10]
-    where = [f"{session.first_step} to {session.step}", str(session.world_size), session.device or "CPU", session.host]
+    processes = f"{session.world_size} {session.reduction}" if session.world_size > 1 else "1"
+    where = [f"{session.first_step} to {session.step}", processes, session.device or "CPU", session.host]
     return [*times, *where, job, commit, session.status]
 
 

@@ -30,6 +30,8 @@ class Session:
     """Number of GPUs over all processes. 0 means that the run was trained on CPUs."""
     device: str = ""
     host: str = ""
+    reduction: str = ""
+    """How gradients were summed over the processes: exact or fast. Empty: an earlier version did not say it."""
     first_step: int = 0
     step: int = 0
     status: str = "running"
@@ -107,7 +109,7 @@ def _session(tree: dict[str, Any]) -> Session:
     known = {field.name: tree[field.name] for field in fields(Session) if field.name in tree}
     numbers = {name: float(known[name]) for name in ("began", "seen")}
     counts = {name: int(known.get(name, 0)) for name in ("world_size", "gpus", "first_step", "step")}
-    texts = {name: str(known.get(name, "")) for name in ("device", "host", "status")}
+    texts = {name: str(known.get(name, "")) for name in ("device", "host", "reduction", "status")}
     return Session(**{**known, **numbers, **counts, **texts})
 
 

@@ -46,6 +46,7 @@ def tags(config: RunConfig, run_dir: RunDir, session: Session) -> dict[str, str]
     slurm = {"slurm_job": session.slurm_job, "slurm_restart": session.restart}
     origin = {"init": config.init, "parent_run": _parent(config.init)}
     computed = {"world_size": session.world_size, "gpus": session.gpus, "device": session.device, "host": session.host}
+    computed["reduction"] = session.reduction
     versions = {f"version.{name}": version for name, version in (session.versions or {}).items()}
     facts: dict[str, Any] = {
         "config": config.name,

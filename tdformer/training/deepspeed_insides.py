@@ -1,6 +1,6 @@
 """DeepSpeedInsides: the one file that knows DeepSpeed's private attributes, and what differs between its ZeRO stages.
 
-Tried with DeepSpeed 0.19. `tests/unit/test_deepspeed_insides.py` says in plain words what another version has changed.
+Tried with DeepSpeed 0.19.8. `tests/unit/test_deepspeed_insides.py` says in plain words what another version has changed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from tdformer.distributed.context import DistContext
 from tdformer.training.gradient_accumulator import full_shape
 from tdformer.training.optimizer import MOMENTS, set_steps
 from tdformer.training.sharded_tensors import Part
+
+FIRST_TRIED, FIRST_UNTRIED = (0, 19, 8), (0, 20)
 
 
 class DeepSpeedInsides:
@@ -160,6 +163,17 @@ class DeepSpeedInsides:
             self._utils.safe_set_local_optimizer_state(parameter, self.own_part(parameter, full), moment)
         else:
             self._utils.safe_set_full_optimizer_state(parameter, full, moment)
+
+
+def note_on_version() -> list[str]:
+    """Return a warning for the user if this DeepSpeed was not tried with this project."""
+    found = version("deepspeed")
+    if FIRST_TRIED <= tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit()) < FIRST_UNTRIED:
+        return []
+    return [
+        f"warning: DeepSpeed {found} was not tried with this version of tdformer, which uses private parts of it; install 0.19.8 "
+        f"(pip install 'deepspeed>=0.19.8,<0.20'), or run tests/unit/test_deepspeed_insides.py."
+    ]
 
 
 @contextmanager

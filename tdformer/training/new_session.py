@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import torch
 
+from tdformer.checkpoint.train_state import TrainState
 from tdformer.distributed.context import DistContext
 from tdformer.rundir.code_version import code_version
 from tdformer.rundir.sessions import Session
@@ -17,8 +18,8 @@ from tdformer.rundir.sessions import Session
 COMPUTE = ("torch", "deepspeed", "timm", "spikingjelly")
 
 
-def new_session(context: DistContext, step: int) -> Session:
-    """Return the record of a run that this process starts, or goes on with, after `step` steps."""
+def new_session(context: DistContext, train_state: TrainState) -> Session:
+    """Return the record of a run that this process starts, or goes on with, from a state."""
     on_gpu, environment, now = context.device.type == "cuda", os.environ, time.time()
     job = environment.get("SLURM_JOB_ID")
     if array := environment.get("SLURM_ARRAY_JOB_ID"):
@@ -34,8 +35,9 @@ def new_session(context: DistContext, step: int) -> Session:
         gpus=context.world_size if on_gpu else 0,
         device=torch.cuda.get_device_name(context.device) if on_gpu else "cpu",
         host=socket.gethostname(),
-        first_step=step,
-        step=step,
+        reduction=train_state.reduction,
+        first_step=train_state.step,
+        step=train_state.step,
         slurm_job=job,
         restart=int(restart) if restart is not None and restart.isdigit() else None,
         commit=code_version(),

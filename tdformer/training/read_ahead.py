@@ -33,7 +33,7 @@ class ReadAhead:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the micro-batches of the next step have been read."""
+        """True if the micro-batches of the next step have been read."""
         return self._ready is not None
 
     def take(self) -> list[Batch]:

@@ -129,7 +129,7 @@ def reporting(
     """
 
     def open_tracker() -> Tracker:
-        return Tracker(config.tracking, run_dir, new_session(context, train_state.step), may_write)
+        return Tracker(config.tracking, run_dir, new_session(context, train_state), may_write)
 
     cut = context.on_all_ranks(lambda: _cut_metrics(run_dir, train_state, config.training.log_every) if context.is_rank0 else None)
     tracker = context.on_all_ranks(lambda: open_tracker() if context.is_rank0 else None)

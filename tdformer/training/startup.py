@@ -20,6 +20,7 @@ from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext
 from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.rundir.run_dir import RunDir
+from tdformer.training.deepspeed_insides import note_on_version
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
@@ -39,7 +40,7 @@ def start_or_resume(
     begun: what has_begun said. patience: how long checkpoints and weights that cannot be read now are waited for. Then UnavailableError
     is raised on all ranks.
     """
-    idle = notes_on_idle_gpus(context)
+    about_machine = note_on_version() + notes_on_idle_gpus(context)
     if not begun:
         reduction = resolved(config.training.reduction, context)
         engine, notes = _start(config, reduction, context, patience)
@@ -51,12 +52,12 @@ def start_or_resume(
             loss_scale=LossScale() if config.training.precision == "fp16" else None,
             reduction=reduction,
         )
-        return engine, train_state, notes + idle
+        return engine, train_state, notes + about_machine
     checkpoint, train_state, passed_over = latest_valid_on_all_ranks(run_dir, context, patience)
     _check_data(config, train_state, train_set)
     notes = [f"warning: {sentence} Going on from {checkpoint.name}." for sentence in passed_over]
     engine, kernel_notes = load_engine(config, checkpoint, train_state, context, patience)
-    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes + idle
+    return engine, replace(train_state, world_size=context.world_size), notes + kernel_notes + about_machine
 
 
 def latest_valid_on_all_ranks(run_dir: RunDir, context: DistContext, patience: Patience) -> tuple[Checkpoint, TrainState, list[str]]:

@@ -43,9 +43,9 @@ class Case:
     moment_difference: float
     """Largest difference in a tensor's first moments after the first step, relative to its largest. They are a tenth of its gradient."""
     is_same_again: bool
-    """Whether a second run gave the same bits."""
+    """True if a second run gave the same bits."""
     drops_bad_steps: bool
-    """Whether a step with a loss that is not finite on one rank was dropped, and changed no bit of the state."""
+    """True if a step with a loss that is not finite on one rank was dropped, and changed no bit of the state."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Outcome:
     state: dict[str, torch.Tensor]
     """Everything after the last step, by name."""
     dropped: bool
-    """Whether the bad step changed nothing."""
+    """True if the bad step changed nothing."""
 
 
 def train(case: dict[str, Any], reduction: ResolvedReduction, context: DistContext) -> Outcome:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tdformer.rundir import sessions
+from tdformer.rundir.run_dir import RunDir
 from tests.distributed.reduction_worker import CASES
 from tests.distributed.starter import start_ranks
 from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train
@@ -40,5 +42,6 @@ def test_a_fast_run_goes_on_to_the_same_bits_on_as_many_ranks(reference: Referen
     again = resume(cut, ranks=2)
     assert f"resumed at step 3 of {STEPS}" in again.stdout
     assert "gradients are reduced fast, in float32" in again.stdout
+    assert [session.reduction for session in sessions.read_all(RunDir(cut))[0]] == ["fast", "fast"]
     assert bits(cut) == bits(whole)
     assert curve(cut) == curve(whole)

@@ -128,7 +128,7 @@ def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Pat
 
 @pytest.mark.parametrize("fault", ["sleep", "kill"])
 def test_ranks_that_wait_in_deepspeeds_own_reduction_name_the_one_they_wait_for(run_config: dict, tmp_path: Path, fault: str) -> None:
-    """With training.reduction fast, the others wait in a backward pass, in a collective that DeepSpeed has begun."""
+    """In a fast run, the others wait in a backward pass, in a collective that DeepSpeed has begun."""
     run_config["training"] |= {"reduction": "fast"}
     run = Faulty(fault, 1, 2, run_config, tmp_path, FAULT_IN="forward")
     try:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from tdformer.training import deepspeed_insides
 from tdformer.training.deepspeed_insides import import_deepspeed
 
 ENGINE = "deepspeed.runtime.engine"
@@ -58,3 +59,13 @@ SETTERS = [f"safe_set_{part}" for part in ("full_grad", "local_grad", "full_opti
 @pytest.mark.parametrize("name", [*SETTERS, "safe_get_local_optimizer_state"])
 def test_deepspeed_still_sets_parts_of_single_parameters(name: str, deepspeed: ModuleType) -> None:
     assert hasattr(deepspeed.utils, name), f"DeepSpeed {version('deepspeed')} has no deepspeed.utils.{name}"
+
+
+@pytest.mark.parametrize(
+    ("found", "is_tried"), [("0.19.7", False), ("0.19.8", True), ("0.19.11+cu130", True), ("0.20.0", False), ("1.0", False)]
+)
+def test_a_version_that_was_not_tried_is_a_warning(found: str, is_tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_insides, "version", lambda name: found)
+    notes = deepspeed_insides.note_on_version()
+    assert is_tried == (not notes)
+    assert all(f"warning: DeepSpeed {found} was not tried" in note for note in notes)
