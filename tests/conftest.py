@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,28 @@ def lacks_fashion() -> bool:
     return not FASHION.is_dir()
 
 
+def lacks_namespaces() -> bool:
+    if os.geteuid() or not all(map(shutil.which, ("ip", "tc", "unshare"))):
+        return True
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0
+
+
 LACKING = {
     "gpu": (lacks_gpu, "needs a CUDA device; on a machine that has one: pytest -m gpu"),
     "ffcv": (lacks_ffcv, "needs the extra ffcv, which make test installs"),
     "fashion": (lacks_fashion, "needs the Debian package dataset-fashion-mnist, which make test installs"),
+    "namespaces": (lacks_namespaces, "needs root, network namespaces and the package iproute2"),
 }
+OF_THE_MACHINE = ("gpu", "namespaces")
+"""What no `make test` can install."""
 
 
 def pytest_configure() -> None:
-    """Refuse to start where TDFORMER_REQUIRE_ALL is set and tests would be skipped for more than the lack of a GPU."""
+    """Refuse to start where TDFORMER_REQUIRE_ALL is set and tests would be skipped for more than a lack OF_THE_MACHINE."""
     if not os.environ.get("TDFORMER_REQUIRE_ALL"):
         return
     for name, (lacks, reason) in LACKING.items():
-        if name != "gpu" and lacks():
+        if name not in OF_THE_MACHINE and lacks():
             raise pytest.UsageError(f"TDFORMER_REQUIRE_ALL is set, and tests would be skipped: {name} {reason}")
 
 

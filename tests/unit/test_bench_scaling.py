@@ -1,0 +1,98 @@
+"""`tdformer bench scaling`: its rows on emulated nodes, what it refuses, and what it keeps. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from tdformer.bench.emulated_accelerator import EmulatedAccelerator
+from tdformer.bench.scaling_names import CANDIDATES
+from tdformer.bench.scaling_picture import keep
+from tests.conftest import tdformer
+
+FEW = ("ddp", "exact-2", "fast-2")
+TINY = ["--embed-dims", 64, "--rounds", 1, *(part for name in FEW for part in ("--model", name))]
+
+
+@pytest.mark.namespaces
+@pytest.mark.slow
+def test_two_emulated_nodes_send_what_their_reductions_need(tmp_path: Path) -> None:
+    """A ring of two sends each byte of a sum once in each of two rounds: float32 in DDP, float64 in the exact reduction."""
+    result = tdformer("bench", "scaling", "--emulate-nodes", 2, "--mbit-per-s", 400, *TINY, "--out", tmp_path, "--json", timeout=300)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(result.stdout)["results"]
+    rows = {row["candidate"]: row for row in found["rows"]}
+    assert tuple(rows) == ("alone", *FEW)
+    for row in rows.values():
+        assert (row["nodes"], row["ranks"]) == (2, 2)
+        assert row["images_per_s"] == pytest.approx(row["ranks"] * row["micro_batch"] / row["seconds_per_step"])
+    sent = {name: row["sent_bytes_per_parameter"] for name, row in rows.items()}
+    assert sent["alone"] < 0.5
+    assert 4 <= sent["ddp"] < 6
+    assert sent["exact-2"] >= 8 + 2, "sums, and half of the parameters"
+    assert 3.5 <= sent["fast-2"] < 6.5, "half of the gradients, and half of the parameters"
+    assert json.loads((tmp_path / "scaling.json").read_text())["results"] == [found]
+    assert (tmp_path / "scaling.svg").read_text().startswith("<svg xmlns=")
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    assert "td" not in left
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "horovod"], "--model horovod: the candidates are alone, ddp, deepspeed-1"),
+        (["--emulate-nodes", "two"], "--emulate-nodes takes numbers from 1 to 64"),
+        (["--emulate-nodes", "0"], "--emulate-nodes takes numbers from 1 to 64"),
+        (["--embed-dims", "100"], "--embed-dims must be a multiple of 64"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(options: list[str], sentence: str) -> None:
+    result = tdformer("bench", "scaling", *options)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert result.stderr.count("error:") == 1
+    assert "Traceback" not in result.stderr
+
+
+def result_of(ranks: int, **conditions: object) -> dict:
+    rows = [{"candidate": name, "ranks": ranks, "added_s": 0.1 * place} for place, name in enumerate(CANDIDATES)]
+    return {"conditions": {"device": "x", "scaling": "weak", **conditions}, "rows": rows}
+
+
+def test_results_of_other_numbers_of_ranks_are_kept_beside_each_other(tmp_path: Path) -> None:
+    keep([result_of(4)], tmp_path)
+    keep([result_of(2)], tmp_path)
+    again = result_of(4, commit="newer")
+    keep([again], tmp_path)
+    assert json.loads((tmp_path / "scaling.json").read_text())["results"] == [result_of(2), again]
+    picture = (tmp_path / "scaling.svg").read_text()
+    assert all(f">{name}<" in picture for name in CANDIDATES if name != "alone")
+
+
+def test_results_of_another_setting_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    keep([result_of(2, mbit_per_s=100)], tmp_path)
+    before = (tmp_path / "scaling.json").read_bytes()
+    with pytest.raises(UserError, match="results with another mbit per s; choose another --out"):
+        keep([result_of(4, mbit_per_s=200)], tmp_path)
+    assert (tmp_path / "scaling.json").read_bytes() == before
+    (tmp_path / "scaling.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no results of tdformer bench scaling"):
+        keep([result_of(2)], tmp_path)
+
+
+def test_an_emulated_accelerator_takes_its_time_where_gradients_come_into_being(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.sleep", slept.append)
+    monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.perf_counter", lambda: sum(slept))
+    network = nn.Sequential(nn.Linear(10, 30, bias=False), nn.Linear(30, 10, bias=False))
+    EmulatedAccelerator(network, forward_s=0.5, backward_s=2.0)
+    loss = network(torch.ones(1, 10)).sum()
+    assert slept == [0.5]
+    loss.backward()
+    assert slept == pytest.approx([0.5, 1.0, 1.0])
