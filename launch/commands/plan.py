@@ -65,6 +65,7 @@ def _show(plan: Plan, gbit_per_s: float) -> None:
         rows = {
             f"step, at {gbit_per_s:g} Gbit/s": f"{speed.step_s:.3f} s",
             "of it communication (not hidden)": f"{speed.communication_share:.1%}",
+            "communication behind computing": f"{speed.hidden_s:.3f} s",
             "images/s": f"{speed.images_per_s:.0f}",
             "days, without evaluations": "data.train_samples is not set" if speed.days is None else f"{speed.days:.2f}",
         }

@@ -21,16 +21,21 @@ LIVE_PARAMETERS = 10**9
 networks have."""
 GPUS_PER_NODE = 8
 """A run on more GPUs has several nodes, for which training.reduction: auto means fast [our choice]."""
+BACKWARD_SHARE = 2 / 3
+"""Part of a step's computing that is its backward pass, without recompute."""
 WORKSPACE_BYTES = 10**9
 """Allowance for memory outside the run's tensors: the CUDA context, workspaces of cuDNN and cuBLAS, NCCL's buffers, fragments."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Says how long a run takes, if communication does not overlap with computing and no step waits for data."""
+    """Says how long a run takes, if no step waits for data."""
 
     step_s: float
     communication_share: float
+    """Share of a step in which nothing is computed."""
+    hidden_s: float
+    """Seconds of communication per step while something is computed."""
     images_per_s: float
     days: float | None
     """Days of training without evaluations. None if data.train_samples is not given."""
@@ -75,7 +80,6 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
     reduction = auto if training.reduction == "auto" else training.reduction
     sums = statistics + 1 + (parameters if reduction == "exact" else 0)
     communication = _communication(training, parameters, sums, gpus, reduction)
-    communication_s = 8 * sum(communication.values()) / (gbit_per_s * 1e9)
     pieces = training.global_batch // training.micro_batch
     return Plan(
         gpus,
@@ -86,7 +90,7 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
         reduction,
         _state(training, parameters, statistics, sums, gpus) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
         communication,
-        _speed(config, gpus, images_per_s, communication_s) if images_per_s else None,
+        _speed(config, gpus, images_per_s, communication, gbit_per_s, reduction) if images_per_s else None,
     )
 
 
@@ -134,9 +138,27 @@ def _communication(training: TrainingConfig, parameters: int, sums: int, gpus: i
     return traffic
 
 
-def _speed(config: RunConfig, gpus: int, images_per_s: float, communication_s: float) -> Speed:
+def _speed(
+    config: RunConfig, gpus: int, images_per_s: float, traffic: dict[str, int], gbit_per_s: float, reduction: ResolvedReduction
+) -> Speed:
+    """traffic: bytes that a GPU sends per step, by purpose."""
     training, samples = config.training, config.data.train_samples
-    step_s = training.global_batch / (gpus * images_per_s) + communication_s
+    compute_s = training.global_batch / (gpus * images_per_s)
+    sending_s = {purpose: 8 * sent / (gbit_per_s * 1e9) for purpose, sent in traffic.items()}
+    room_s = _room_to_hide(training, gpus, reduction)
+    hidden_s = sum(min(seconds, room_s.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items())
+    exposed_s = sum(sending_s.values()) - hidden_s
+    step_s = compute_s + exposed_s
     steps = None if samples is None else training.epochs * (samples // training.global_batch)
     days = None if steps is None else steps * step_s / 86_400
-    return Speed(step_s, communication_s / step_s, training.global_batch / step_s, days)
+    return Speed(step_s, exposed_s / step_s, hidden_s, training.global_batch / step_s, days)
+
+
+def _room_to_hide(training: TrainingConfig, gpus: int, reduction: ResolvedReduction) -> dict[str, float]:
+    """Return the part of a step's computing during which DeepSpeed sends, by purpose. What is not named is sent before or after it."""
+    if training.zero_stage == 3:  # parameters for the next layers, gradients of the last ones; half of the time for each [our choice]
+        return {"parameters_all_gather": 0.5, "gradients_reduce_scatter": 0.5}
+    if reduction == "exact" or training.zero_stage == 0:
+        return {}
+    of_last_micro_batch = BACKWARD_SHARE / training.accumulation(gpus)
+    return {"gradients_reduce": of_last_micro_batch if training.zero_stage == 1 else BACKWARD_SHARE}

@@ -121,6 +121,28 @@ def test_speed_is_the_measured_one_less_communication() -> None:
     assert 300 < four.images_per_s < 400
 
 
+def test_fast_hides_gradients_behind_the_backward_pass_and_exact_hides_nothing() -> None:
+    """At 10 kbit/s everything is exposed but what fits into the backward pass; at 1000 Gbit/s all of fast's gradients are hidden."""
+    for gbit_per_s in (1e-5, 1e3):
+        plans = {name: plan(run_of(zero_stage=2, reduction=name), 4, 100, gbit_per_s) for name in ("exact", "fast")}
+        exact, fast = (found.speed for found in plans.values())
+        assert exact is not None
+        assert fast is not None
+        assert exact.hidden_s == 0
+        compute_s = 96 / (4 * 100)
+        gradients_s = 8 * plans["fast"].communication_bytes["gradients_reduce"] / (gbit_per_s * 1e9)
+        assert fast.hidden_s == pytest.approx(min(gradients_s, compute_s * 2 / 3))
+        sent_s = 8 * sum(plans["fast"].communication_bytes.values()) / (gbit_per_s * 1e9)
+        assert fast.step_s == pytest.approx(compute_s + sent_s - fast.hidden_s)
+        assert fast.step_s < exact.step_s
+
+
+def test_auto_is_fast_on_more_gpus_than_a_node_has() -> None:
+    assert plan(run_of(), 4).reduction == "exact"
+    assert plan(run_of(), 12).reduction == "fast"
+    assert plan(run_of(reduction="exact"), 12).reduction == "exact"
+
+
 def test_a_global_batch_that_does_not_divide_is_an_error_that_lists_what_fits() -> None:
     assert plan(run_of(), 1).fitting_gpus == [1, 2, 3, 4, 6, 12]
     with pytest.raises(UserError, match="it fits 1, 2, 3, 4, 6, 12 ranks"):
@@ -136,4 +158,4 @@ def test_command_prints_both_ways(run_config: dict, tmp_path: Path) -> None:
     assert printed["total_memory_bytes"] == sum(printed["memory_bytes"].values())
     table = tdformer("plan", config, "--gpus", 2).stdout
     assert "memory per GPU" in table
-    assert "8 = 2 x 2 GPUs x 2 accumulation" in table
+    assert "8 = 4 x 2 GPUs x 1 accumulation" in table
