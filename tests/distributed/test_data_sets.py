@@ -55,7 +55,7 @@ def test_imagenet_from_its_archives_in_both_formats(run_config: dict, tmp_path: 
         for split in ("train", "val"):
             assert tdformer("data", "verify", out / split, "--hashes", "--all-images").returncode == 0
         run_config["data"] |= {"train": str(out / "train"), "val": str(out / "val")}
-        run_config["training"] |= {"epochs": 1, "global_batch": 4}
+        run_config["training"] |= {"epochs": 1, "global_batch": 4, "micro_batch": 2}
         run = tmp_path / f"run-{format}"
         result = tdformer("train", write_config(run_config, tmp_path), "--run-dir", run, "--processes", 2)
         assert result.returncode == 0, result.stderr

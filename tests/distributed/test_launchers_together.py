@@ -38,7 +38,7 @@ def test_one_task_of_srun_starts_processes(config: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     trained = tdformer("train", config, "--run-dir", run, "--processes", 2, environment=step(1))
     assert trained.returncode == 0, trained.stderr
-    assert "2 x 2 ranks x 2 accumulation" in trained.stdout
+    assert "4 x 2 ranks x 1 accumulation" in trained.stdout
     assert world_size(run) == 2
     evaluated = tdformer("evaluate", run, "--processes", 2, "--json", environment=step(1))
     assert evaluated.returncode == 0, evaluated.stderr

@@ -134,8 +134,9 @@ def _measure_here(
 
 def _config(embed_dims: int, image_size: int, micro_batch: int, on_gpu: bool) -> RunConfig:
     """Return HST-10 with this many channels; on a CPU a short one, whose time is that of the emulated accelerator."""
+    from data_pipelines.config import DataConfig
     from tdformer.bench.candidates import network
-    from tdformer.config import DataConfig, RunConfig, TrainingConfig
+    from tdformer.config import RunConfig, TrainingConfig
 
     model = network(embed_dims, image_size, time_steps=4, segments=2)
     if not on_gpu:
