@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,7 +75,9 @@ def _plain(setting: ScalingSetting, is_alone: bool) -> Step:
         group["lr"] = LEARNING_RATE
     network: nn.Module = model_with_loss
     if not is_alone:
-        network = nn.parallel.DistributedDataParallel(model_with_loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():  # the name that newer versions want is not known to torch 2.11
+            warnings.simplefilter("ignore", FutureWarning)
+            network = nn.parallel.DistributedDataParallel(model_with_loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def step(images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
         network(images_BCHW, labels_B).backward()

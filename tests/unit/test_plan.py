@@ -122,7 +122,7 @@ def test_speed_is_the_measured_one_less_communication() -> None:
 
 
 def test_fast_hides_gradients_behind_the_backward_pass_and_exact_hides_nothing() -> None:
-    """At 10 kbit/s everything is exposed but what fits into the backward pass; at 1000 Gbit/s all of fast's gradients are hidden."""
+    """A slow link exposes all that does not fit into the backward pass. A quick one hides all gradients."""
     for gbit_per_s in (1e-5, 1e3):
         plans = {name: plan(run_of(zero_stage=2, reduction=name), 4, 100, gbit_per_s) for name in ("exact", "fast")}
         exact, fast = (found.speed for found in plans.values())
