@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from data_pipelines.errors import UserError
 
+EMULATED = "TDFORMER_EMULATED_NODES"
+"""The variable that tells a process that its node is an emulated one."""
 INTERFACE = "eth0"
 """The name of every node's network interface."""
 SUBNET = "10.77.0"
@@ -33,6 +35,7 @@ class EmulatedNode:
 def environment_of(rank: int, world_size: int) -> dict[str, str]:
     """Return the variables of the process with this rank, if there is one process on each node."""
     return {
+        EMULATED: "1",
         "RANK": str(rank),
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(world_size),

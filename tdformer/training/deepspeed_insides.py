@@ -71,7 +71,8 @@ class DeepSpeedInsides:
             self.engine.step()  # ZeRO 1 to 3 clip and drop themselves
             return self.optimizer._global_grad_norm, not self.optimizer.overflow
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        torch._foreach_div_(gradients, scale)
+        if scale != 1:
+            torch._foreach_div_(gradients, scale)
         norm = nn.utils.get_total_norm(gradients)
         is_finite = bool(torch.isfinite(norm))
         if is_finite and clip_grad is not None:

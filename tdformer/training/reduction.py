@@ -18,6 +18,12 @@ from tdformer.distributed.context import DistContext
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
 from tdformer.training.gradient_accumulator import GradientAccumulator, is_finite
 
+DESCRIPTIONS: dict[ResolvedReduction, str] = {
+    "exact": "exactly, in float64: the same bits on any number of ranks (training.reduction)",
+    "fast": "fast, in float32 by DeepSpeed: the bits depend on the number of ranks (training.reduction)",
+}
+"""The end of a sentence for the user, by training.reduction."""
+
 
 @dataclass(frozen=True)
 class StepResult:

@@ -17,7 +17,6 @@ from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.checkpoint.writer import CheckpointWriter
 from tdformer.config import RunConfig
-from tdformer.config.training import ResolvedReduction
 from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.evaluation import Evaluation, Stopped, evaluate
@@ -30,18 +29,12 @@ from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.read_ahead import ReadAhead
-from tdformer.training.reduction import StepResult
+from tdformer.training.reduction import DESCRIPTIONS, StepResult
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
 from tdformer.training.telemetry.telemetry import make_telemetry
 from tdformer.training.telemetry.throughput import Throughput
-
-REDUCED: dict[ResolvedReduction, str] = {
-    "exact": "exactly, in float64: the same bits on any number of ranks (training.reduction)",
-    "fast": "fast, in float32 by DeepSpeed: the bits depend on the number of ranks (training.reduction)",
-}
-"""Sentences for the user."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ class Trainer:
             + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
         )
         if self.context.world_size > 1:
-            report.say(f"gradients are reduced {REDUCED[self.train_state.reduction]}")
+            report.say(f"gradients are reduced {DESCRIPTIONS[self.train_state.reduction]}")
         for note in self.notes:
             report.say(note)
         if self.train_state.step:
@@ -157,7 +150,7 @@ class Trainer:
             self.engine.reduce(scale)
             self.telemetry.enter("optimizer")
             result = self.engine.optimizer_step(rate)
-            if not self._step_ends_with_more():
+            if self._may_read_ahead():
                 self._read_ahead()
         self.bad_samples.note(batches)
         if result.is_taken:
@@ -189,10 +182,10 @@ class Trainer:
         with self.throughput.waiting():
             self.ahead.read()
 
-    def _step_ends_with_more(self) -> bool:
-        """Tell whether this step is followed by a save, an evaluation or a stop, which must not wait for a rank that cannot read."""
+    def _may_read_ahead(self) -> bool:
+        """Tell whether the next step follows this one. A save, an evaluation or a stop must not wait for a rank that cannot read."""
         step = self.train_state.step + 1
-        return step % self.sampler.steps_per_epoch == 0 or self.writer.is_due(step) or bool(self.stop_flag)
+        return not (step % self.sampler.steps_per_epoch == 0 or self.writer.is_due(step) or self.stop_flag)
 
     def _micro_step(self, number: int, batch: Batch, loss_scale: float) -> torch.Tensor:
         """Run one micro-batch forward and backward.

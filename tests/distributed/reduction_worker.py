@@ -2,12 +2,13 @@
 
     torchrun --nproc-per-node 2 -m tests.distributed.reduction_worker
 
-The last line of rank 0 is JSON: by case, what `Case` says.
+The last line of rank 0 is JSON: by case, what `Case` says, and what auto means, by the number of hosts.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.reduction import resolved
 from tests.unit.networks import BACKBONES, lively
 
 STEPS, BAD_STEP = 2, 1
@@ -131,7 +133,11 @@ def compared(case: dict[str, Any], context: DistContext) -> Case:
 
 def main() -> None:
     with init_distributed() as context:
-        found = {name: asdict(compared(case, context)) for name, case in CASES.items()}
+        found: dict[str, Any] = {name: asdict(compared(case, context)) for name, case in CASES.items()}
+        found["auto"] = {}
+        for nodes in (1, context.world_size):
+            socket.gethostname = lambda: f"node{context.rank % nodes}"  # noqa: B023
+            found["auto"][nodes] = resolved("auto", context)
         if context.is_rank0:
             print(json.dumps(found), flush=True)
 

@@ -10,7 +10,7 @@ import pytest
 from tdformer.rundir import sessions
 from tdformer.rundir.run_dir import RunDir
 from tests.distributed.reduction_worker import CASES
-from tests.distributed.starter import start_ranks
+from tests.distributed.starter import start_ranks, tdformer
 from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train
 
 pytestmark = pytest.mark.slow
@@ -22,6 +22,7 @@ def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path
     for rank in ranks:
         assert rank.wait(timeout=500) == 0, rank.output("stderr")
     found = json.loads(ranks[0].output().splitlines()[-1])
+    assert found.pop("auto") == {"1": "exact", "2": "fast"}
     assert found.keys() == CASES.keys()
     for name, case in found.items():
         assert case["loss_difference"] < 1e-6, name
@@ -38,6 +39,10 @@ def test_a_fast_run_goes_on_to_the_same_bits_on_as_many_ranks(reference: Referen
     assert first["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-6)
     assert first["train/gradient_norm"] == pytest.approx(exact["train/gradient_norm"], rel=1e-5)
     assert bits(whole, 1) != bits(reference.run, 1)
+    refused = tdformer("train", whole, "training.reduction=exact")
+    assert refused.returncode == 2
+    assert "holds a run of another configuration" in refused.stderr
+    assert "training.reduction: fast -> exact" in refused.stderr
     cut = cut_back(whole, whole.parent / "cut", 3)
     again = resume(cut, ranks=2)
     assert f"resumed at step 3 of {STEPS}" in again.stdout

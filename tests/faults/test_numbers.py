@@ -108,7 +108,7 @@ def test_rewind_undoes_the_steps_since_the_checkpoint(
 
 
 def test_a_resume_after_a_skip(reference: ReferenceRun, tmp_path: Path, idle: dict[tuple[int, ...], Path]) -> None:
-    """On one rank, from the checkpoint of the skipped step itself, ended there by a second bad step."""
+    """The run goes on with one rank, from the checkpoint of the skipped step, at which a second bad step has ended it."""
     ended = train(MAIN, 2, short(reference, tmp_path, 3, "skip", limit=1), tmp_path, spoilt(2, 3, 4))
     ended.assert_refused("not finite at step 4", "more than training.max_non_finite (1)")
     assert saved(ended.run)[-1] == 3

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def printed() -> dict:
     """The JSON that the command prints for the smallest networks, with the kernels that need no compiling."""
-    sizes = ["--embed-dims", "64", "--image-size", "32", "--batch", "2", "--rounds", "2", "--kernels", "plain"]
+    sizes = ["--embed-dims", "64", "--image-size", "32", "--batch", "4", "--rounds", "2", "--kernels", "plain"]
     result = tdformer("bench", "step", *sizes, "--json")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -39,10 +39,7 @@ def test_all_candidates_are_measured_beside_the_reference(printed: dict) -> None
         assert row["tflops"] == pytest.approx(row["gflops_per_image"] * row["images_per_s"] / 1e3)
         assert row["mfu"] == pytest.approx(row["tflops"] / printed["ceilings"]["matmul_tflops"])
         assert sum(row["shares"].values()) == pytest.approx(1)
-        assert row["peak_mb"] > row["batch"] * row["peak_mb_per_image"]
-        assert row["peak_mb_per_image"] > 0 or row["model"] == "tdformer-engine", (
-            "the engine's peak is in its optimizer step for so few images"
-        )
+        assert row["peak_mb"] > row["batch"] * row["peak_mb_per_image"] > 0
     assert rows["spikingjelly-qkformer"]["ratio_to_reference"] == 1
     assert rows["tdformer-recompute"]["gflops_per_image"] == rows["tdformer"]["gflops_per_image"] > rows["backbone"]["gflops_per_image"]
     assert rows["tdformer-recompute"]["peak_mb_per_image"] < rows["tdformer"]["peak_mb_per_image"] / 2

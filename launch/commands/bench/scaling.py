@@ -105,7 +105,7 @@ def _measure_here(
     import socket
     from dataclasses import asdict
 
-    from launch.emulated_nodes import INTERFACE, SUBNET
+    from launch.emulated_nodes import EMULATED, INTERFACE
     from tdformer.bench.conditions import conditions
     from tdformer.bench.scaling import WARM_UP, measure
     from tdformer.bench.scaling_candidates import ScalingSetting
@@ -113,7 +113,7 @@ def _measure_here(
     from tdformer.distributed.context import init_distributed
 
     with init_distributed() as context:
-        is_emulated = os.environ.get("MASTER_ADDR", "").startswith(SUBNET)
+        is_emulated = EMULATED in os.environ
         on_gpu = context.device.type == "cuda"
         images = batch or (64 if on_gpu else 2)
         if scaling == "strong" and images % context.world_size:
