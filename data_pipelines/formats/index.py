@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError, UnavailableError
 from data_pipelines.storage.files import replace_file
-from data_pipelines.storage.passing_trouble import reading
+from data_pipelines.storage.passing_trouble import is_passing, reading, unavailable
 from data_pipelines.storage.shard_info import ShardInfo
 
 COLUMNS = [("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i4")]
@@ -45,7 +45,10 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index:
-        """Map an index file into memory. Raises OSError if it cannot be read, and ValueError if it is no index."""
+        """Map an index file into memory. Raises OSError if it cannot be read, and ValueError if it is no index.
+
+        Raises UnavailableError if memory runs out.
+        """
         try:
             if not path.is_file():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
@@ -53,6 +56,8 @@ class Index:
         except OSError:
             raise
         except Exception as error:  # NumPy parses the header as Python, which may raise anything for a damaged one
+            if is_passing(error):
+                raise unavailable(path, error) from None
             raise ValueError(f"{path} holds no index ({error})") from None
         if rows.ndim != 1 or "key" not in (rows.dtype.names or ()) or rows.dtype != row_type(rows.dtype["key"].itemsize):
             raise ValueError(f"{path} holds no index")

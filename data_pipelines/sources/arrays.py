@@ -103,7 +103,8 @@ def _reading(path: Path, was_there: bool) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # a damaged file raises errors of NumPy, zipfile, zlib or tokenize
-        raise DataError(f"{path} holds no plain array ({error}); copy it again, or save it without Python objects.") from None
+        damage = f"{path} holds no plain array ({error}); copy it again, or save it without Python objects."
+        raise read_error(path, error, damage, was_there=was_there) from None
 
 
 def _load_folder(folder: Path, was_there: bool) -> tuple[np.ndarray, np.ndarray, list[str] | None]:

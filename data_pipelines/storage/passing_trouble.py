@@ -18,6 +18,9 @@ ABOUT_THE_FILE_SYSTEM = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, er
 ABOUT_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Errors of files that cannot be written. Somebody has to make room, or choose another place."""
 LASTING = ABOUT_THE_PATH | ABOUT_THE_FILE_SYSTEM | ABOUT_WRITING
+NOT_ABOUT_CONTENT = (MemoryError, SystemError)
+"""Errors that no content causes. Python 3.11 raises SystemError in ast.literal_eval, with which NumPy reads headers, if another parse
+begins within it: in another thread, or in a finaliser that the garbage collector calls."""
 TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 SEE_TO_IT = "see to its permissions, and give the same command again"
@@ -33,7 +36,7 @@ def is_passing(error: BaseException, *, was_there: bool = False) -> bool:
     not be read, since that is what a lost mount looks like.
     An OSError without a number comes from a library that has read the content and found it damaged.
     """
-    if isinstance(error, MemoryError):
+    if isinstance(error, NOT_ABOUT_CONTENT):
         return True
     if not isinstance(error, OSError) or error.errno is None:
         return False
@@ -67,7 +70,7 @@ def reading(what: object, *, was_there: bool = False) -> Iterator[None]:
     """Raise UnavailableError for passing trouble inside. Other errors go through. The message names the file if the error does."""
     try:
         yield
-    except (OSError, MemoryError) as error:
+    except (OSError, *NOT_ABOUT_CONTENT) as error:
         if not is_passing(error, was_there=was_there):
             raise
         named = error.filename if isinstance(error, OSError) else None

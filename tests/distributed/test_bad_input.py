@@ -45,7 +45,7 @@ def own_data(run_config: dict, tmp_path: Path) -> Path:
 
 
 def train(run_config: dict, tmp_path: Path, *arguments: str) -> CompletedProcess[str]:
-    return tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", "--processes", 2, *arguments, timeout=120)
+    return tdformer("train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run", "--processes", 2, *arguments, timeout=300)
 
 
 def test_missing_data_folder(run_config: dict, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_server_that_hangs_slows_nothing(running: Server, run_config: dict, tm
     wait_for(run, 1)
     running.halt()
     wait_for(run, 18)
-    assert process.wait(timeout=120) == 0, process.output("stderr")
+    assert process.wait(timeout=300) == 0, process.output("stderr")
     assert f"send the rest with: tdformer runs sync {run}" in process.output("stderr")
     running.go_on()
     done = tdformer("runs", "sync", tmp_path)
@@ -118,7 +118,7 @@ def test_a_server_that_hangs_slows_nothing(running: Server, run_config: dict, tm
 def test_a_server_that_is_not_there_at_all(running: Server, run_config: dict, tmp_path: Path) -> None:
     running.kill()
     process, run = long_run(run_config, running, tmp_path, epochs=2)
-    assert process.wait(timeout=120) == 0, process.output("stderr")
+    assert process.wait(timeout=300) == 0, process.output("stderr")
     assert "nothing listens there" in process.output("stderr")
     refused = tdformer("runs", "sync", run, "--json")
     assert refused.returncode == 2

@@ -144,7 +144,7 @@ class Cluster:
         return {**outside, "SLURM_CONF": f"{self.folder}/slurm.conf", "PATH": f"{outside['PATH']}:{DAEMONS}"}
 
     def run(self, *command: str) -> CompletedProcess[str]:
-        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=300)
 
     def states(self) -> dict[str, str]:
         return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.splitlines())

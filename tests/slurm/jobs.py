@@ -40,7 +40,7 @@ class Jobs:
         """Run the command on the login node."""
         command = [sys.executable, "-m", "launch", *map(str, arguments)]
         environment = {**self.cluster.environment(), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
     def submit(self, target: Path, *options: object) -> dict[str, Any]:
         """Submit a run on two nodes with one process each, and return the JSON that is printed."""

@@ -28,7 +28,7 @@ def test_ranks_run_the_snapshot_whatever_sbatch_exports_and_whatever_lies_in_the
     options = ["--nodes", "2", "--gpus-per-node", "0", "--cluster", "cluster.yaml", "--json", "training.epochs=1"]
     command = [sys.executable, "-P", "-m", "launch", "submit", str(jobs.config("export")), *options]
     environment = {**cluster.environment(), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     submitted = json.loads(done.stdout)
     cluster.wait(submitted["job"], "COMPLETED")

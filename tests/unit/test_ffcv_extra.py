@@ -77,4 +77,4 @@ from data_pipelines.formats.turbojpeg import decode_jpeg, require_ffcv
 require_ffcv()
 assert torch.get_num_threads() == 2 and not {"ffcv", "numba"} & sys.modules.keys(), sorted(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

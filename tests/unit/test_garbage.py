@@ -57,5 +57,5 @@ def test_a_command_searches_rarely() -> None:
     code = (
         "import gc, sys; sys.argv[1:] = ['models']; from launch import cli; cli._exit = lambda code: print(gc.get_threshold()); cli.main()"
     )
-    printed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True).stdout
     assert printed.splitlines()[-1] == str(garbage.RARELY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import itertools
 import json
@@ -23,6 +24,7 @@ import torch
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError, UnavailableError
+from data_pipelines.formats.index import Index
 from data_pipelines.formats.manifest import MANIFEST
 from data_pipelines.loading.batch import Batch
 from data_pipelines.loading.dataloader import evaluation_batches, train_batches, train_sampler
@@ -97,9 +99,32 @@ def test_few_errors_of_the_system_say_anything_about_a_file(number: int | None, 
     assert (is_passing(error), is_passing(error, was_there=True)) == (at_first, later)
 
 
-def test_a_lack_of_memory_passes_and_a_wrong_value_does_not() -> None:
+def test_what_no_content_causes_passes_and_a_wrong_value_does_not() -> None:
     assert is_passing(MemoryError())
+    assert is_passing(SystemError("AST constructor recursion depth mismatch (before=171, after=192)"))
     assert not is_passing(ValueError())
+
+
+@pytest.mark.parametrize("error", [SystemError("AST constructor recursion depth mismatch"), MemoryError()])
+def test_a_header_that_python_cannot_parse_now_is_not_called_damaged(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_arrays(tmp_path / "train.npz")
+    save_arrays(tmp_path / "val.npz")
+    index = Index.from_rows([(0, 0, 1, 2, "a")])
+    index.save(tmp_path / "index.npy")
+
+    def parse(header: object) -> object:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "literal_eval", parse)
+        with pytest.raises(UnavailableError, match=r"train\.npz cannot be read now"):
+            open_splits(str(tmp_path), "arrays")
+        with pytest.raises(UnavailableError, match=r"index\.npy cannot be read now"):
+            Index.load(tmp_path / "index.npy")
+    assert len(Index.load(tmp_path / "index.npy")) == 1
+    assert len(open_splits(str(tmp_path), "arrays")["val"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -493,7 +518,7 @@ def test_the_command_ends_with_code_75_and_the_same_command_goes_on(tmp_path: Pa
         assert started.poll() is None, started.output("stderr")
         time.sleep(0.005)
     source.rename(tmp_path / "away")
-    assert started.wait(60) == EXIT_STOPPED, started.output("stderr")
+    assert started.wait(300) == EXIT_STOPPED, started.output("stderr")
     (error,) = started.output("stderr").splitlines()
     assert error.startswith(f"error: {source}/train/")
     assert "cannot be read now (No such file or directory); nothing shows that it is damaged, so give the same command again" in error

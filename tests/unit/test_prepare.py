@@ -343,7 +343,7 @@ def test_a_disk_that_takes_no_more_is_reported_in_one_sentence_and_the_same_comm
 ) -> None:
     folder = tmp_path / "set"
     process = Started("tests.unit.slow_prepare", [folder, format, processes, "--limit", limit], {}, tmp_path / "output")
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=300) == 0
     assert "Traceback" not in process.output("stderr")
     (line,) = process.output().splitlines()
     if line == "written":
