@@ -64,6 +64,22 @@ class DistContext:
             dist.all_reduce(tensor)
         return tensor
 
+    def start_all_to_all(
+        self, received: torch.Tensor, sent: torch.Tensor, received_lengths: list[int] | None = None, sent_lengths: list[int] | None = None
+    ) -> dist.Work:
+        """Begin to send a part of `sent` to each rank, and to receive one from each. Give what it returns to `wait`.
+
+        Without lengths, row r of `sent` goes to rank r, and row s of `received` comes from rank s. With lengths, both are flat.
+        """
+        work = dist.all_to_all_single(received, sent, received_lengths, sent_lengths, async_op=True)
+        assert work is not None  # it is for a process outside the group
+        return work
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for a collective that was begun. For NCCL only the device waits."""
+        with self.watchdog.progress.collective():
+            work.wait()
+
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on all ranks."""
         box = [value]

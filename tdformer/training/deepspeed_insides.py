@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.gradient_accumulator import full_shape
+from tdformer.training.exact_gradients import full_shape
 from tdformer.training.optimizer import MOMENTS, set_steps
 from tdformer.training.sharded_tensors import Part
 
@@ -41,18 +41,38 @@ class DeepSpeedInsides:
     # --- gradients and the step ------------------------------------------------------------------------------
 
     def switch_off_reduction(self) -> None:
-        """Switch off DeepSpeed's own reduction, which would add up zeros. ZeRO 3 keeps it, because it also partitions gradients there."""
+        """Switch off DeepSpeed's own reduction, which would add up zeros, and the norm of ZeRO 3, for which the host waits."""
         if self.zero_stage == 0:
             self.engine.enable_backward_allreduce = False
         elif self.zero_stage in (1, 2):
             self.optimizer.average_tensor = lambda tensor, communication_data_type: None
-
-    def set_gradient(self, parameter: nn.Parameter, full: torch.Tensor) -> None:
-        """Give the optimizer the gradient of a parameter, float32, of the parameter's full shape."""
-        if self.zero_stage == 3:
-            self._utils.safe_set_local_grad(parameter, self.own_part(parameter, full))
         else:
-            self._utils.safe_set_full_grad(parameter, full)
+            self.optimizer._DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads = _own_zeros
+            self.optimizer._get_norm_groups = lambda: [torch.zeros(())]
+
+    def kept_span(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Return the elements [start, end) of a parameter that this rank's optimizer steps."""
+        size = full_shape(parameter).numel()
+        if self.zero_stage == 0:
+            return 0, size
+        if self.zero_stage == 3:
+            length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # put there by ZeRO 3
+            return min(self.context.rank * length, size), min((self.context.rank + 1) * length, size)
+        if (fragment := parameter._hp_mapping) is None:  # type: ignore[attr-defined]  # put there by ZeRO 1 and 2
+            return 0, 0
+        address = fragment.lp_fragment_address
+        return address.start, address.start + address.numel
+
+    def set_kept_gradient(self, parameter: nn.Parameter, values: torch.Tensor) -> None:
+        """Give the optimizer the gradient of the elements of `kept_span`, float32 and flat."""
+        if self.zero_stage == 0:
+            parameter.grad = values.view_as(parameter)
+        elif self.zero_stage == 3:
+            length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            self._utils.safe_set_local_grad(parameter, nn.functional.pad(values, (0, length - len(values))))
+        else:
+            fragment = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)  # type: ignore[attr-defined]
+            fragment.copy_(values.view_as(fragment))
 
     def scaled(self, loss: torch.Tensor, scale: float) -> torch.Tensor:
         """Return the loss for the backward pass. `step_if_finite` takes the scale out of the gradients again."""
@@ -196,6 +216,11 @@ def import_deepspeed() -> Any:
     # A CPU kernel for inference that training never calls; building it would need a compiler on every node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _own_zeros(parameters: list[nn.Parameter], communication_data_type: torch.dtype) -> list[torch.Tensor]:
+    """Stand in for ZeRO 3's reduce-scatter of gradients that are zero: return this rank's parts of their sums."""
+    return [torch.zeros_like(parameter.ds_tensor, dtype=torch.float32) for parameter in parameters]  # type: ignore[attr-defined]
 
 
 def _no_step(closure: object = None) -> None:

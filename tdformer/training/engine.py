@@ -52,7 +52,7 @@ class Engine:
         trained = [parameter for _, parameter in self._trained_parameters()]
         self._insides.make_optimizer_state(trained)
         training, kind = config.training, ExactReduction if reduction == "exact" else FastReduction
-        self._reduction: Reduction = kind(self._insides, trained, context, training.accumulation(context.world_size), training.clip_grad)
+        self._reduction: Reduction = kind(self._insides, trained, context, training, _bucket_of(model_with_loss))
         decay = training.ema_decay
         self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
 
@@ -160,7 +160,7 @@ class Engine:
     def kept_between_steps(self) -> list[torch.Tensor]:
         """Return what this rank keeps between two optimizer steps besides the network: moments, and sums of the global batch."""
         moments = [self._insides.torch_optimizer.state[partition][moment] for partition in self._partitions() for moment in MOMENTS]
-        return [*moments, self._reduction.accumulator.sums]
+        return [*moments, *self._reduction.sums()]
 
 
 def deepspeed_config(config: RunConfig, world_size: int, reduction: ResolvedReduction, bucket: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """How the gradients of one optimizer step are summed over the ranks, and given to the optimizer: exactly, or fast.
 
-BatchNorm statistics and losses are few numbers. Both ways add them up with GradientAccumulator.
+BatchNorm statistics and losses are few numbers. Both ways add them up with BatchStatistics.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from tdformer.config.training import ResolvedReduction, WantedReduction
+from tdformer.config.training import ResolvedReduction, TrainingConfig, WantedReduction
 from tdformer.distributed.context import DistContext
+from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
-from tdformer.training.gradient_accumulator import GradientAccumulator, is_finite
+from tdformer.training.exact_gradients import ExactGradients
+from tdformer.training.fixed_point import SQUARE_UNITS, of_limbs, sum_of_squares
+from tdformer.training.mean_exchange import MeanExchange
 
+PROBLEMS = 2
+"""What ExactGradients.problems counts."""
 DESCRIPTIONS: dict[ResolvedReduction, str] = {
-    "exact": "exactly, in float64: the same bits on any number of ranks (training.reduction)",
+    "exact": "exactly: the same bits on any number of ranks (training.reduction)",
     "fast": "fast, in float32 by DeepSpeed: the bits depend on the number of ranks (training.reduction)",
 }
 """The end of a sentence for the user, by training.reduction."""
@@ -40,7 +46,8 @@ class StepResult:
 class Reduction(Protocol):
     """One optimizer step is: `micro_step` for each of this rank's micro-batches, then `reduce`, then `step`. All are collective."""
 
-    accumulator: GradientAccumulator
+    def sums(self) -> list[torch.Tensor]:
+        """Return the sums of the global batch that are kept on this rank."""
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float) -> torch.Tensor:
         """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
@@ -55,48 +62,75 @@ class Reduction(Protocol):
 class ExactReduction:
     """Makes the same bits on any number of ranks and at any ZeRO stage.
 
-    GradientAccumulator takes the gradients. DeepSpeed finds zeros, so that its own reduction in float32 does not matter, and gets the exact
-    means just before the step.
+    ExactGradients takes the gradients. DeepSpeed finds zeros, sends none of them, and gets the exact means just before the step.
     """
 
     def __init__(
-        self, insides: DeepSpeedInsides, trained: Sequence[nn.Parameter], context: DistContext, accumulation: int, clip_grad: float | None
+        self, insides: DeepSpeedInsides, trained: Sequence[nn.Parameter], context: DistContext, training: TrainingConfig, bucket: int
     ) -> None:
-        """trained: the parameters that are trained. accumulation: micro-batches of a rank in one optimizer step."""
-        self.insides, self.trained, self.clip_grad = insides, trained, clip_grad
-        self.accumulator = GradientAccumulator(trained, list(insides.engine.module.buffers()), context)
-        self._micro_batches = accumulation * context.world_size
-        self._loss = self._norm = 0.0
+        """trained: the parameters that are trained. bucket: elements of a buffer in which gradients are sent."""
+        self.insides, self.trained, self.clip_grad = insides, trained, training.clip_grad
+        self.accumulation = training.accumulation(context.world_size)
+        micro_batches = self.accumulation * context.world_size
+        self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, micro_batches, more=len(SQUARE_UNITS) + PROBLEMS)
+        # ZeRO 2 and 3 save the memory that all sums of this rank's own would take.
+        sends_sums = context.world_size > 1 and self.accumulation > 1 and training.zero_stage < 2
+        self.gradients = ExactGradients(trained, context, micro_batches, bucket, sends_sums=sends_sums)
+        self._exchange = MeanExchange(self.gradients.slots, [insides.kept_span(parameter) for parameter in trained], context)
+        self._passed, self._loss, self._norm = 0, 0.0, 0.0
+        self._means = torch.empty(0)
         insides.switch_off_reduction()
 
+    def sums(self) -> list[torch.Tensor]:
+        return [self.statistics.sums, self.gradients.sums, self.gradients.unsent]
+
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float) -> torch.Tensor:
-        with self.accumulator.micro_batch():
+        self._passed += 1
+        with self.statistics.micro_batch(), self.gradients.micro_batch(loss_scale, is_last=self._passed == self.accumulation):
             loss = self.insides.engine(images_BCHW, labels)
             self.insides.engine.backward(loss * loss_scale)
-        self.accumulator.add_loss(loss)
+        self.statistics.add_loss(loss)
         return loss.detach()
 
     def reduce(self, loss_scale: float) -> None:
-        self.accumulator.reduce(self._micro_batches, loss_scale)
-        self._loss, self._norm = self.accumulator.loss_and_norm()
+        means = self.gradients.means()
+        self._means = self._exchange(means)
+        self.statistics.more[: len(SQUARE_UNITS)] = sum_of_squares(means)
+        self.statistics.more[len(SQUARE_UNITS) :] = self.gradients.problems()
+        self.statistics.reduce()
+        result = self.statistics.result.tolist()
+        self._loss, self._norm = self.statistics.loss(result), _norm(result[-len(SQUARE_UNITS) - PROBLEMS :])
 
     def step(self) -> StepResult:
-        is_taken = is_finite(self._loss, self._norm)
+        is_taken = math.isfinite(self._loss) and math.isfinite(self._norm)
         if is_taken:
             self._take_step()
         else:
             with self.insides.resting_optimizer():
                 self.insides.engine.step()
-        self.accumulator.clear()
+        self.statistics.clear()
+        self.gradients.clear()
+        self._passed, self._means = 0, torch.empty(0)
         return StepResult(self._loss, self._norm, is_taken)
 
     def _take_step(self) -> None:
-        if self.clip_grad is not None:
-            self.accumulator.clip(self.clip_grad, self._norm)
-        for parameter, gradient in zip(self.trained, self.accumulator.gradients, strict=True):
-            self.insides.set_gradient(parameter, gradient.float())
+        if self.clip_grad is not None and self._norm > self.clip_grad:
+            self._means *= self.clip_grad / self._norm
+        for parameter, values in self._exchange.by_parameter(self._means).items():
+            self.insides.set_kept_gradient(self.trained[parameter], values)
         self.insides.engine.step()
-        self.accumulator.keep_statistics()
+        self.statistics.keep()
+
+
+def _norm(numbers: Sequence[int]) -> float:
+    """Return the L2 norm of the mean gradient: NaN or infinite if a gradient of a micro-batch was NaN or infinite, or too large.
+
+    numbers: the sum of its squares, in limbs, and how many ranks had a gradient that was not finite, and one that was too large.
+    """
+    *limbs, not_finite, too_large = numbers
+    if not_finite:
+        return math.nan
+    return math.inf if too_large else math.sqrt(of_limbs(limbs, SQUARE_UNITS))
 
 
 class FastReduction:
@@ -107,35 +141,38 @@ class FastReduction:
     """
 
     def __init__(
-        self, insides: DeepSpeedInsides, trained: Sequence[nn.Parameter], context: DistContext, accumulation: int, clip_grad: float | None
+        self, insides: DeepSpeedInsides, trained: Sequence[nn.Parameter], context: DistContext, training: TrainingConfig, bucket: int
     ) -> None:
-        """Takes what ExactReduction takes."""
-        self.insides, self.trained, self.accumulation, self.clip_grad = insides, trained, accumulation, clip_grad
-        self.accumulator = GradientAccumulator([], list(insides.engine.module.buffers()), context)
-        self._micro_batches = accumulation * context.world_size
+        """Takes what ExactReduction takes. DeepSpeed knows the bucket from its configuration."""
+        self.insides, self.trained, self.clip_grad = insides, trained, training.clip_grad
+        self.accumulation = training.accumulation(context.world_size)
+        self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, self.accumulation * context.world_size)
         self._passed, self._scale = 0, 1.0
-        self._loss = torch.zeros(())
+        self._result = torch.empty(0)
+
+    def sums(self) -> list[torch.Tensor]:
+        return [self.statistics.sums]
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float) -> torch.Tensor:
-        with self.accumulator.micro_batch():
+        with self.statistics.micro_batch():
             loss = self.insides.engine(images_BCHW, labels)
             self.insides.engine.backward(self.insides.scaled(_nan_unless_finite(loss), loss_scale))
-        self.accumulator.add_loss(loss)
+        self.statistics.add_loss(loss)
         self._passed += 1
         if self._passed < self.accumulation:
             self.insides.engine.step()  # only counts the micro-batch
         return loss.detach()
 
     def reduce(self, loss_scale: float) -> None:
-        self.accumulator.reduce(self._micro_batches)
-        self._loss, self._scale = self.accumulator.loss.to("cpu", non_blocking=True), loss_scale
+        self.statistics.reduce()
+        self._result, self._scale = self.statistics.result.to("cpu", non_blocking=True), loss_scale
 
     def step(self) -> StepResult:
         norm, is_taken = self.insides.step_if_finite(self.trained, self._scale, self.clip_grad)
-        loss = float(self._loss)  # it has arrived, because the host has waited for the norm
+        loss = self.statistics.loss(self._result.tolist())  # it has arrived, because the host has waited for the norm
         if is_taken:
-            self.accumulator.keep_statistics()
-        self.accumulator.clear()
+            self.statistics.keep()
+        self.statistics.clear()
         self._passed = 0
         return StepResult(loss, norm, is_taken)
 

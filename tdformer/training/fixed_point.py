@@ -1,0 +1,69 @@
+"""Sums that do not depend on the order of their addends: float32 values as whole numbers of a unit, in int64.
+
+Sums of floating-point numbers are rounded, so that they depend on the order of the addends, and therefore on the number of ranks. Sums of
+integers are exact. The units are our choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+SUM_BITS = 62
+"""A sum stays below 2**62 in size, so that int64 never overflows."""
+LARGEST_GRADIENT = 2.0**7
+"""Gradients of a micro-batch that are larger than this, in any element, are dropped as if they were not finite."""
+STATISTIC_UNITS = (-20, -50)
+"""Exponents of the two units in which a BatchNorm statistic or a loss is written. The second holds what the first leaves."""
+SQUARE_UNITS = (-16, -46, -76, -106)
+"""Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most LARGEST_GRADIENT**2 can be added."""
+
+
+def gradient_exponent(micro_batches: int) -> int:
+    """Return the exponent of the unit of gradients, of which `micro_batches` can be added.
+
+    For 64 micro-batches the unit is 2**-49. AdamW divides by a root of mean squares plus 1e-8, so that half a unit moves a parameter by at
+    most 1e-7 of the learning rate, which is less than float32 rounds.
+    """
+    return int(math.log2(LARGEST_GRADIENT)) + _bits(micro_batches) - SUM_BITS
+
+
+def largest_statistic(micro_batches: int) -> float:
+    """Return the largest statistic or loss of which `micro_batches` can be added."""
+    return 2.0 ** (SUM_BITS + STATISTIC_UNITS[0] - _bits(micro_batches))
+
+
+def to_fixed(values: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return round(values * factor), int64. factor: a power of two, which in float64 changes no bit of a float32 value."""
+    return (values.double() * factor).round_().long()
+
+
+def to_limbs(values: torch.Tensor, exponents: Sequence[int]) -> list[torch.Tensor]:
+    """Write values, float64, as sums of whole numbers of descending units: one int64 tensor for each unit 2**exponent.
+
+    Each but the last takes what it can of the rest, rounded down, and the last is rounded. So every limb after the first lies between 0
+    and the ratio of its unit to the one before.
+    """
+    limbs, rest = [], values
+    for exponent in exponents[:-1]:
+        limb = (rest * 2.0**-exponent).floor_()
+        rest = rest - limb * 2.0**exponent
+        limbs.append(limb.long())
+    return [*limbs, (rest * 2.0 ** -exponents[-1]).round_().long()]
+
+
+def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
+    """Return the float64 that is nearest to a value in limbs."""
+    last = exponents[-1]
+    return sum(limb << (exponent - last) for limb, exponent in zip(limbs, exponents, strict=True)) / (1 << -last)
+
+
+def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the squares of float32 values of at most LARGEST_GRADIENT, in limbs, int64 [4]. It takes 24 bytes per value."""
+    return torch.stack([limb.sum() for limb in to_limbs(values.double().square_(), SQUARE_UNITS)])
+
+
+def _bits(count: int) -> int:
+    return (count - 1).bit_length()
