@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.exact_gradients import full_shape
+from tdformer.training.gradient_layout import full_shape
 from tdformer.training.optimizer import MOMENTS, set_steps
 from tdformer.training.sharded_tensors import Part
 

@@ -1,8 +1,9 @@
-"""ExactGradients: sums of gradients over all ranks that do not depend on any order, sent while the backward pass goes on.
+"""ExactGradients: mean gradients over all ranks that do not depend on any order, sent while the backward pass goes on.
 
-Each parameter is cut into one part per rank, as ZeRO 3 cuts it, and a rank adds up its own part. The parameters, last one first, are put
-into buckets. As soon as a bucket has all its gradients, every rank sends each other rank its part, and the backward pass goes on. The
-receiver adds integers (fixed_point.py). So a gradient is sent once, in float32, as a reduce-scatter would send it.
+Each rank adds up its own part of each parameter (gradient_layout.py). The parameters, last one first, are put into buckets. As soon as a
+bucket has all its gradients, every rank sends each other rank its part, and the backward pass goes on. The receiver adds integers
+(fixed_point.py), and sends the means to where the optimizer needs them (mean_exchange.py). So a gradient is sent once, in float32, as a
+reduce-scatter would send it.
 """
 
 from __future__ import annotations
@@ -19,29 +20,19 @@ from torch import nn
 
 from tdformer.distributed.context import DistContext
 from tdformer.training.fixed_point import LARGEST_GRADIENT, gradient_exponent, to_fixed
+from tdformer.training.gradient_layout import Slot, Span, full_shape, in_buckets, slots_of, write_rows
+from tdformer.training.mean_exchange import MeanExchange
 
 BUCKETS_IN_FLIGHT = 2
 """Buckets that a rank sends at once [our choice]. It bounds their memory, since each takes 8 bytes per element."""
 
 
-class Slot(NamedTuple):
-    """Where a rank keeps the sums of its part of one parameter."""
-
-    parameter: int
-    size: int
-    """Elements of the whole parameter."""
-    part: int
-    """Elements of every rank's part. Rank r has those from r * part on; the last parts are padded with zeros."""
-    start: int
-    """Where the part begins in the sums."""
-
-
 class Bucket:
     """Parameters that are sent together. `rows` holds their gradients of one micro-batch, float32 [ranks, elements], a row per rank."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots, self.start = list(slots), slots[0].start
-        self.elements = sum(slot.part for slot in slots)
+    def __init__(self, slots: Sequence[Slot], exchange: MeanExchange) -> None:
+        self.slots, self.exchange = slots, exchange
+        self.start, self.elements = slots[0].start, sum(slot.part for slot in slots)
         self.rows: torch.Tensor | None = None
         self.awaited = {slot.parameter for slot in slots}
 
@@ -50,6 +41,10 @@ class Bucket:
         rows = torch.zeros(ranks, self.elements, device=device) if self.rows is None else self.rows
         self.rows, self.awaited = None, {slot.parameter for slot in self.slots}
         return rows
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return this bucket's elements of a tensor of all slots."""
+        return flat[self.start :][: self.elements]
 
 
 class Message(NamedTuple):
@@ -62,29 +57,41 @@ class Message(NamedTuple):
 
 
 class ExactGradients:
-    """Adds up the gradients of the micro-batches of one optimizer step, over all ranks. Zeros are left in the place of every gradient.
+    """Makes the means over the micro-batches of one optimizer step, over all ranks. Zeros are left in the place of every gradient.
 
-    Use `micro_batch` around every backward pass, then `means` once.
+    Use `micro_batch` around every backward pass, then `finish` once.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], context: DistContext, micro_batches: int, bucket_elements: int, *, sends_sums: bool
+        self,
+        parameters: Sequence[nn.Parameter],
+        context: DistContext,
+        micro_batches: int,
+        bucket_elements: int,
+        kept: Sequence[Span],
+        *,
+        sends_sums: bool,
     ) -> None:
-        """Take over the gradients of parameters.
+        """Take over the gradients of parameters. Collective.
 
         parameters: those that are trained, whole or as ZeRO 3 partitions them. micro_batches: their number over all ranks.
-        bucket_elements: least elements of a bucket, over all ranks. sends_sums: add up the gradients of this rank's micro-batches, which
-        takes 8 bytes per parameter, and send them once, in the last backward pass; instead of sending those of every micro-batch.
+        bucket_elements: least elements of a bucket, over all ranks. kept: the elements of each parameter that this rank's optimizer steps.
+        sends_sums: add up the gradients of this rank's micro-batches, which takes 8 bytes per parameter, and send them once, in the last
+        backward pass; instead of sending those of every micro-batch.
         """
         self._context, self._micro_batches, ranks = context, micro_batches, context.world_size
-        self.slots = _slots([full_shape(parameter).numel() for parameter in parameters], ranks)
-        self._buckets = _buckets(self.slots, -(-bucket_elements // ranks))
         self._exponent, self._scale, self._is_last = gradient_exponent(micro_batches), 1.0, True
-        length = sum(slot.part for slot in self.slots)
+        slots, kept_by_rank = slots_of([full_shape(parameter).numel() for parameter in parameters], ranks), context.all_gather(kept)
+        groups = in_buckets(slots, -(-bucket_elements // ranks))
+        self._buckets = [Bucket(group, MeanExchange(group, kept_by_rank, context)) for group in groups]
+        for bucket, is_needed in zip(self._buckets, context.any(*(bucket.exchange.sends for bucket in self._buckets)), strict=True):
+            bucket.exchange.is_needed = is_needed
+        length = sum(slot.part for slot in slots)
         self.sums = torch.zeros(length, dtype=torch.int64, device=context.device)
         """This rank's part of all parameters, in the order of slots, in units of 2**_exponent."""
         self.unsent = torch.zeros(length * ranks if sends_sums else 0, dtype=torch.int64, device=context.device)
         """The sums of this rank's micro-batches, bucket by bucket."""
+        self._means = torch.empty(length, device=context.device)
         self._largest = torch.zeros((), device=context.device)
         self._sent = 0
         self._on_the_way: deque[Message] = deque()
@@ -95,16 +102,45 @@ class ExactGradients:
     @contextmanager
     def micro_batch(self, loss_scale: float, *, is_last: bool) -> Iterator[None]:
         """Run one backward pass inside. loss_scale: the factor on its loss, a power of two. is_last: no other follows in this step."""
+        self._receive(but=0)  # of the micro-batch before, with its loss scale
         self._scale, self._is_last = loss_scale, is_last
         yield
         self._send_up_to(len(self._buckets))  # some have parameters that this backward pass did not reach
         self._sent = 0
 
+    def finish(self) -> torch.Tensor:
+        """Wait for all means. Return this rank's part of them, float32, in the order of slots, which may not be the part that it keeps."""
+        self._receive(but=0)
+        for bucket in self._buckets:
+            bucket.exchange.finish()
+        return self._means
+
+    def problems(self) -> torch.Tensor:
+        """Return int64 [2]: whether this rank had a gradient that is not finite, and one that is too large to be added up exactly."""
+        is_finite = self._largest.isfinite()
+        return torch.stack([~is_finite, is_finite & (self._largest > LARGEST_GRADIENT)]).long()
+
+    def kept(self, factor: float) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield, after `finish`, the means that this rank keeps, times a factor: a parameter's number, and values, float32 and flat."""
+        if factor != 1:
+            torch._foreach_mul_([bucket.exchange.finish() for bucket in self._buckets], factor)
+        for bucket in self._buckets:
+            yield from bucket.exchange.by_parameter().items()
+
+    def clear(self) -> None:
+        self.sums.zero_()
+        self.unsent.zero_()
+        self._largest.zero_()
+        for bucket in self._buckets:
+            bucket.exchange.clear()
+
+    # --- while the backward pass goes on ---------------------------------------------------------------------
+
     def _take(self, bucket: Bucket, slot: Slot, gradient: torch.Tensor) -> torch.Tensor:
         bucket.awaited.remove(slot.parameter)  # fails if a parameter gets two gradients in one backward pass
         if bucket.rows is None:
             bucket.rows = torch.zeros(self._context.world_size, bucket.elements, device=gradient.device)
-        _write(gradient.detach().flatten(), bucket.rows[:, slot.start - bucket.start :][:, : slot.part])
+        write_rows(gradient.detach().flatten(), bucket.rows[:, slot.start - bucket.start :][:, : slot.part])
         ready = self._sent
         while ready < len(self._buckets) and not self._buckets[ready].awaited:
             ready += 1
@@ -142,56 +178,12 @@ class ExactGradients:
             self._add(message.bucket, message.received)
 
     def _add(self, bucket: Bucket, rows: torch.Tensor) -> None:
-        self.sums[bucket.start :][: bucket.elements] += (self._fixed(rows) if rows.is_floating_point() else rows).sum(0)
+        sums = bucket.of(self.sums)
+        sums += (self._fixed(rows) if rows.is_floating_point() else rows).sum(0)
+        if self._is_last:
+            means = bucket.of(self._means)
+            means.copy_((sums.double() * 2.0**self._exponent).div_(self._micro_batches))
+            bucket.exchange.start(means)
 
     def _fixed(self, gradients: torch.Tensor) -> torch.Tensor:
         return to_fixed(gradients, 2.0**-self._exponent / self._scale)
-
-    def means(self) -> torch.Tensor:
-        """Return this rank's part of the means over all micro-batches of all ranks, float32, in the order of slots."""
-        self._receive(but=0)
-        return (self.sums.double() * 2.0**self._exponent).div_(self._micro_batches).float()
-
-    def problems(self) -> torch.Tensor:
-        """Return int64 [2]: whether this rank had a gradient that is not finite, and one that is too large to be added up exactly."""
-        is_finite = self._largest.isfinite()
-        return torch.stack([~is_finite, is_finite & (self._largest > LARGEST_GRADIENT)]).long()
-
-    def clear(self) -> None:
-        self.sums.zero_()
-        self.unsent.zero_()
-        self._largest.zero_()
-
-
-def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Return the full shape of a parameter, which ZeRO 3 may have partitioned."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _slots(sizes: Sequence[int], ranks: int) -> list[Slot]:
-    """Return the slots of parameters of these sizes, the last parameter first, since its gradient is complete first."""
-    slots, start = [], 0
-    for parameter in reversed(range(len(sizes))):
-        slots.append(Slot(parameter, sizes[parameter], -(-sizes[parameter] // ranks), start))
-        start += slots[-1].part
-    return slots
-
-
-def _buckets(slots: Sequence[Slot], least: int) -> list[Bucket]:
-    """Put neighbouring slots together until each bucket has `least` elements per rank."""
-    buckets, group = [], []
-    for slot in slots:
-        group.append(slot)
-        if sum(one.part for one in group) >= least or slot is slots[-1]:
-            buckets.append(Bucket(group))
-            group = []
-    return buckets
-
-
-def _write(gradient: torch.Tensor, rows: torch.Tensor) -> None:
-    """Write a flat gradient into rows of one part each."""
-    part = rows.shape[1]
-    whole = len(gradient) // part
-    rows[:whole] = gradient[: whole * part].view(whole, part)
-    if rest := len(gradient) - whole * part:
-        rows[whole, :rest] = gradient[whole * part :]

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.exact_gradients import Slot
-
-Span = tuple[int, int]
-"""Elements [start, end) of a parameter that a rank keeps."""
+from tdformer.training.gradient_layout import Slot, Span
 
 
 class Piece(NamedTuple):
@@ -24,33 +22,47 @@ class Piece(NamedTuple):
 
 
 class MeanExchange:
-    """Exchanges the means that ExactGradients makes. ZeRO 3 needs none, since it keeps what it adds up; then nothing is sent."""
+    """Exchanges the means of one bucket. At ZeRO 3 every rank keeps what it adds up; then nothing is sent."""
 
-    def __init__(self, slots: Sequence[Slot], kept: Sequence[Span], context: DistContext) -> None:
-        """kept: the elements of each parameter that this rank's optimizer steps. Collective."""
+    def __init__(self, slots: Sequence[Slot], kept: Sequence[Sequence[Span]], context: DistContext) -> None:
+        """slots: those of the bucket. kept: by rank, the elements of each parameter that the rank's optimizer steps."""
         self._context = context
-        of_ranks: list[Sequence[Span]] = context.all_gather(kept)
-        self._sent = [_pieces(slots, context.rank, of_receiver) for of_receiver in of_ranks]
-        self._received = [_pieces(slots, sender, kept) for sender in range(context.world_size)]
-        (self._is_needed,) = context.any(any(pieces for receiver, pieces in enumerate(self._sent) if receiver != context.rank))
+        self._sent = [_pieces(slots, context.rank, of_receiver) for of_receiver in kept]
+        self._received = [_pieces(slots, sender, kept[context.rank]) for sender in range(context.world_size)]
+        self.sends = any(pieces for receiver, pieces in enumerate(self._sent) if receiver != context.rank)
+        """Whether this rank has something for another."""
+        self.is_needed = True
+        """Whether any rank has."""
+        self._values = torch.empty(0)
+        self._work: dist.Work | None = None
 
-    def __call__(self, means: torch.Tensor) -> torch.Tensor:
-        """Return the means that this rank keeps, float32, one piece after the other. Collective."""
-        sent = torch.cat([means[:0], *(means[piece.start :][: piece.length] for pieces in self._sent for piece in pieces)])
-        if not self._is_needed:
-            return sent
+    def start(self, means: torch.Tensor) -> None:
+        """Begin to exchange. means: this rank's, float32, in the order of slots. Collective if it is needed."""
+        sent = torch.cat([means[piece.start :][: piece.length] for pieces in self._sent for piece in pieces] or [means[:0]])
+        if not self.is_needed:
+            self._values = sent
+            return
         lengths = [[sum(piece.length for piece in pieces) for pieces in side] for side in (self._received, self._sent)]
-        received = sent.new_empty(sum(lengths[0]))
-        self._context.wait(self._context.start_all_to_all(received, sent, *lengths))
-        return received
+        self._values = sent.new_empty(sum(lengths[0]))
+        self._work = self._context.start_all_to_all(self._values, sent, *lengths)
 
-    def by_parameter(self, received: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Return what this rank keeps of each parameter, flat. received: what the call returned."""
+    def finish(self) -> torch.Tensor:
+        """Wait for the means that this rank keeps, and return them, float32, one piece after the other."""
+        if self._work is not None:
+            self._context.wait(self._work)
+            self._work = None
+        return self._values
+
+    def by_parameter(self) -> dict[int, torch.Tensor]:
+        """Return what `finish` returned by parameter, flat."""
         pieces = [piece for pieces in self._received for piece in pieces]  # in the order of senders, which is that of elements
         found: dict[int, list[torch.Tensor]] = {}
-        for piece, values in zip(pieces, received.split([piece.length for piece in pieces]), strict=True):
+        for piece, values in zip(pieces, self._values.split([piece.length for piece in pieces]), strict=True):
             found.setdefault(piece.parameter, []).append(values)
         return {parameter: values[0] if len(values) == 1 else torch.cat(values) for parameter, values in found.items()}
+
+    def clear(self) -> None:
+        self._values = torch.empty(0)
 
 
 def _pieces(slots: Sequence[Slot], sender: int, kept: Sequence[Span]) -> list[Piece]:
@@ -60,5 +72,5 @@ def _pieces(slots: Sequence[Slot], sender: int, kept: Sequence[Span]) -> list[Pi
         begin = sender * slot.part
         start, end = max(begin, kept[slot.parameter][0]), min(begin + slot.part, slot.size, kept[slot.parameter][1])
         if start < end:
-            pieces.append(Piece(slot.parameter, slot.start + start - begin, end - start))
+            pieces.append(Piece(slot.parameter, slot.start - slots[0].start + start - begin, end - start))
     return pieces

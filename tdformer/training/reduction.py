@@ -20,7 +20,6 @@ from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
 from tdformer.training.exact_gradients import ExactGradients
 from tdformer.training.fixed_point import SQUARE_UNITS, of_limbs, sum_of_squares
-from tdformer.training.mean_exchange import MeanExchange
 
 PROBLEMS = 2
 """What ExactGradients.problems counts."""
@@ -75,10 +74,9 @@ class ExactReduction:
         self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, micro_batches, more=len(SQUARE_UNITS) + PROBLEMS)
         # ZeRO 2 and 3 save the memory that all sums of this rank's own would take.
         sends_sums = context.world_size > 1 and self.accumulation > 1 and training.zero_stage < 2
-        self.gradients = ExactGradients(trained, context, micro_batches, bucket, sends_sums=sends_sums)
-        self._exchange = MeanExchange(self.gradients.slots, [insides.kept_span(parameter) for parameter in trained], context)
+        kept = [insides.kept_span(parameter) for parameter in trained]
+        self.gradients = ExactGradients(trained, context, micro_batches, bucket, kept, sends_sums=sends_sums)
         self._passed, self._loss, self._norm = 0, 0.0, 0.0
-        self._means = torch.empty(0)
         insides.switch_off_reduction()
 
     def sums(self) -> list[torch.Tensor]:
@@ -93,9 +91,7 @@ class ExactReduction:
         return loss.detach()
 
     def reduce(self, loss_scale: float) -> None:
-        means = self.gradients.means()
-        self._means = self._exchange(means)
-        self.statistics.more[: len(SQUARE_UNITS)] = sum_of_squares(means)
+        self.statistics.more[: len(SQUARE_UNITS)] = sum_of_squares(self.gradients.finish())
         self.statistics.more[len(SQUARE_UNITS) :] = self.gradients.problems()
         self.statistics.reduce()
         result = self.statistics.result.tolist()
@@ -110,13 +106,12 @@ class ExactReduction:
                 self.insides.engine.step()
         self.statistics.clear()
         self.gradients.clear()
-        self._passed, self._means = 0, torch.empty(0)
+        self._passed = 0
         return StepResult(self._loss, self._norm, is_taken)
 
     def _take_step(self) -> None:
-        if self.clip_grad is not None and self._norm > self.clip_grad:
-            self._means *= self.clip_grad / self._norm
-        for parameter, values in self._exchange.by_parameter(self._means).items():
+        factor = 1.0 if self.clip_grad is None or self._norm <= self.clip_grad else self.clip_grad / self._norm
+        for parameter, values in self.gradients.kept(factor):
             self.insides.set_kept_gradient(self.trained[parameter], values)
         self.insides.engine.step()
         self.statistics.keep()

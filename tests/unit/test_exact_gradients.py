@@ -23,7 +23,7 @@ from tdformer.training.fixed_point import (
     to_fixed,
     to_limbs,
 )
-from tdformer.training.mean_exchange import MeanExchange, Span
+from tdformer.training.gradient_layout import Span
 from tests.unit.thread_ranks import ThreadContext, on_ranks
 
 float32 = st.floats(-LARGEST_GRADIENT, LARGEST_GRADIENT, width=32)
@@ -107,24 +107,30 @@ class Ranks:
     """The exact sums of some micro-batches, spread over ranks: means as whole parameters, and the norm."""
 
     def __init__(
-        self, given: list[list[torch.Tensor]], ranks: int, stage: int, bucket: int, *, sends_sums: bool, scale: float = 1.0
+        self,
+        given: list[list[torch.Tensor]],
+        ranks: int,
+        stage: int,
+        bucket: int,
+        *,
+        sends_sums: bool,
+        scale: float = 1.0,
+        factor: float = 1.0,
     ) -> None:
         self.sizes, self.stage, self.scale = [len(one) for one in given[0]], stage, scale
 
         def work(context: ThreadContext) -> tuple[dict[int, torch.Tensor], torch.Tensor, torch.Tensor, list[Span]]:
             parameters = [nn.Parameter(torch.zeros(size)) for size in self.sizes]
-            exact = ExactGradients(parameters, context, len(given), bucket, sends_sums=sends_sums)
             kept = kept_spans(stage, self.sizes, context.rank, ranks)
-            exchange = MeanExchange(exact.slots, kept, context)
+            exact = ExactGradients(parameters, context, len(given), bucket, kept, sends_sums=sends_sums)
             own = given[context.rank :: ranks]
             for number, of_parameters in enumerate(own):
                 with exact.micro_batch(scale, is_last=number == len(own) - 1):
                     loss = sum((parameter * one).sum() for parameter, one in zip(parameters, of_parameters, strict=True))
                     (loss * scale).backward()
                 assert not any(parameter.grad.any() for parameter in parameters)
-            means = exact.means()
-            numbers = context.all_reduce_sum(torch.cat([sum_of_squares(means), exact.problems()]))
-            found = exchange.by_parameter(exchange(means))
+            numbers = context.all_reduce_sum(torch.cat([sum_of_squares(exact.finish()), exact.problems()]))
+            found = {parameter: values.clone() for parameter, values in exact.kept(factor)}
             exact.clear()
             assert not exact.sums.any()
             return found, numbers[:4], numbers[4:], kept
@@ -166,6 +172,14 @@ def test_means_and_norm_are_those_of_one_rank_to_the_last_bit(
         torch.testing.assert_close(one.double(), expected, rtol=1e-6, atol=2.0 ** gradient_exponent(len(given)))
 
 
+def test_clipping_takes_a_factor_of_all_that_is_kept() -> None:
+    given = gradients([5, 3], 4, seed=0)
+    whole, clipped = (Ranks(given, 2, 1, 1, sends_sums=False, factor=factor) for factor in (1.0, 0.3))
+    for one, other in zip(whole.means(), clipped.means(), strict=True):
+        assert torch.equal(one * 0.3, other)
+    assert whole.squares == clipped.squares
+
+
 @pytest.mark.parametrize(("value", "problems"), [(math.nan, [1, 0]), (math.inf, [1, 0]), (-129.0, [0, 1]), (-128.0, [0, 0])])
 @pytest.mark.parametrize("sends_sums", [False, True])
 def test_a_gradient_that_cannot_be_added_up_is_counted(value: float, problems: list[int], sends_sums: bool) -> None:
@@ -187,14 +201,14 @@ def test_buckets_leave_before_the_backward_pass_ends() -> None:
     def work(context: ThreadContext) -> torch.Tensor:
         own = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
         noting = Noting(context.rank, context.world_size, context.meeting)
-        exact = ExactGradients(own, noting, 2, 4, sends_sums=False)
+        exact = ExactGradients(own, noting, 2, 4, kept_spans(3, [4] * 3, context.rank, 2), sends_sums=False)
         x = torch.ones(4)
         with exact.micro_batch(1.0, is_last=True):
             hidden = x * own[0]
             if context.rank == 0:
                 hidden.register_hook(lambda gradient: order.append(len(sent)))
             (hidden * own[2]).sum().backward()
-        return exact.means()
+        return exact.finish()
 
     order: list[int] = []
     means = on_ranks(2, work)

@@ -71,7 +71,8 @@ def test_micro_batches_are_computed_without_a_wait(policy: RecomputePolicy, cont
     model_with_loss = ModelWithLoss(small(), 0.1, policy)
     lively(model_with_loss)
     statistics = BatchStatistics(list(model_with_loss.buffers()), context, 2)
-    gradients = ExactGradients(list(model_with_loss.parameters()), context, 2, 10_000, sends_sums=False)
+    trained = list(model_with_loss.parameters())
+    gradients = ExactGradients(trained, context, 2, 10_000, [(0, parameter.numel()) for parameter in trained], sends_sums=False)
     pixels_BCHW, labels_B = (images(2) * 50 + 100).clamp(0, 255).to(torch.uint8), torch.tensor([0, 1])
     normalise = Normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     with ScalarsRead() as read:
@@ -81,7 +82,7 @@ def test_micro_batches_are_computed_without_a_wait(policy: RecomputePolicy, cont
                 loss.backward()
             statistics.add_loss(loss)
         statistics.reduce()
-        means = gradients.means()
+        means = gradients.finish()
     assert read.count == 0
     assert statistics.loss(statistics.result.tolist()) > 0
     assert means.any()
