@@ -13,9 +13,13 @@ from tdformer.config import RunConfig, TrainingConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.estimate.activations import estimate_activations
 from tdformer.training.engine import bucket_elements
+from tdformer.training.exact_gradients import BUCKETS_IN_FLIGHT
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.reduction import sends_sums
 
-FP32, FP64 = 4, 8
+FP32, INT64 = 4, 8
+SUM = 2 * INT64
+"""Bytes of the sum of a BatchNorm statistic."""
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
 networks have."""
@@ -78,8 +82,7 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
     statistics = sum(buffer.numel() for buffer in model_with_loss.buffers())
     auto: ResolvedReduction = "exact" if gpus <= GPUS_PER_NODE else "fast"
     reduction = auto if training.reduction == "auto" else training.reduction
-    sums = statistics + 1 + (parameters if reduction == "exact" else 0)
-    communication = _communication(training, parameters, sums, gpus, reduction)
+    communication = _communication(training, parameters, statistics, gpus, reduction)
     pieces = training.global_batch // training.micro_batch
     return Plan(
         gpus,
@@ -88,25 +91,26 @@ def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_p
         accumulation,
         [number for number in range(1, pieces + 1) if training.global_batch % (training.micro_batch * number) == 0],
         reduction,
-        _state(training, parameters, statistics, sums, gpus) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
+        _state(training, parameters, statistics, gpus, reduction) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
         communication,
         _speed(config, gpus, images_per_s, communication, gbit_per_s, reduction) if images_per_s else None,
     )
 
 
-def _state(training: TrainingConfig, parameters: int, statistics: int, sums: int, gpus: int) -> dict[str, int]:
-    """Return the memory by part before the first image, in bytes. sums: numbers that are added up in float64 over the global batch."""
+def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int, reduction: ResolvedReduction) -> dict[str, int]:
+    """Return the memory by part before the first image, in bytes."""
     stage, full = training.zero_stage, FP32 * parameters
     share = -(-full // gpus)
-    bucket = FP32 * bucket_elements(parameters) if stage else 0
+    # With overlap_comm, DeepSpeed fills one buffer while it sends another.
+    bucket = FP32 * bucket_elements(parameters) * (2 if reduction == "fast" and stage < 3 else 1) if stage else 0
     state = {
         "parameters": share + min(full, FP32 * LIVE_PARAMETERS) if stage == 3 else full,
         "gradients": {0: full, 1: full + share, 2: 2 * share, 3: 2 * share}[stage] + bucket,
-        "global_batch_sums": FP64 * sums,
+        "global_batch_sums": SUM * statistics + (_exact_sums(training, parameters, gpus) if reduction == "exact" else 0),
         "batch_norm_statistics": 2 * FP32 * statistics,  # the moving average also keeps a copy from before the step
         # Two moments, and from ZeRO 1 on the parameters that the optimizer steps.
         "optimizer": 2 * full if stage == 0 else 3 * share,
-        "average": (share if stage else full) + FP32 * statistics if training.ema_decay is not None else 0,
+        "average": (share if stage == 3 else full) + FP32 * statistics if training.ema_decay is not None else 0,
     }
     if training.offload != "none":
         state["optimizer"] = 0
@@ -115,25 +119,35 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, sums: int
     return state
 
 
+def _exact_sums(training: TrainingConfig, parameters: int, gpus: int) -> int:
+    """Return the bytes of ExactGradients: sums and means of a rank's part, means that its optimizer steps, buckets on their way."""
+    part, bucket = -(-parameters // gpus), bucket_elements(parameters)
+    kept = (INT64 + FP32) * part + FP32 * (part if training.zero_stage else parameters)
+    on_the_way = (1 + BUCKETS_IN_FLIGHT) * 2 * FP32 * bucket if gpus > 1 else FP32 * bucket
+    return kept + on_the_way + (INT64 * parameters if sends_sums(training, gpus) else 0)
+
+
 def _activations(config: RunConfig) -> dict[str, int]:
     activations = estimate_activations(config)
     return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
 
 
-def _communication(training: TrainingConfig, parameters: int, sums: int, gpus: int, reduction: ResolvedReduction) -> dict[str, int]:
+def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int, reduction: ResolvedReduction) -> dict[str, int]:
     """Return the bytes that a GPU sends per step, by purpose, for ring collectives of N GPUs.
 
-    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much. sums: numbers that
-    are added up in float64.
+    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
     """
     stage, passed_on, micro_batches = training.zero_stage, (gpus - 1) / gpus, training.accumulation(gpus)
     once = int(FP32 * parameters * passed_on)
     # ZeRO 3 gathers parameters for the forward pass, the backward pass and the recompute in it.
     gathers = {0: 0, 1: 1, 2: 1, 3: micro_batches * (2 if training.recompute == "none" else 3)}[stage]
-    traffic = {"sums_all_reduce": int(2 * FP64 * sums * passed_on), "parameters_all_gather": gathers * once}
-    if stage == 3:
+    traffic = {"statistics_all_reduce": int(2 * SUM * statistics * passed_on), "parameters_all_gather": gathers * once}
+    if reduction == "exact":
+        traffic["gradients_all_to_all"] = 2 * once if sends_sums(training, gpus) else micro_batches * once
+        traffic["means_all_to_all"] = {0: once, 3: 0}.get(stage, once // gpus)
+    elif stage == 3:
         traffic["gradients_reduce_scatter"] = micro_batches * once
-    elif reduction == "fast":
+    else:
         traffic |= {"gradients_all_reduce": 2 * once} if stage == 0 else {"gradients_reduce": (micro_batches if stage == 2 else 1) * once}
     return traffic
 
@@ -145,8 +159,8 @@ def _speed(
     training, samples = config.training, config.data.train_samples
     compute_s = training.global_batch / (gpus * images_per_s)
     sending_s = {purpose: 8 * sent / (gbit_per_s * 1e9) for purpose, sent in traffic.items()}
-    room_s = _room_to_hide(training, gpus, reduction)
-    hidden_s = sum(min(seconds, room_s.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items())
+    room = _room_to_hide(training, gpus, reduction)
+    hidden_s = sum(min(seconds, room.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items())
     exposed_s = sum(sending_s.values()) - hidden_s
     step_s = compute_s + exposed_s
     steps = None if samples is None else training.epochs * (samples // training.global_batch)
@@ -155,10 +169,15 @@ def _speed(
 
 
 def _room_to_hide(training: TrainingConfig, gpus: int, reduction: ResolvedReduction) -> dict[str, float]:
-    """Return the part of a step's computing during which DeepSpeed sends, by purpose. What is not named is sent before or after it."""
+    """Return the part of a step's computing during which a purpose sends. What is not named is sent before or after it."""
+    of_last_micro_batch = BACKWARD_SHARE / training.accumulation(gpus)
+    if reduction == "exact":
+        # Nine tenths of the backward pass for the gradients, one for their means [our choice].
+        gradients = 0.9 * (of_last_micro_batch if sends_sums(training, gpus) else BACKWARD_SHARE)
+        gathers = {"parameters_all_gather": 0.5} if training.zero_stage == 3 else {}
+        return {"gradients_all_to_all": gradients, "means_all_to_all": 0.1 * of_last_micro_batch, **gathers}
     if training.zero_stage == 3:  # parameters for the next layers, gradients of the last ones; half of the time for each [our choice]
         return {"parameters_all_gather": 0.5, "gradients_reduce_scatter": 0.5}
-    if reduction == "exact" or training.zero_stage == 0:
+    if training.zero_stage == 0:
         return {}
-    of_last_micro_batch = BACKWARD_SHARE / training.accumulation(gpus)
     return {"gradients_reduce": of_last_micro_batch if training.zero_stage == 1 else BACKWARD_SHARE}

@@ -20,6 +20,10 @@ STATISTIC_UNITS = (-20, -50)
 SQUARE_UNITS = (-16, -46, -76, -106)
 """Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most LARGEST_GRADIENT**2 can be added."""
 
+PIECES, LARGE_PIECE = {"cpu": 2**16}, 2**22
+"""Values that are squared at once, by type of device: on a CPU so many as its cache holds, which was nine times as fast; elsewhere so many
+that they take little memory."""
+
 
 def gradient_exponent(micro_batches: int) -> int:
     """Return the exponent of the unit of gradients, of which `micro_batches` can be added.
@@ -61,7 +65,12 @@ def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the squares of float32 values of at most LARGEST_GRADIENT, in limbs, int64 [4]. It takes 24 bytes per value."""
+    """Return the sum of the squares of float32 values of at most LARGEST_GRADIENT, in limbs, int64 [4]."""
+    pieces = values.split(PIECES.get(values.device.type, LARGE_PIECE))
+    return torch.stack([_squares(piece) for piece in pieces]).sum(0)
+
+
+def _squares(values: torch.Tensor) -> torch.Tensor:
     return torch.stack([limb.sum() for limb in to_limbs(values.double().square_(), SQUARE_UNITS)])
 
 

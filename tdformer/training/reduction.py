@@ -72,10 +72,8 @@ class ExactReduction:
         self.accumulation = training.accumulation(context.world_size)
         micro_batches = self.accumulation * context.world_size
         self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, micro_batches, more=len(SQUARE_UNITS) + PROBLEMS)
-        # ZeRO 2 and 3 save the memory that all sums of this rank's own would take.
-        sends_sums = context.world_size > 1 and self.accumulation > 1 and training.zero_stage < 2
-        kept = [insides.kept_span(parameter) for parameter in trained]
-        self.gradients = ExactGradients(trained, context, micro_batches, bucket, kept, sends_sums=sends_sums)
+        kept, adds_up = [insides.kept_span(parameter) for parameter in trained], sends_sums(training, context.world_size)
+        self.gradients = ExactGradients(trained, context, micro_batches, bucket, kept, sends_sums=adds_up)
         self._passed, self._loss, self._norm = 0, 0.0, 0.0
         insides.switch_off_reduction()
 
@@ -115,6 +113,14 @@ class ExactReduction:
             self.insides.set_kept_gradient(self.trained[parameter], values)
         self.insides.engine.step()
         self.statistics.keep()
+
+
+def sends_sums(training: TrainingConfig, ranks: int) -> bool:
+    """Tell whether ExactReduction sends sums of a rank's micro-batches instead of each micro-batch's gradients.
+
+    It sends less, but ZeRO 2 and 3 save the memory that such sums take.
+    """
+    return ranks > 1 and training.accumulation(ranks) > 1 and training.zero_stage < 2
 
 
 def _norm(numbers: Sequence[int]) -> float:
