@@ -19,8 +19,10 @@ from tdformer.distributed.context import DistContext
 from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
 from tdformer.training.exact_gradients import ExactGradients
-from tdformer.training.fixed_point import SQUARE_UNITS, of_limbs, sum_of_squares
+from tdformer.training.fixed_point import LARGEST_GRADIENT, SQUARE_UNITS, of_limbs, sum_of_squares
 
+NOT_FINITE = "the loss or a gradient is not finite"
+TOO_LARGE = f"a gradient is larger than {LARGEST_GRADIENT:g}, the most that training.reduction=exact adds up,"
 PROBLEMS = 2
 """What ExactGradients.problems counts."""
 DESCRIPTIONS: dict[ResolvedReduction, str] = {
@@ -39,7 +41,9 @@ class StepResult:
     norm: torch.Tensor | float
     """L2 norm of the gradient before clipping, a scalar. The host may wait when it reads it. It is not finite if the gradient is not."""
     is_taken: bool
-    """False if loss or gradient were not finite. Then nothing has changed, and the global batch is dropped."""
+    """False if loss or gradient were not finite, or too large. Then nothing has changed, and the global batch is dropped."""
+    problem: str = NOT_FINITE
+    """Why a step was not taken: the beginning of a sentence for the user."""
 
 
 class Reduction(Protocol):
@@ -105,7 +109,7 @@ class ExactReduction:
         self.statistics.clear()
         self.gradients.clear()
         self._passed = 0
-        return StepResult(self._loss, self._norm, is_taken)
+        return StepResult(self._loss, self._norm, is_taken, TOO_LARGE if self._norm == math.inf else NOT_FINITE)
 
     def _take_step(self) -> None:
         factor = 1.0 if self.clip_grad is None or self._norm <= self.clip_grad else self.clip_grad / self._norm

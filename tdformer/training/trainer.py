@@ -164,7 +164,7 @@ class Trainer:
         if self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
             self._lower_loss_scale(report, self.train_state.loss_scale)
         else:
-            self._pass_over(report, batches, losses)
+            self._pass_over(report, batches, losses, result.problem)
 
     def _next_batches(self) -> list[Batch] | None:
         """Return this rank's micro-batches of the next global batch. Return None, on all ranks, if any rank cannot read its own now."""
@@ -226,11 +226,11 @@ class Trainer:
         )
         report.step(self.train_state.step, self.epoch, None)
 
-    def _pass_over(self, report: Report, batches: list[Batch], losses: list[torch.Tensor]) -> None:
-        """Pass over a global batch whose loss or gradient is not finite. Raises NonFiniteError, on all ranks, if that is not allowed."""
+    def _pass_over(self, report: Report, batches: list[Batch], losses: list[torch.Tensor], problem: str) -> None:
+        """Pass over a global batch that made no valid step. Raises NonFiniteError, on all ranks, if that is not allowed."""
         training, step = self.config.training, self.train_state.step + 1
         listed = non_finite.record_samples(self.run_dir, step, batches, losses, self.context)
-        found, count = f"the loss or a gradient is not finite at step {step}", self.train_state.non_finite + 1
+        found, count = f"{problem} at step {step}", self.train_state.non_finite + 1
         if training.on_non_finite == "raise" or count > training.max_non_finite:
             raise non_finite.refusal(found, count, training.max_non_finite, listed)
         report.say(f"warning: {found}; skipped ({count} so far), its samples are listed in {listed}")

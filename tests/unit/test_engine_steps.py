@@ -1,7 +1,11 @@
-"""How often the host waits for the device in training: scalars that are read, counted on the CPU, where reading them costs nothing."""
+"""Optimizer steps of an engine: how often the host waits for the device, and which steps are not taken.
+
+What the host waits for are scalars that it reads. They are counted on the CPU, where reading them costs nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +30,7 @@ from tdformer.training.engine import Engine
 from tdformer.training.exact_gradients import ExactGradients
 from tdformer.training.loop import train
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.reduction import NOT_FINITE, TOO_LARGE
 from tdformer.training.report import Report
 from tdformer.training.trainer import Trainer
 from tests.unit.analysed import alone
@@ -57,6 +62,20 @@ class ScalarsRead(TorchDispatchMode):
 def context() -> Iterator[DistContext]:
     with alone() as context:
         yield context
+
+
+@pytest.fixture
+def make_engine(context: DistContext, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+
+    def make(zero_stage: int, reduction: ResolvedReduction, clip_grad: float | None = 1.0) -> Engine:
+        training = {"global_batch": 4, "micro_batch": 2, "precision": "fp32", "zero_stage": zero_stage, "clip_grad": clip_grad}
+        data = {"train": "a", "val": "b", "image_size": 32}
+        config = RunConfig.model_validate({"name": "x", "data": data, "model": small().model_dump(), "training": training})
+        return Engine(ModelWithLoss(config.model, 0.1), config, context, reduction)
+
+    return make
 
 
 def test_the_counter_counts() -> None:
@@ -100,20 +119,6 @@ def test_what_recompute_cannot_keep_makes_the_loss_nan_and_is_named_when_asked()
     with pytest.raises(RuntimeError, match=FRACTIONS[:60]):
         model_with_loss.check_exact()
     model_with_loss.check_exact()
-
-
-@pytest.fixture
-def make_engine(context: DistContext, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))
-
-    def make(zero_stage: int, reduction: ResolvedReduction, clip_grad: float | None = 1.0) -> Engine:
-        training = {"global_batch": 4, "micro_batch": 2, "precision": "fp32", "zero_stage": zero_stage, "clip_grad": clip_grad}
-        data = {"train": "a", "val": "b", "image_size": 32}
-        config = RunConfig.model_validate({"name": "x", "data": data, "model": small().model_dump(), "training": training})
-        return Engine(ModelWithLoss(config.model, 0.1), config, context, reduction)
-
-    return make
 
 
 def take_step(engine: Engine) -> None:
@@ -193,3 +198,31 @@ def test_two_collectives_make_a_step_of_a_run(
 def noted(calls: list[str], name: str, function: Any, *arguments: Any, **options: Any) -> Any:
     calls.append(name)
     return function(*arguments, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reduction", "weight", "problem"),
+    [("exact", 1e6, TOO_LARGE), ("exact", math.nan, NOT_FINITE), ("fast", math.nan, NOT_FINITE), ("fast", 1e6, None), ("exact", 1.0, None)],
+)
+def test_a_step_that_is_not_taken_says_why_and_changes_nothing(
+    reduction: ResolvedReduction, weight: float, problem: str | None, make_engine: Callable[..., Engine]
+) -> None:
+    """A large weight of the head makes large gradients below it."""
+    engine = make_engine(0, reduction)
+    lively(engine.model_with_loss)
+    with torch.no_grad():
+        engine.model_with_loss.model.backbone.head.weight.fill_diagonal_(weight)
+    before = engine.model_state() | engine.optimizer_state()
+    for _ in range(2):
+        engine.micro_step(images(2, 32, 32), torch.tensor([0, 1]))
+    engine.reduce()
+    result = engine.optimizer_step(0.1)
+    assert result.is_taken == (problem is None)
+    after = engine.model_state() | engine.optimizer_state()
+    if problem:
+        assert result.problem == problem
+        changed = [name for name, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[name].nan_to_num())]
+        assert changed == []
+    else:
+        assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
