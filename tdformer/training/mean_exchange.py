@@ -30,9 +30,9 @@ class MeanExchange:
         self._sent = [_pieces(slots, context.rank, of_receiver) for of_receiver in kept]
         self._received = [_pieces(slots, sender, kept[context.rank]) for sender in range(context.world_size)]
         self.sends = any(pieces for receiver, pieces in enumerate(self._sent) if receiver != context.rank)
-        """Whether this rank has something for another."""
+        """True if this rank has something for another."""
         self.is_needed = True
-        """Whether any rank has."""
+        """True if any rank has something for another. ExactGradients sets it."""
         self._values = torch.empty(0)
         self._work: dist.Work | None = None
 
