@@ -1,11 +1,27 @@
-"""Chooses between fused and plain kernels for a run."""
+"""Chooses between fused and plain kernels for a run, and kernels that give the same bits each time."""
 
 from __future__ import annotations
+
+import os
+
+import torch
 
 from tdformer.config import Kernels
 from tdformer.distributed.context import DistContext
 from tdformer.models.kernels.operators import reason_against
 from tdformer.models.tdformer import TDFormer
+
+WORKSPACES = ":4096:8"
+"""The setting of CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits each time. It takes 24 MB per handle."""
+
+
+def use_deterministic_kernels() -> None:
+    """Let torch run only kernels that give the same bits each time. Operations without one then raise RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACES)
+    torch.use_deterministic_algorithms(True)
+    # To fill new tensors finds faults, and costs a pass over each.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
 
 
 def are_wanted(kernels: Kernels, device_type: str) -> bool:

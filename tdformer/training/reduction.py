@@ -119,6 +119,13 @@ class ExactReduction:
         self.statistics.keep()
 
 
+def note_on_kernels(reduction: ResolvedReduction, deterministic: bool, device_type: str) -> list[str]:
+    """Return a note for the user of exact sums on a GPU whose kernels may give other bits each time."""
+    if reduction != "exact" or deterministic or device_type != "cuda":
+        return []
+    return ["gradients are summed exactly, but kernels of a GPU may round otherwise each time; training.deterministic=true takes others"]
+
+
 def sends_sums(training: TrainingConfig, ranks: int) -> bool:
     """Tell whether ExactReduction sends sums of a rank's micro-batches instead of each micro-batch's gradients.
 

@@ -22,9 +22,9 @@ from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.rundir.run_dir import RunDir
 from tdformer.training.deepspeed_insides import note_on_version
 from tdformer.training.engine import Engine
-from tdformer.training.kernel_choice import choose_kernels
+from tdformer.training.kernel_choice import choose_kernels, use_deterministic_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import resolved
+from tdformer.training.reduction import note_on_kernels, resolved
 
 
 def has_begun(run_dir: RunDir, context: DistContext, patience: Patience) -> bool:
@@ -43,6 +43,7 @@ def start_or_resume(
     about_machine = note_on_version() + notes_on_idle_gpus(context)
     if not begun:
         reduction = resolved(config.training.reduction, context)
+        about_machine += note_on_kernels(reduction, config.training.deterministic, context.device.type)
         engine, notes = _start(config, reduction, context, patience)
         train_state = TrainState(
             world_size=context.world_size,
@@ -94,6 +95,8 @@ def _start(config: RunConfig, reduction: ResolvedReduction, context: DistContext
 def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWithLoss, list[str]]:
     torch.manual_seed(config.seed)
     training = config.training
+    if training.deterministic:
+        use_deterministic_kernels()
     model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision).to(context.device)
     notes = choose_kernels(model_with_loss.model, training.kernels, context)
     if not training.sync_batch_norm or context.world_size == 1:

@@ -6,6 +6,7 @@ What the host waits for are scalars that it reads. They are counted on the CPU, 
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,9 +29,10 @@ from tdformer.rundir.run_dir import RunDir
 from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.engine import Engine
 from tdformer.training.exact_gradients import ExactGradients
+from tdformer.training.kernel_choice import use_deterministic_kernels
 from tdformer.training.loop import train
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import NOT_FINITE, TOO_LARGE
+from tdformer.training.reduction import NOT_FINITE, TOO_LARGE, note_on_kernels
 from tdformer.training.report import Report
 from tdformer.training.trainer import Trainer
 from tests.unit.analysed import alone
@@ -198,6 +200,30 @@ def test_two_collectives_make_a_step_of_a_run(
 def noted(calls: list[str], name: str, function: Any, *arguments: Any, **options: Any) -> Any:
     calls.append(name)
     return function(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "deterministic", "device_type", "notes"),
+    [("exact", False, "cuda", 1), ("exact", True, "cuda", 0), ("fast", False, "cuda", 0), ("exact", False, "cpu", 0)],
+)
+def test_exact_sums_on_a_gpu_without_deterministic_kernels_are_noted(
+    reduction: ResolvedReduction, deterministic: bool, device_type: str, notes: int
+) -> None:
+    found = note_on_kernels(reduction, deterministic, device_type)
+    assert len(found) == notes
+    assert all("training.deterministic=true" in note for note in found)
+
+
+def test_deterministic_kernels_are_asked_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what the user has set stays
+    try:
+        use_deterministic_kernels()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.ones(4).put_(torch.zeros(2, dtype=torch.int64), torch.ones(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.slow
