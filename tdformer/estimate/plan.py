@@ -13,9 +13,9 @@ from tdformer.config import RunConfig, TrainingConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.estimate.activations import estimate_activations
 from tdformer.training.engine import bucket_elements
-from tdformer.training.exact_gradients import BUCKETS_IN_FLIGHT
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import sends_sums
+from tdformer.training.reduction.exact_gradients import BUCKETS_IN_FLIGHT
+from tdformer.training.reduction.reduction import sends_sums
 
 FP32, INT64 = 4, 8
 SUM = 2 * INT64

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.gradient_layout import full_shape
 from tdformer.training.optimizer import MOMENTS, set_steps
+from tdformer.training.reduction.gradient_layout import full_shape
 from tdformer.training.sharded_tensors import Part
 
 FIRST_TRIED, FIRST_UNTRIED = (0, 19, 8), (0, 20)

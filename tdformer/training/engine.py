@@ -19,7 +19,7 @@ from tdformer.training.deepspeed_insides import DeepSpeedInsides, import_deepspe
 from tdformer.training.ema import MovingAverage
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
-from tdformer.training.reduction import ExactReduction, FastReduction, Reduction, StepResult
+from tdformer.training.reduction.reduction import ExactReduction, FastReduction, Reduction, StepResult
 from tdformer.training.sharded_tensors import join
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 250_000, 8_000_000

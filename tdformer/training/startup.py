@@ -24,7 +24,7 @@ from tdformer.training.deepspeed_insides import note_on_version
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels, use_deterministic_kernels
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import note_on_kernels, resolved
+from tdformer.training.reduction.reduction import note_on_kernels, resolved
 
 
 def has_begun(run_dir: RunDir, context: DistContext, patience: Patience) -> bool:

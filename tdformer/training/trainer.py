@@ -29,7 +29,7 @@ from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.read_ahead import ReadAhead
-from tdformer.training.reduction import DESCRIPTIONS, StepResult
+from tdformer.training.reduction.reduction import DESCRIPTIONS, StepResult
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes

@@ -19,7 +19,7 @@ from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import resolved
+from tdformer.training.reduction.reduction import resolved
 from tests.unit.networks import BACKBONES, lively
 
 STEPS, BAD_STEP = 2, 1

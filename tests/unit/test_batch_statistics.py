@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tdformer.training.batch_statistics import BatchStatistics
+from tdformer.training.reduction.batch_statistics import BatchStatistics
 from tdformer.training.telemetry.loss_spikes import SPIKE_WINDOW, LossSpikes
 from tests.unit.thread_ranks import ThreadContext, on_ranks
 

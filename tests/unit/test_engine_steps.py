@@ -26,13 +26,13 @@ from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.models.checkpointing.activation_checkpointing import FRACTIONS
 from tdformer.rundir.run_dir import RunDir
-from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.engine import Engine
-from tdformer.training.exact_gradients import ExactGradients
 from tdformer.training.kernel_choice import use_deterministic_kernels
 from tdformer.training.loop import train
 from tdformer.training.model_with_loss import ModelWithLoss
-from tdformer.training.reduction import NOT_FINITE, TOO_LARGE, note_on_kernels
+from tdformer.training.reduction.batch_statistics import BatchStatistics
+from tdformer.training.reduction.exact_gradients import ExactGradients
+from tdformer.training.reduction.reduction import NOT_FINITE, TOO_LARGE, note_on_kernels
 from tdformer.training.report import Report
 from tdformer.training.trainer import Trainer
 from tests.unit.analysed import alone

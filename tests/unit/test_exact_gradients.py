@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tdformer.training.exact_gradients import ExactGradients
-from tdformer.training.fixed_point import (
+from tdformer.training.reduction.exact_gradients import ExactGradients
+from tdformer.training.reduction.fixed_point import (
     LARGEST_GRADIENT,
     SQUARE_UNITS,
     STATISTIC_UNITS,
@@ -23,7 +23,7 @@ from tdformer.training.fixed_point import (
     to_fixed,
     to_limbs,
 )
-from tdformer.training.gradient_layout import Span
+from tdformer.training.reduction.gradient_layout import Span
 from tests.unit.thread_ranks import ThreadContext, on_ranks
 
 float32 = st.floats(-LARGEST_GRADIENT, LARGEST_GRADIENT, width=32)

@@ -16,10 +16,10 @@ from torch import nn
 
 from tdformer.config.training import ResolvedReduction, TrainingConfig, WantedReduction
 from tdformer.distributed.context import DistContext
-from tdformer.training.batch_statistics import BatchStatistics
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
-from tdformer.training.exact_gradients import ExactGradients
-from tdformer.training.fixed_point import LARGEST_GRADIENT, SQUARE_UNITS, of_limbs, sum_of_squares
+from tdformer.training.reduction.batch_statistics import BatchStatistics
+from tdformer.training.reduction.exact_gradients import ExactGradients
+from tdformer.training.reduction.fixed_point import LARGEST_GRADIENT, SQUARE_UNITS, of_limbs, sum_of_squares
 
 NOT_FINITE = "the loss or a gradient is not finite"
 TOO_LARGE = f"a gradient is larger than {LARGEST_GRADIENT:g}, the most that training.reduction=exact adds up,"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.fixed_point import STATISTIC_UNITS, largest_statistic, of_limbs, to_limbs
+from tdformer.training.reduction.fixed_point import STATISTIC_UNITS, largest_statistic, of_limbs, to_limbs
 
 LIMBS = len(STATISTIC_UNITS)
 

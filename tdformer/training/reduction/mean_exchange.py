@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.gradient_layout import Slot, Span
+from tdformer.training.reduction.gradient_layout import Slot, Span
 
 
 class Piece(NamedTuple):

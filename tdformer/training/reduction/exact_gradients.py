@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.fixed_point import LARGEST_GRADIENT, gradient_exponent, to_fixed
-from tdformer.training.gradient_layout import Slot, Span, full_shape, in_buckets, slots_of, write_rows
-from tdformer.training.mean_exchange import MeanExchange
+from tdformer.training.reduction.fixed_point import LARGEST_GRADIENT, gradient_exponent, to_fixed
+from tdformer.training.reduction.gradient_layout import Slot, Span, full_shape, in_buckets, slots_of, write_rows
+from tdformer.training.reduction.mean_exchange import MeanExchange
 
 BUCKETS_IN_FLIGHT = 2
 """Buckets that a rank sends at once [our choice]. It bounds their memory, since each takes 8 bytes per element."""
