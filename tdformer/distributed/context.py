@@ -76,7 +76,10 @@ class DistContext:
         return work
 
     def wait(self, work: dist.Work) -> None:
-        """Wait for a collective that was begun. For NCCL only the device waits."""
+        """Wait for a collective that was begun. With CUDA only the device waits, which is no progress of the host."""
+        if self.device.type == "cuda":
+            work.wait()
+            return
         with self.watchdog.progress.collective():
             work.wait()
 

@@ -159,8 +159,8 @@ def _speed(
     training, samples = config.training, config.data.train_samples
     compute_s = training.global_batch / (gpus * images_per_s)
     sending_s = {purpose: 8 * sent / (gbit_per_s * 1e9) for purpose, sent in traffic.items()}
-    room = _room_to_hide(training, gpus, reduction)
-    hidden_s = sum(min(seconds, room.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items())
+    room = _room_to_hide(training, gpus, reduction, config.model.segments)
+    hidden_s = min(sum(min(seconds, room.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items()), compute_s)
     exposed_s = sum(sending_s.values()) - hidden_s
     step_s = compute_s + exposed_s
     steps = None if samples is None else training.epochs * (samples // training.global_batch)
@@ -168,16 +168,20 @@ def _speed(
     return Speed(step_s, exposed_s / step_s, hidden_s, training.global_batch / step_s, days)
 
 
-def _room_to_hide(training: TrainingConfig, gpus: int, reduction: ResolvedReduction) -> dict[str, float]:
-    """Return the part of a step's computing during which a purpose sends. What is not named is sent before or after it."""
-    of_last_micro_batch = BACKWARD_SHARE / training.accumulation(gpus)
+def _room_to_hide(training: TrainingConfig, gpus: int, reduction: ResolvedReduction, segments: int) -> dict[str, float]:
+    """Return the part of a step's computing during which a purpose sends. What is not named is sent before or after it.
+
+    The segments share their weights, so that gradients are complete only in the backward pass of the first segment, which is the last.
+    """
+    in_each_micro_batch = BACKWARD_SHARE / segments
+    of_last_micro_batch = in_each_micro_batch / training.accumulation(gpus)
     if reduction == "exact":
         # Nine tenths of the backward pass for the gradients, one for their means [our choice].
-        gradients = 0.9 * (of_last_micro_batch if sends_sums(training, gpus) else BACKWARD_SHARE)
+        gradients = 0.9 * (of_last_micro_batch if sends_sums(training, gpus) else in_each_micro_batch)
         gathers = {"parameters_all_gather": 0.5} if training.zero_stage == 3 else {}
         return {"gradients_all_to_all": gradients, "means_all_to_all": 0.1 * of_last_micro_batch, **gathers}
     if training.zero_stage == 3:  # parameters for the next layers, gradients of the last ones; half of the time for each [our choice]
         return {"parameters_all_gather": 0.5, "gradients_reduce_scatter": 0.5}
     if training.zero_stage == 0:
         return {}
-    return {"gradients_reduce": of_last_micro_batch if training.zero_stage == 1 else BACKWARD_SHARE}
+    return {"gradients_reduce": of_last_micro_batch if training.zero_stage == 1 else in_each_micro_batch}

@@ -41,20 +41,26 @@ class Engine:
         """reduction: exact or fast, as training.reduction was resolved."""
         deepspeed = import_deepspeed()
         self.context, self.zero_stage = context, config.training.zero_stage
+        bucket = bucket_elements(sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad))
         with keeping_torch_linear():
             engine, self._optimizer, *_ = deepspeed.initialize(
                 model=model_with_loss,
                 optimizer=make_optimizer(model_with_loss.model, config.optimizer),
-                config=deepspeed_config(config, context.world_size, reduction, _bucket_of(model_with_loss)),
+                config=deepspeed_config(config, context.world_size, reduction, bucket),
                 dist_init_required=False,
             )
         self._engine, self._insides = engine, DeepSpeedInsides(engine, self._optimizer, self.zero_stage, context)
         trained = [parameter for _, parameter in self._trained_parameters()]
         self._insides.make_optimizer_state(trained)
         training, kind = config.training, ExactReduction if reduction == "exact" else FastReduction
-        self._reduction: Reduction = kind(self._insides, trained, context, training, _bucket_of(model_with_loss))
+        self._reduction: Reduction = kind(self._insides, trained, context, training, bucket)
         decay = training.ema_decay
         self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
+
+    def close(self) -> None:
+        """Free the network and the optimizer's state, as far as DeepSpeed lets go of them. Nothing else may be called afterwards."""
+        self._reduction.close()
+        self._engine.destroy()
 
     @property
     def model_with_loss(self) -> ModelWithLoss:
@@ -209,7 +215,3 @@ def _offload(what: str) -> dict[str, Any]:
 def bucket_elements(trained: int) -> int:
     """Return the elements of a buffer in which gradients are reduced. trained: elements of all trained parameters."""
     return min(max(trained // BUCKETS_PER_NETWORK, SMALLEST_BUCKET), LARGEST_BUCKET)
-
-
-def _bucket_of(model_with_loss: ModelWithLoss) -> int:
-    return bucket_elements(sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad))

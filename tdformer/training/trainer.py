@@ -29,7 +29,7 @@ from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.read_ahead import ReadAhead
-from tdformer.training.reduction.reduction import DESCRIPTIONS, StepResult
+from tdformer.training.reduction.reduction import DESCRIPTIONS, TOO_LARGE, StepResult
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
@@ -161,7 +161,7 @@ class Trainer:
             self._report_step(report, result, rate)
             return
         self.engine.model_with_loss.check_exact()
-        if self.train_state.loss_scale and self.train_state.loss_scale.can_fall:
+        if self.train_state.loss_scale and self.train_state.loss_scale.can_fall and result.problem != TOO_LARGE:
             self._lower_loss_scale(report, self.train_state.loss_scale)
         else:
             self._pass_over(report, batches, losses, result.problem)
@@ -247,6 +247,7 @@ class Trainer:
             report.say("warning: there is no checkpoint to rewind to yet; going on with the weights as they are")
             return
         checkpoint, train_state, _ = latest_valid_on_all_ranks(self.run_dir, self.context, self.patience)
+        self.engine.close()
         del self.engine
         self.engine, _ = load_engine(self.config, checkpoint, train_state, self.context, self.patience)
         self.train_state = replace(self.train_state, updates=train_state.updates)

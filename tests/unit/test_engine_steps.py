@@ -174,7 +174,7 @@ def test_a_fast_step_waits_for_the_norm(zero_stage: int, clip_grad: float | None
 def test_two_collectives_make_a_step_of_a_run(
     context: DistContext, run_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sums the gradients. The other agrees on all else: whether to stop, whether to save, whether all ranks have their next batches."""
+    """One sums statistics and, of the exact reduction, the norm. The other agrees on whether to stop, to save, and who has batches."""
     run_config["checkpoint"]["every_steps"], run_config["training"]["log_every"] = None, 100
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}.items():
         monkeypatch.setenv(name, str(value))

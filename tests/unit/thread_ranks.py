@@ -15,6 +15,7 @@ import torch
 from tdformer.distributed.context import DistContext
 
 Result = TypeVar("Result")
+SPOILT = -12345
 
 
 class _Meeting:
@@ -32,9 +33,15 @@ class _Meeting:
         return values
 
 
-class _Done:
+class _Work:
+    """A collective that delivers when it is waited for, and spoils what it delivers to until then."""
+
+    def __init__(self, received: torch.Tensor, values: torch.Tensor) -> None:
+        self.received, self.values = received, values
+        received.fill_(SPOILT)
+
     def wait(self) -> None:
-        pass
+        self.received.copy_(self.values)
 
 
 class ThreadContext(DistContext):
@@ -58,8 +65,7 @@ class ThreadContext(DistContext):
     ) -> Any:
         parts = list(sent.clone()) if sent_lengths is None else sent.clone().split(sent_lengths)
         for_this = [parts_of_rank[self.rank] for parts_of_rank in self.all_gather(parts)]
-        received.copy_(torch.stack(for_this) if received_lengths is None else torch.cat(for_this))
-        return _Done()
+        return _Work(received, torch.stack(for_this) if received_lengths is None else torch.cat(for_this))
 
 
 def on_ranks(ranks: int, action: Callable[[ThreadContext], Result]) -> list[Result]:

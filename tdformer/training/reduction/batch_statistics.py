@@ -20,16 +20,17 @@ class BatchStatistics:
     began with, and `keep` sets the mean of the new ones. Momentum therefore counts optimizer steps, and not micro-batches.
     """
 
-    def __init__(self, buffers: Sequence[torch.Tensor], context: DistContext, micro_batches: int, more: int = 0) -> None:
-        """micro_batches: their number over all ranks. more: numbers of the caller's that are added up with these, in one collective."""
+    def __init__(self, buffers: Sequence[torch.Tensor], context: DistContext, micro_batches: int, extra: int = 0) -> None:
+        """micro_batches: their number over all ranks. extra: numbers of the caller's that are added up with these, in one collective."""
         self._context, self._buffers, self._micro_batches = context, list(buffers), micro_batches
         self._start = [buffer.clone() for buffer in self._buffers]
         self._count = sum(buffer.numel() for buffer in self._buffers)
-        self.sums = torch.zeros(LIMBS * self._count + LIMBS + 1 + more, dtype=torch.int64, device=context.device)
+        self.sums = torch.zeros(LIMBS * self._count + LIMBS + 1 + extra, dtype=torch.int64, device=context.device)
         self._of_statistics = self.sums[: LIMBS * self._count].view(LIMBS, self._count)
         tail = self.sums[LIMBS * self._count :]
-        self._of_loss, self._invalid, self.more = tail[:LIMBS], tail[LIMBS], tail[LIMBS + 1 :]
-        """In more are the caller's numbers, int64."""
+        self._of_loss, self._invalid = tail[:LIMBS], tail[LIMBS]
+        self.extra = tail[LIMBS + 1 :]
+        """The caller's numbers, int64. `reduce` adds up those of all ranks."""
         self.result = tail
         """What the host has to read after `reduce`: give its list to `loss`. The caller's numbers are at its end."""
 

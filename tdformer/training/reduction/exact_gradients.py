@@ -28,18 +28,28 @@ BUCKETS_IN_FLIGHT = 2
 
 
 class Bucket:
-    """Parameters that are sent together. `rows` holds their gradients of one micro-batch, float32 [ranks, elements], a row per rank."""
+    """Parameters that are sent together, and their gradients of one micro-batch."""
 
     def __init__(self, slots: Sequence[Slot], exchange: MeanExchange) -> None:
         self.slots, self.exchange = slots, exchange
         self.start, self.elements = slots[0].start, sum(slot.part for slot in slots)
-        self.rows: torch.Tensor | None = None
-        self.awaited = {slot.parameter for slot in slots}
+        self._gradients: dict[Slot, torch.Tensor] = {}
+
+    def put(self, slot: Slot, gradient: torch.Tensor) -> None:
+        if slot in self._gradients:
+            raise RuntimeError(f"parameter {slot.parameter} got two gradients in one backward pass; exact sums need one of each.")
+        self._gradients[slot] = gradient
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._gradients) == len(self.slots)
 
     def take_rows(self, ranks: int, device: torch.device) -> torch.Tensor:
-        """Return the rows, and begin anew."""
-        rows = torch.zeros(ranks, self.elements, device=device) if self.rows is None else self.rows
-        self.rows, self.awaited = None, {slot.parameter for slot in self.slots}
+        """Return the gradients, float32 [ranks, elements], a row for each rank, and begin anew. Those that are missing are zero."""
+        rows = torch.zeros(ranks, self.elements, device=device)
+        for slot, gradient in self._gradients.items():
+            write_rows(gradient.flatten(), rows[:, slot.start - self.start :][:, : slot.part])
+        self._gradients.clear()
         return rows
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
@@ -59,7 +69,8 @@ class Message(NamedTuple):
 class ExactGradients:
     """Makes the means over the micro-batches of one optimizer step, over all ranks. Zeros are left in the place of every gradient.
 
-    Use `micro_batch` around every backward pass, then `finish` once.
+    Use `micro_batch` around every backward pass, then `finish` once. Below ZeRO 3, a parameter may lack its gradient on some ranks. At
+    ZeRO 3 all ranks must reach the same parameters in each backward pass, since DeepSpeed gathers those meanwhile.
     """
 
     def __init__(
@@ -84,8 +95,6 @@ class ExactGradients:
         slots, kept_by_rank = slots_of([full_shape(parameter).numel() for parameter in parameters], ranks), context.all_gather(kept)
         groups = in_buckets(slots, -(-bucket_elements // ranks))
         self._buckets = [Bucket(group, MeanExchange(group, kept_by_rank, context)) for group in groups]
-        for bucket, is_needed in zip(self._buckets, context.any(*(bucket.exchange.sends for bucket in self._buckets)), strict=True):
-            bucket.exchange.is_needed = is_needed
         length = sum(slot.part for slot in slots)
         self.sums = torch.zeros(length, dtype=torch.int64, device=context.device)
         """This rank's part of all parameters, in the order of slots, in units of 2**_exponent."""
@@ -95,9 +104,9 @@ class ExactGradients:
         self._largest = torch.zeros((), device=context.device)
         self._sent = 0
         self._on_the_way: deque[Message] = deque()
-        for bucket in self._buckets:
-            for slot in bucket.slots:
-                parameters[slot.parameter].register_hook(partial(self._take, bucket, slot))
+        self._hooks = [
+            parameters[slot.parameter].register_hook(partial(self._take, bucket, slot)) for bucket in self._buckets for slot in bucket.slots
+        ]
 
     @contextmanager
     def micro_batch(self, loss_scale: float, *, is_last: bool) -> Iterator[None]:
@@ -134,15 +143,17 @@ class ExactGradients:
         for bucket in self._buckets:
             bucket.exchange.clear()
 
+    def close(self) -> None:
+        """Let go of the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
     # --- while the backward pass goes on ---------------------------------------------------------------------
 
     def _take(self, bucket: Bucket, slot: Slot, gradient: torch.Tensor) -> torch.Tensor:
-        bucket.awaited.remove(slot.parameter)  # fails if a parameter gets two gradients in one backward pass
-        if bucket.rows is None:
-            bucket.rows = torch.zeros(self._context.world_size, bucket.elements, device=gradient.device)
-        write_rows(gradient.detach().flatten(), bucket.rows[:, slot.start - bucket.start :][:, : slot.part])
+        bucket.put(slot, gradient.detach())
         ready = self._sent
-        while ready < len(self._buckets) and not self._buckets[ready].awaited:
+        while ready < len(self._buckets) and self._buckets[ready].is_complete:
             ready += 1
         self._send_up_to(ready)
         return torch.zeros_like(gradient)

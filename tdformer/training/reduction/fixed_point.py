@@ -20,9 +20,10 @@ STATISTIC_UNITS = (-20, -50)
 SQUARE_UNITS = (-16, -46, -76, -106)
 """Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most LARGEST_GRADIENT**2 can be added."""
 
-PIECES, LARGE_PIECE = {"cpu": 2**16}, 2**22
-"""Values that are squared at once, by type of device: on a CPU so many as its cache holds, which was nine times as fast; elsewhere so many
-that they take little memory."""
+CPU_PIECE = 2**16
+"""Values that a CPU squares at once: as many as its cache holds, which was nine times as fast as all."""
+GPU_PIECE = 2**22
+"""Values that a GPU squares at once, so that they take little memory."""
 
 
 def gradient_exponent(micro_batches: int) -> int:
@@ -41,7 +42,7 @@ def largest_statistic(micro_batches: int) -> float:
 
 def to_fixed(values: torch.Tensor, factor: float) -> torch.Tensor:
     """Return round(values * factor), int64. factor: a power of two, which in float64 changes no bit of a float32 value."""
-    return (values.double() * factor).round_().long()
+    return values.double().mul_(factor).round_().long()
 
 
 def to_limbs(values: torch.Tensor, exponents: Sequence[int]) -> list[torch.Tensor]:
@@ -66,7 +67,7 @@ def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of the squares of float32 values of at most LARGEST_GRADIENT, in limbs, int64 [4]."""
-    pieces = values.split(PIECES.get(values.device.type, LARGE_PIECE))
+    pieces = values.split(CPU_PIECE if values.device.type == "cpu" else GPU_PIECE)
     return torch.stack([_squares(piece) for piece in pieces]).sum(0)
 
 

@@ -23,6 +23,10 @@ class Slot(NamedTuple):
     start: int
     """Where the part begins in the sums of this rank."""
 
+    def of_rank(self, rank: int) -> Span:
+        """Return the elements of the parameter in a rank's part."""
+        return min(rank * self.part, self.size), min((rank + 1) * self.part, self.size)
+
 
 def slots_of(sizes: Sequence[int], ranks: int) -> list[Slot]:
     """Return the slots of parameters of these sizes, the last parameter first, since its gradient is complete first."""

@@ -29,17 +29,15 @@ class MeanExchange:
         self._context = context
         self._sent = [_pieces(slots, context.rank, of_receiver) for of_receiver in kept]
         self._received = [_pieces(slots, sender, kept[context.rank]) for sender in range(context.world_size)]
-        self.sends = any(pieces for receiver, pieces in enumerate(self._sent) if receiver != context.rank)
-        """True if this rank has something for another."""
-        self.is_needed = True
-        """True if any rank has something for another. ExactGradients sets it."""
+        own = [[slot.of_rank(rank) for slot in slots] for rank in range(context.world_size)]
+        self._is_needed = own != [[of_rank[slot.parameter] for slot in slots] for of_rank in kept]
         self._values = torch.empty(0)
         self._work: dist.Work | None = None
 
     def start(self, means: torch.Tensor) -> None:
         """Begin to exchange. means: this rank's, float32, in the order of slots. Collective if it is needed."""
         sent = torch.cat([means[piece.start :][: piece.length] for pieces in self._sent for piece in pieces] or [means[:0]])
-        if not self.is_needed:
+        if not self._is_needed:
             self._values = sent
             return
         lengths = [[sum(piece.length for piece in pieces) for pieces in side] for side in (self._received, self._sent)]
@@ -69,8 +67,8 @@ def _pieces(slots: Sequence[Slot], sender: int, kept: Sequence[Span]) -> list[Pi
     """Return what a sender has of what a receiver keeps."""
     pieces = []
     for slot in slots:
-        begin = sender * slot.part
-        start, end = max(begin, kept[slot.parameter][0]), min(begin + slot.part, slot.size, kept[slot.parameter][1])
+        begin, stop = slot.of_rank(sender)
+        start, end = max(begin, kept[slot.parameter][0]), min(stop, kept[slot.parameter][1])
         if start < end:
             pieces.append(Piece(slot.parameter, slot.start - slots[0].start + start - begin, end - start))
     return pieces

@@ -61,6 +61,9 @@ class Reduction(Protocol):
     def step(self) -> StepResult:
         """Step the optimizer if loss and gradients are finite, and drop the global batch otherwise."""
 
+    def close(self) -> None:
+        """Let go of the parameters, so that they can be freed."""
+
 
 class ExactReduction:
     """Makes the same bits on any number of ranks and at any ZeRO stage.
@@ -75,7 +78,7 @@ class ExactReduction:
         self.insides, self.trained, self.clip_grad = insides, trained, training.clip_grad
         self.accumulation = training.accumulation(context.world_size)
         micro_batches = self.accumulation * context.world_size
-        self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, micro_batches, more=len(SQUARE_UNITS) + PROBLEMS)
+        self.statistics = BatchStatistics(list(insides.engine.module.buffers()), context, micro_batches, extra=len(SQUARE_UNITS) + PROBLEMS)
         kept, adds_up = [insides.kept_span(parameter) for parameter in trained], sends_sums(training, context.world_size)
         self.gradients = ExactGradients(trained, context, micro_batches, bucket, kept, sends_sums=adds_up)
         self._passed, self._loss, self._norm = 0, 0.0, 0.0
@@ -93,8 +96,8 @@ class ExactReduction:
         return loss.detach()
 
     def reduce(self, loss_scale: float) -> None:
-        self.statistics.more[: len(SQUARE_UNITS)] = sum_of_squares(self.gradients.finish())
-        self.statistics.more[len(SQUARE_UNITS) :] = self.gradients.problems()
+        self.statistics.extra[: len(SQUARE_UNITS)] = sum_of_squares(self.gradients.finish())
+        self.statistics.extra[len(SQUARE_UNITS) :] = self.gradients.problems()
         self.statistics.reduce()
         result = self.statistics.result.tolist()
         self._loss, self._norm = self.statistics.loss(result), _norm(result[-len(SQUARE_UNITS) - PROBLEMS :])
@@ -110,6 +113,9 @@ class ExactReduction:
         self.gradients.clear()
         self._passed = 0
         return StepResult(self._loss, self._norm, is_taken, TOO_LARGE if self._norm == math.inf else NOT_FINITE)
+
+    def close(self) -> None:
+        self.gradients.close()
 
     def _take_step(self) -> None:
         factor = 1.0 if self.clip_grad is None or self._norm <= self.clip_grad else self.clip_grad / self._norm
@@ -129,9 +135,9 @@ def note_on_kernels(reduction: ResolvedReduction, deterministic: bool, device_ty
 def sends_sums(training: TrainingConfig, ranks: int) -> bool:
     """Tell whether ExactReduction sends sums of a rank's micro-batches instead of each micro-batch's gradients.
 
-    It sends less, but ZeRO 2 and 3 save the memory that such sums take.
+    A sum has 8 bytes per parameter, and the gradients of a micro-batch 4. ZeRO 2 and 3 save the memory that such sums take.
     """
-    return ranks > 1 and training.accumulation(ranks) > 1 and training.zero_stage < 2
+    return ranks > 1 and training.accumulation(ranks) > 2 and training.zero_stage < 2
 
 
 def _norm(numbers: Sequence[int]) -> float:
@@ -182,11 +188,14 @@ class FastReduction:
     def step(self) -> StepResult:
         norm, is_taken = self.insides.step_if_finite(self.trained, self._scale, self.clip_grad)
         loss = self.statistics.loss(self._result.tolist())  # it has arrived, because the host has waited for the norm
-        if is_taken:
+        if is_taken and math.isfinite(loss):
             self.statistics.keep()
         self.statistics.clear()
         self._passed = 0
         return StepResult(loss, norm, is_taken)
+
+    def close(self) -> None:
+        """DeepSpeed lets go of the parameters itself."""
 
 
 def _nan_unless_finite(loss: torch.Tensor) -> torch.Tensor:
