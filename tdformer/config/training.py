@@ -91,8 +91,8 @@ class TrainingConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
     reduction: WantedReduction = "auto"
-    """How gradients are summed over the ranks. exact: as whole numbers, to the same bits on any number of ranks and at any ZeRO stage;
-    a gradient of a micro-batch that is larger than 128 counts as not finite. fast: by DeepSpeed in float32; the bits then depend on the
+    """How gradients are summed over the ranks. exact: as whole numbers, to the same bits on any number of ranks and at any ZeRO stage.
+    fast: by DeepSpeed in float32; the bits then depend on the
     number of ranks. Both send while the backward pass goes on. auto: exact on one node, fast on several. A run keeps for its whole life
     what auto chose at its start."""
     deterministic: bool = False

@@ -19,7 +19,7 @@ from tdformer.training.reduction.reduction import sends_sums
 
 FP32, INT64 = 4, 8
 SUM = 2 * INT64
-"""Bytes of the sum of a BatchNorm statistic."""
+"""Bytes of an exact sum."""
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
 networks have."""
@@ -122,9 +122,9 @@ def _state(training: TrainingConfig, parameters: int, statistics: int, gpus: int
 def _exact_sums(training: TrainingConfig, parameters: int, gpus: int) -> int:
     """Return the bytes of ExactGradients: sums and means of a rank's part, means that its optimizer steps, buckets on their way."""
     part, bucket = -(-parameters // gpus), bucket_elements(parameters)
-    kept = (INT64 + FP32) * part + FP32 * (part if training.zero_stage else parameters)
+    kept = (SUM + FP32) * part + FP32 * (part if training.zero_stage else parameters)
     on_the_way = (1 + BUCKETS_IN_FLIGHT) * 2 * FP32 * bucket if gpus > 1 else FP32 * bucket
-    return kept + on_the_way + (INT64 * parameters if sends_sums(training, gpus) else 0)
+    return kept + on_the_way + (SUM * parameters if sends_sums(training, gpus) else 0)
 
 
 def _activations(config: RunConfig) -> dict[str, int]:
@@ -143,7 +143,7 @@ def _communication(training: TrainingConfig, parameters: int, statistics: int, g
     gathers = {0: 0, 1: 1, 2: 1, 3: micro_batches * (2 if training.recompute == "none" else 3)}[stage]
     traffic = {"statistics_all_reduce": int(2 * SUM * statistics * passed_on), "parameters_all_gather": gathers * once}
     if reduction == "exact":
-        traffic["gradients_all_to_all"] = 2 * once if sends_sums(training, gpus) else micro_batches * once
+        traffic["gradients_all_to_all"] = SUM // FP32 * once if sends_sums(training, gpus) else micro_batches * once
         traffic["means_all_to_all"] = {0: once, 3: 0}.get(stage, once // gpus)
     elif stage == 3:
         traffic["gradients_reduce_scatter"] = micro_batches * once

@@ -22,8 +22,8 @@ from tdformer.estimate.plan import WORKSPACE_BYTES, plan
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
 
-ACCUMULATION = 3
-"""From three micro-batches on, the exact reduction adds up a rank's own at ZeRO 0 and 1."""
+ACCUMULATION = 5
+"""From five micro-batches on, the exact reduction adds up a rank's own at ZeRO 0 and 1."""
 NOT_MEASURED = ("fast", 3)
 """What DeepSpeed frees late there, and differently from run to run: up to 34 % more than planned on four ranks, and 20 % on two."""
 

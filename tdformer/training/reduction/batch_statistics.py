@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.reduction.fixed_point import STATISTIC_UNITS, largest_statistic, of_limbs, to_limbs
+from tdformer.training.reduction.fixed_point import STATISTIC_UNITS, from_limbs, largest_statistic, of_limbs, to_limbs
 
 LIMBS = len(STATISTIC_UNITS)
 
@@ -66,8 +66,7 @@ class BatchStatistics:
     def keep(self) -> None:
         """Give the network the mean statistics."""
         if self._buffers:
-            first, second = (limbs.double() * 2.0**exponent for limbs, exponent in zip(self._of_statistics, STATISTIC_UNITS, strict=True))
-            means = (first + second) / self._micro_batches
+            means = from_limbs(list(self._of_statistics), STATISTIC_UNITS).div_(self._micro_batches)
             parts = means.split([buffer.numel() for buffer in self._buffers])
             torch._foreach_copy_(self._buffers, [part.view(buffer.shape) for part, buffer in zip(parts, self._buffers, strict=True)])
 

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.reduction.fixed_point import LARGEST_GRADIENT, gradient_exponent, to_fixed
+from tdformer.training.reduction.fixed_point import GRADIENT_UNITS, from_limbs, largest_gradient, to_limbs
 from tdformer.training.reduction.gradient_layout import Slot, Span, full_shape, in_buckets, slots_of, write_rows
 from tdformer.training.reduction.mean_exchange import MeanExchange
 
+LIMBS = len(GRADIENT_UNITS)
 BUCKETS_IN_FLIGHT = 2
 """Buckets that a rank sends at once [our choice]. It bounds their memory, since each takes 8 bytes per element."""
 
@@ -87,19 +88,19 @@ class ExactGradients:
 
         parameters: those that are trained, whole or as ZeRO 3 partitions them. micro_batches: their number over all ranks.
         bucket_elements: least elements of a bucket, over all ranks. kept: the elements of each parameter that this rank's optimizer steps.
-        sends_sums: add up the gradients of this rank's micro-batches, which takes 8 bytes per parameter, and send them once, in the last
+        sends_sums: add up the gradients of this rank's micro-batches, which takes 16 bytes per parameter, and send them once, in the last
         backward pass; instead of sending those of every micro-batch.
         """
         self._context, self._micro_batches, ranks = context, micro_batches, context.world_size
-        self._exponent, self._scale, self._is_last = gradient_exponent(micro_batches), 1.0, True
+        self._scale, self._is_last = 1.0, True
         slots, kept_by_rank = slots_of([full_shape(parameter).numel() for parameter in parameters], ranks), context.all_gather(kept)
         groups = in_buckets(slots, -(-bucket_elements // ranks))
         self._buckets = [Bucket(group, MeanExchange(group, kept_by_rank, context)) for group in groups]
         length = sum(slot.part for slot in slots)
-        self.sums = torch.zeros(length, dtype=torch.int64, device=context.device)
-        """This rank's part of all parameters, in the order of slots, in units of 2**_exponent."""
-        self.unsent = torch.zeros(length * ranks if sends_sums else 0, dtype=torch.int64, device=context.device)
-        """The sums of this rank's micro-batches, bucket by bucket."""
+        self.sums = torch.zeros(LIMBS, length, dtype=torch.int64, device=context.device)
+        """This rank's part of all parameters, in the order of slots, in limbs."""
+        self.unsent = torch.zeros(LIMBS * length * ranks if sends_sums else 0, dtype=torch.int64, device=context.device)
+        """The sums of this rank's micro-batches, bucket by bucket, each [ranks, limbs, elements]."""
         self._means = torch.empty(length, device=context.device)
         self._largest = torch.zeros((), device=context.device)
         self._sent = 0
@@ -127,7 +128,7 @@ class ExactGradients:
     def problems(self) -> torch.Tensor:
         """Return int64 [2]: whether this rank had a gradient that is not finite, and one that is too large to be added up exactly."""
         is_finite = self._largest.isfinite()
-        return torch.stack([~is_finite, is_finite & (self._largest > LARGEST_GRADIENT)]).long()
+        return torch.stack([~is_finite, is_finite & (self._largest > largest_gradient(self._micro_batches))]).long()
 
     def kept(self, factor: float) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield, after `finish`, the means that this rank keeps, times a factor: a parameter's number, and values, float32 and flat."""
@@ -169,8 +170,8 @@ class ExactGradients:
         rows = bucket.take_rows(ranks, self._context.device)
         self._largest = torch.maximum(self._largest, torch.linalg.vector_norm(rows, torch.inf) / self._scale)
         if len(self.unsent):
-            unsent = self.unsent[bucket.start * ranks :][: rows.numel()].view(rows.shape)
-            unsent += self._fixed(rows)
+            unsent = self.unsent[LIMBS * bucket.start * ranks :][: LIMBS * rows.numel()].view(ranks, LIMBS, -1)
+            unsent += torch.stack(self._limbs(rows), 1)
             if not self._is_last:
                 return
             rows = unsent
@@ -189,12 +190,13 @@ class ExactGradients:
             self._add(message.bucket, message.received)
 
     def _add(self, bucket: Bucket, rows: torch.Tensor) -> None:
-        sums = bucket.of(self.sums)
-        sums += (self._fixed(rows) if rows.is_floating_point() else rows).sum(0)
+        sums = [bucket.of(limb) for limb in self.sums]
+        for total, limb in zip(sums, self._limbs(rows) if rows.is_floating_point() else rows.unbind(1), strict=True):
+            total += limb.sum(0)
         if self._is_last:
             means = bucket.of(self._means)
-            means.copy_((sums.double() * 2.0**self._exponent).div_(self._micro_batches))
+            means.copy_(from_limbs(sums, GRADIENT_UNITS).div_(self._micro_batches))
             bucket.exchange.start(means)
 
-    def _fixed(self, gradients: torch.Tensor) -> torch.Tensor:
-        return to_fixed(gradients, 2.0**-self._exponent / self._scale)
+    def _limbs(self, gradients: torch.Tensor) -> list[torch.Tensor]:
+        return to_limbs(gradients.double().div_(self._scale), GRADIENT_UNITS)

@@ -6,19 +6,19 @@ integers are exact. The units are our choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 SUM_BITS = 62
 """A sum stays below 2**62 in size, so that int64 never overflows."""
-LARGEST_GRADIENT = 2.0**7
-"""Gradients of a micro-batch that are larger than this, in any element, are dropped as if they were not finite."""
+GRADIENT_UNITS = (-18, -62)
+"""Exponents of the two units in which a gradient is written. The second holds what the first leaves. Half of 2**-62 is less than what
+float32 rounds of any gradient above 2e-12, and AdamW adds 1e-8 to what it divides by."""
 STATISTIC_UNITS = (-20, -50)
-"""Exponents of the two units in which a BatchNorm statistic or a loss is written. The second holds what the first leaves."""
-SQUARE_UNITS = (-16, -46, -76, -106)
-"""Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most LARGEST_GRADIENT**2 can be added."""
+"""Exponents of the two units in which a BatchNorm statistic or a loss is written."""
+SQUARE_UNITS = (34, 4, -26, -56, -86, -116)
+"""Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most 2**64 can be added."""
 
 CPU_PIECE = 2**16
 """Values that a CPU squares at once: as many as its cache holds, which was nine times as fast as all."""
@@ -26,23 +26,14 @@ GPU_PIECE = 2**22
 """Values that a GPU squares at once, so that they take little memory."""
 
 
-def gradient_exponent(micro_batches: int) -> int:
-    """Return the exponent of the unit of gradients, of which `micro_batches` can be added.
-
-    For 64 micro-batches the unit is 2**-49. AdamW divides by a root of mean squares plus 1e-8, so that half a unit moves a parameter by at
-    most 1e-7 of the learning rate, which is less than float32 rounds.
-    """
-    return int(math.log2(LARGEST_GRADIENT)) + _bits(micro_batches) - SUM_BITS
+def largest_gradient(micro_batches: int) -> float:
+    """Return the largest gradient of which `micro_batches` can be added, and of which 2**31 squares can be: 4e9 up to 4096 of them."""
+    return 2.0 ** min(32, SUM_BITS + GRADIENT_UNITS[0] - _bits(micro_batches))
 
 
 def largest_statistic(micro_batches: int) -> float:
     """Return the largest statistic or loss of which `micro_batches` can be added."""
     return 2.0 ** (SUM_BITS + STATISTIC_UNITS[0] - _bits(micro_batches))
-
-
-def to_fixed(values: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return round(values * factor), int64. factor: a power of two, which in float64 changes no bit of a float32 value."""
-    return values.double().mul_(factor).round_().long()
 
 
 def to_limbs(values: torch.Tensor, exponents: Sequence[int]) -> list[torch.Tensor]:
@@ -59,6 +50,12 @@ def to_limbs(values: torch.Tensor, exponents: Sequence[int]) -> list[torch.Tenso
     return [*limbs, (rest * 2.0 ** -exponents[-1]).round_().long()]
 
 
+def from_limbs(limbs: Sequence[torch.Tensor], exponents: Sequence[int]) -> torch.Tensor:
+    """Return the values that are written in two limbs, float64. The sum of the two is rounded."""
+    first, second = (limb.double().mul_(2.0**exponent) for limb, exponent in zip(limbs, exponents, strict=True))
+    return first.add_(second)
+
+
 def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
     """Return the float64 that is nearest to a value in limbs."""
     last = exponents[-1]
@@ -66,7 +63,7 @@ def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the squares of float32 values of at most LARGEST_GRADIENT, in limbs, int64 [4]."""
+    """Return the sum of the squares of float32 values of at most 2**32, in limbs, int64 [6]."""
     pieces = values.split(CPU_PIECE if values.device.type == "cpu" else GPU_PIECE)
     return torch.stack([_squares(piece) for piece in pieces]).sum(0)
 

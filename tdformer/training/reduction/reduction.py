@@ -19,10 +19,10 @@ from tdformer.distributed.context import DistContext
 from tdformer.training.deepspeed_insides import DeepSpeedInsides
 from tdformer.training.reduction.batch_statistics import BatchStatistics
 from tdformer.training.reduction.exact_gradients import ExactGradients
-from tdformer.training.reduction.fixed_point import LARGEST_GRADIENT, SQUARE_UNITS, of_limbs, sum_of_squares
+from tdformer.training.reduction.fixed_point import SQUARE_UNITS, of_limbs, sum_of_squares
 
 NOT_FINITE = "the loss or a gradient is not finite"
-TOO_LARGE = f"a gradient is larger than {LARGEST_GRADIENT:g}, the most that training.reduction=exact adds up,"
+TOO_LARGE = "a gradient is larger than 4e9, the most that training.reduction=exact adds up,"
 PROBLEMS = 2
 """What ExactGradients.problems counts."""
 DESCRIPTIONS: dict[ResolvedReduction, str] = {
@@ -135,9 +135,9 @@ def note_on_kernels(reduction: ResolvedReduction, deterministic: bool, device_ty
 def sends_sums(training: TrainingConfig, ranks: int) -> bool:
     """Tell whether ExactReduction sends sums of a rank's micro-batches instead of each micro-batch's gradients.
 
-    A sum has 8 bytes per parameter, and the gradients of a micro-batch 4. ZeRO 2 and 3 save the memory that such sums take.
+    A sum has 16 bytes per parameter, and the gradients of a micro-batch 4. ZeRO 2 and 3 save the memory that such sums take.
     """
-    return ranks > 1 and training.accumulation(ranks) > 2 and training.zero_stage < 2
+    return ranks > 1 and training.accumulation(ranks) > 4 and training.zero_stage < 2
 
 
 def _norm(numbers: Sequence[int]) -> float:
