@@ -46,7 +46,7 @@ def test_no_order_and_no_grouping_of_addends_changes_a_bit(values: list[float], 
     found = sum(limb * Fraction(2) ** exponent for limb, exponent in zip(whole, GRADIENT_UNITS, strict=True))
     assert abs(found - sum(map(Fraction, values))) <= len(values) * Fraction(2) ** GRADIENT_UNITS[1] / 2
     tensors = [torch.tensor(limb) for limb in whole]
-    assert float(from_limbs(tensors, GRADIENT_UNITS)) == pytest.approx(float(found), rel=1e-12, abs=1e-18)
+    assert float(from_limbs(tensors, GRADIENT_UNITS)) == pytest.approx(float(found), rel=1e-12, abs=1e-17)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 64, 100, 4096, 10_000])
@@ -185,7 +185,7 @@ def test_clipping_takes_a_factor_of_all_that_is_kept() -> None:
     assert whole.squares == clipped.squares
 
 
-@pytest.mark.parametrize(("value", "problems"), [(math.nan, [1, 0]), (math.inf, [1, 0]), (-(2.0**33), [0, 1]), (-(2.0**32), [0, 0])])
+@pytest.mark.parametrize(("value", "problems"), [(math.nan, [1, 0]), (math.inf, [1, 0]), (-(2.0**47), [0, 1]), (-(2.0**46), [0, 0])])
 @pytest.mark.parametrize("sends_sums", [False, True])
 def test_a_gradient_that_cannot_be_added_up_is_counted(value: float, problems: list[int], sends_sums: bool) -> None:
     given = gradients([5, 3], 4, seed=0)

@@ -12,13 +12,14 @@ import torch
 
 SUM_BITS = 62
 """A sum stays below 2**62 in size, so that int64 never overflows."""
-GRADIENT_UNITS = (-18, -62)
-"""Exponents of the two units in which a gradient is written. The second holds what the first leaves. Half of 2**-62 is less than what
-float32 rounds of any gradient above 2e-12, and AdamW adds 1e-8 to what it divides by."""
+GRADIENT_UNITS = (-4, -52)
+"""Exponents of the two units in which a gradient is written. The second holds what the first leaves. AdamW divides a gradient by a root of
+mean squares plus 1e-8, so that half of 2**-52 moves a parameter by 1e-8 of the learning rate at most. BatchNorm of dead channels makes
+gradients of 1e9 in networks that train well, so that the first unit has to leave room."""
 STATISTIC_UNITS = (-20, -50)
 """Exponents of the two units in which a BatchNorm statistic or a loss is written."""
-SQUARE_UNITS = (34, 4, -26, -56, -86, -116)
-"""Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most 2**64 can be added."""
+SQUARE_UNITS = (62, 32, 2, -28, -58, -88, -118)
+"""Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most 2**92 can be added."""
 
 CPU_PIECE = 2**16
 """Values that a CPU squares at once: as many as its cache holds, which was nine times as fast as all."""
@@ -27,8 +28,8 @@ GPU_PIECE = 2**22
 
 
 def largest_gradient(micro_batches: int) -> float:
-    """Return the largest gradient of which `micro_batches` can be added, and of which 2**31 squares can be: 4e9 up to 4096 of them."""
-    return 2.0 ** min(32, SUM_BITS + GRADIENT_UNITS[0] - _bits(micro_batches))
+    """Return the largest gradient of which `micro_batches` can be added, and of which 2**31 squares can be: 7e13 up to 4096 of them."""
+    return 2.0 ** min(46, SUM_BITS + GRADIENT_UNITS[0] - _bits(micro_batches))
 
 
 def largest_statistic(micro_batches: int) -> float:
@@ -63,7 +64,7 @@ def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
 
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the squares of float32 values of at most 2**32, in limbs, int64 [6]."""
+    """Return the sum of the squares of float32 values of at most 2**46, in limbs, int64 [7]."""
     pieces = values.split(CPU_PIECE if values.device.type == "cpu" else GPU_PIECE)
     return torch.stack([_squares(piece) for piece in pieces]).sum(0)
 

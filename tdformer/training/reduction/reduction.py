@@ -22,7 +22,7 @@ from tdformer.training.reduction.exact_gradients import ExactGradients
 from tdformer.training.reduction.fixed_point import SQUARE_UNITS, of_limbs, sum_of_squares
 
 NOT_FINITE = "the loss or a gradient is not finite"
-TOO_LARGE = "a gradient is larger than 4e9, the most that training.reduction=exact adds up,"
+TOO_LARGE = "a gradient is larger than 7e13, the most that training.reduction=exact adds up,"
 PROBLEMS = 2
 """What ExactGradients.problems counts."""
 DESCRIPTIONS: dict[ResolvedReduction, str] = {
