@@ -47,7 +47,7 @@ class Index:
     def load(cls, path: Path) -> Index:
         """Map an index file into memory. Raises OSError if it cannot be read, and ValueError if it is no index.
 
-        Raises UnavailableError if memory runs out.
+        Raises UnavailableError if memory runs out, or if Python cannot parse the header now.
         """
         try:
             if not path.is_file():

@@ -92,9 +92,8 @@ class TrainingConfig(Section):
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
     reduction: WantedReduction = "auto"
     """How gradients are summed over the ranks. exact: as whole numbers, to the same bits on any number of ranks and at any ZeRO stage.
-    fast: by DeepSpeed in float32; the bits then depend on the
-    number of ranks. Both send while the backward pass goes on. auto: exact on one node, fast on several. A run keeps for its whole life
-    what auto chose at its start."""
+    fast: by DeepSpeed in float32; the bits then depend on the number of ranks. Both send while the backward pass goes on. auto: exact on
+    one node, fast on several. A run keeps for its whole life what auto chose at its start."""
     deterministic: bool = False
     """true: a GPU runs only kernels that give the same bits each time, which may be slower; an operation that has none ends the run. With
     reduction: exact, the bits are then the same on any number of ranks of this kind of GPU. A CPU gives them in any case."""

@@ -20,8 +20,6 @@ from tdformer.training.reduction.reduction import sends_sums
 FP32, INT64 = 4, 8
 SUM = 2 * INT64
 """Bytes of an exact sum."""
-LIMBS_BYTES = 52
-"""Bytes per element of a bucket while its gradients become whole numbers, as measured."""
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
 networks have."""
@@ -126,7 +124,7 @@ def _exact_sums(training: TrainingConfig, parameters: int, gpus: int) -> int:
     part, bucket = -(-parameters // gpus), bucket_elements(parameters)
     kept = (SUM + FP32) * part + FP32 * (part if training.zero_stage else parameters)
     on_the_way = (1 + BUCKETS_IN_FLIGHT) * 2 * FP32 * bucket if gpus > 1 else FP32 * bucket
-    return kept + on_the_way + LIMBS_BYTES * bucket + (SUM * parameters if sends_sums(training, gpus) else 0)
+    return kept + on_the_way + (SUM * parameters if sends_sums(training, gpus) else 0)
 
 
 def _activations(config: RunConfig) -> dict[str, int]:

@@ -73,12 +73,15 @@ class Engine:
     # --- one optimizer step ----------------------------------------------------------------------------------
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float = 1.0) -> torch.Tensor:
-        """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
+        """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples.
+
+        loss_scale: a power of two, the same in all micro-steps of an optimizer step. It is taken out of the gradients.
+        """
         return self._reduction.micro_step(images_BCHW, labels, loss_scale)
 
-    def reduce(self, loss_scale: float = 1.0) -> None:
-        """Make means over the global batch. Collective. loss_scale: the one that its micro-steps had. It is taken out of the gradients."""
-        self._reduction.reduce(loss_scale)
+    def reduce(self) -> None:
+        """Make means over the global batch. Collective."""
+        self._reduction.reduce()
 
     def optimizer_step(self, learning_rate: float) -> StepResult:
         """Step the optimizer. If loss or gradients are not finite, drop the global batch instead, so that nothing changes. Collective."""

@@ -147,7 +147,7 @@ class Trainer:
                 return
             losses = [self._micro_step(number, batch, scale) for number, batch in enumerate(batches)]
             self.telemetry.enter("communication")
-            self.engine.reduce(scale)
+            self.engine.reduce()
             self.telemetry.enter("optimizer")
             result = self.engine.optimizer_step(rate)
             if self._may_read_ahead():

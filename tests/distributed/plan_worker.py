@@ -1,4 +1,4 @@
-"""Started in several processes: the most memory that a rank's tensors take while a network is made and trained for a step.
+"""Started in several processes: the most memory that a rank's tensors take while a network is made and trained for two steps.
 
     torchrun --nproc-per-node 2 -m tests.distributed.plan_worker
 
@@ -50,10 +50,11 @@ def config_at(stage: int, reduction: ResolvedReduction, ranks: int) -> RunConfig
 
 def train(config: RunConfig, reduction: ResolvedReduction, context: DistContext) -> Engine:
     engine = Engine(ModelWithLoss(config.model, label_smoothing=0.1), config, context, reduction)
-    for _ in range(ACCUMULATION):
-        engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,)))
-    engine.reduce()
-    engine.optimizer_step(0.01)
+    for _ in range(2):
+        for _ in range(ACCUMULATION):
+            engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,)))
+        engine.reduce()
+        engine.optimizer_step(0.01)
     return engine
 
 

@@ -96,7 +96,7 @@ def train(case: dict[str, Any], reduction: ResolvedReduction, context: DistConte
             if step == BAD_STEP and micro_batch == 0 and context.rank == context.world_size - 1:
                 images_BCHW[0, 0, 0, 0] = torch.inf
             engine.micro_step(images_BCHW, torch.randint(0, 5, (2,)), scale)
-        engine.reduce(scale)
+        engine.reduce()
         result = engine.optimizer_step(0.01)
         if step == BAD_STEP:
             found.dropped = not result.is_taken and same(before, state_of(engine))

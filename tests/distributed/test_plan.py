@@ -21,8 +21,8 @@ def test_estimated_memory_is_within_15_percent_of_that_measured_and_shrinks_with
             assert case["planned"] == pytest.approx(case["measured"], rel=0.15), (name, ranks)
     for name in ALWAYS_SHARDED:
         one, two, four = (memory[ranks][name] for ranks in (1, 2, 4))
-        # Gradients, sums and moments are halved with each doubling; buckets are not, which count for much in so small a network.
-        assert four["planned_state"] < 0.7 * two["planned_state"] < 0.7**2 * one["planned_state"], name
+        # Gradients, sums and moments are halved with each doubling. Of all that is measured, they are the part that shrinks.
+        assert four["planned_state"] < 0.65 * two["planned_state"] < 0.65**2 * one["planned_state"], name
         for more, fewer in ((one, two), (two, four)):
             saved = more["planned_state"] - fewer["planned_state"]
             assert more["measured"] - fewer["measured"] > 0.5 * saved, name

@@ -55,7 +55,7 @@ def test_a_stop_signal_saves_and_the_resume_ends_with_the_same_bits(run_config: 
         assert process.poll() is None, process.output("stderr")
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=300) == 75
+    assert process.wait(timeout=60) == 75
     assert "state saved; go on with: tdformer train" in process.output()
     client = MlflowClient(run_config["tracking"]["uri"])
     run_id = run_id_of(stopped)

@@ -70,7 +70,7 @@ def test_killed_in_an_epoch_and_resumed_by_three_processes_on_the_other_format(r
     for process in processes:
         process.kill()
     for process in processes:
-        process.wait(timeout=300)
+        process.wait(timeout=60)
     assert taken(tmp_path / "killed-keys").items() <= whole.items()
     resumed_at = last_saved(killed)
     assert resumed_at % STEPS_PER_EPOCH

@@ -122,7 +122,7 @@ def test_a_study_that_is_told_to_stop_stops_its_run_too(run_config: dict, tmp_pa
         assert started.poll() is None, started.output("stderr")
         time.sleep(0.05)
     os.kill(started.pid, signal.SIGTERM)
-    assert started.wait(300) == 75
+    assert started.wait(60) == 75
     run = tmp_path / "out" / "small" / "topdown-seed-1"
     assert reader.read(run).state == "stopped"
 

@@ -160,7 +160,7 @@ def test_a_process_that_lost_its_run_while_it_was_halted_writes_nothing_more(sta
     session.write_text(json.dumps({**json.loads((run / "sessions" / "0001.json").read_text()), "status": "running"}))
     before = files_of(run)
     os.kill(started.pid, signal.SIGCONT)
-    assert started.wait(timeout=300) == 69
+    assert started.wait(timeout=60) == 69
     assert "was taken over by process" in started.output("stderr")
     assert files_of(run) == before
 
@@ -171,7 +171,7 @@ def test_a_run_directory_that_goes_away_under_a_run(started: Started, tmp_path: 
     run.rename(renamed)
     if how == "removed":
         shutil.rmtree(renamed)
-    assert started.wait(timeout=300) == 69
+    assert started.wait(timeout=60) == 69
     told = started.output("stderr")
     assert f"{run} is gone: it was removed, renamed or unmounted while it was trained" in told
     assert "go on with: tdformer train NEW_PATH" in told
@@ -269,7 +269,7 @@ def test_a_process_that_was_halted_while_the_run_was_finished_writes_nothing(ref
     resume(run)
     before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "last_saved", "checkpoints/latest", "config.yaml")}
     os.kill(halted.pid, signal.SIGCONT)
-    assert halted.wait(300) in (69, 2)  # this run may reach its last step before the watchdog ends it
+    assert halted.wait(60) in (69, 2)  # this run may reach its last step before the watchdog ends it
     assert {name: (run / name).read_bytes() for name in before} == before
     assert any(words in halted.output("stderr") for words in ("was taken over", "another process trains it"))
     assert bits(run) == bits(reference.run)

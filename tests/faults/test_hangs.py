@@ -35,7 +35,7 @@ class Faulty:
         self.ranks = start_ranks(world_size, "tests.faults.fault_worker", arguments, folder / "rank", environment)
 
     def codes_of_others(self) -> set[int]:
-        return {rank.wait(timeout=300) for number, rank in enumerate(self.ranks) if number != self.victim}
+        return {rank.wait(timeout=60) for number, rank in enumerate(self.ranks) if number != self.victim}
 
     def end(self) -> None:
         for rank in self.ranks:
@@ -74,7 +74,7 @@ def test_a_dead_rank_ends_the_others_at_once(
 ) -> None:
     run = Faulty(fault, victim, world_size, run_config, tmp_path)
     try:
-        ended = run.ranks[victim].wait(timeout=300)
+        ended = run.ranks[victim].wait(timeout=60)
         start = time.monotonic()
         assert run.codes_of_others() == {LOST}
         assert time.monotonic() - start < 20
@@ -102,7 +102,7 @@ def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
         for rank in {*range(world_size)} - {victim}:
             assert "in all_reduce" in run.stacks(rank)
         os.kill(run.ranks[victim].pid, signal.SIGCONT)
-        assert run.ranks[victim].wait(timeout=300) in (LOST, 1)
+        assert run.ranks[victim].wait(timeout=30) in (LOST, 1)
         assert len(run.errors()) == 1
     finally:
         run.end()
@@ -112,7 +112,7 @@ def test_a_stopped_rank_is_named_and_the_stacks_of_the_others_are_kept(
 def test_a_main_thread_that_hangs_is_shown_where(run_config: dict, tmp_path: Path, victim: int, world_size: int) -> None:
     run = Faulty("sleep", victim, world_size, run_config, tmp_path)
     try:
-        assert {rank.wait(timeout=300) for rank in run.ranks} == {LOST}
+        assert {rank.wait(timeout=60) for rank in run.ranks} == {LOST}
         assert f"no progress for {TIMEOUT} s of rank {victim}" in run.errors()[0]
         assert "while training, at fault_worker.py:" in run.errors()[0]
         assert ("the others wait for it" in run.errors()[0]) == (world_size > 1)
@@ -148,7 +148,7 @@ def test_a_call_that_never_lets_another_thread_run(run_config: dict, tmp_path: P
         assert run.codes_of_others() == {LOST}
         assert "one call holds the whole process" in run.errors()[0]
         run.check_the_rest()
-        assert run.ranks[1].wait(timeout=300) == 1
+        assert run.ranks[1].wait(timeout=30) == 1
         assert "in train_batches" in run.ranks[1].output("stderr")
     finally:
         run.end()
@@ -171,7 +171,7 @@ def test_our_launcher_says_it_once_and_leaves_no_process(run_config: dict, tmp_p
         victim = max(ranks, key=lambda process: process.pid)  # started last
         victim.send_signal(number)
         start = time.monotonic()
-        assert launcher.wait(timeout=300) == code
+        assert launcher.wait(timeout=60) == code
         assert time.monotonic() - start < 30
         assert not any(process.is_running() for process in ranks)
         errors = launcher.output("stderr")
@@ -189,7 +189,7 @@ def test_ranks_of_a_run_that_was_not_disturbed_say_nothing(run_config: dict, tmp
     environment = {"FAULT": "none", "FAULT_RANK": "-1"}
     arguments = ["train", write_config(run_config, tmp_path), "--run-dir", tmp_path / "run"]
     ranks: list[Started] = start_ranks(2, "tests.faults.fault_worker", arguments, tmp_path / "rank", environment)
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
     assert [rank.output("stderr") for rank in ranks] == ["", ""]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",

@@ -130,7 +130,7 @@ def test_a_run_whose_terminal_is_lost_saves_and_stops(run_config: dict, tmp_path
     wait_for_step(run, process, master)
     ranks = family.children()
     os.close(master)
-    assert process.wait(300) == 75
+    assert process.wait(120) == 75
     assert status(run) == "stopped"
     assert psutil.wait_procs(ranks, timeout=20)[1] == []
 
@@ -146,7 +146,7 @@ def test_a_run_under_nohup_goes_on_without_its_terminal(run_config: dict, tmp_pa
         time.sleep(0.02)
     for member in (psutil.Process(process.pid), *psutil.Process(process.pid).children()):
         member.send_signal(signal.SIGHUP)
-    assert process.wait(300) == 0
+    assert process.wait(120) == 0
     assert status(run) == "finished"
 
 
@@ -159,5 +159,5 @@ def test_a_hangup_of_one_rank_stops_all(run_config: dict, tmp_path: Path) -> Non
         assert process.poll() is None
         time.sleep(0.02)
     psutil.Process(process.pid).children()[1].send_signal(signal.SIGHUP)
-    assert process.wait(300) == 75
+    assert process.wait(120) == 75
     assert status(run) == "stopped"

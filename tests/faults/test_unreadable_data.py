@@ -112,7 +112,7 @@ def test_a_busy_server_changes_no_bit_even_for_longer_than_the_watchdogs_timeout
     wait_until(lambda: waits(run), run)
     time.sleep(outage_s)
     outage.is_on = False
-    assert run.wait(300) == 0, run.output("stderr")
+    assert run.wait(120) == 0, run.output("stderr")
     assert_as_undisturbed(tmp_path / "run", reference)
     assert "skipped" not in run.output()
     assert 1 <= len(waits(run)) <= 6, waits(run)
@@ -156,7 +156,7 @@ def test_a_folder_that_goes_in_the_middle_of_an_epoch_ends_the_run_and_the_resum
     run = start(config, tmp_path)
     wait_until(metrics.exists, run)
     (tmp_path / "train").rename(tmp_path / "away")
-    assert run.wait(300) == EXIT_STOPPED, run.output() + run.output("stderr")
+    assert run.wait(120) == EXIT_STOPPED, run.output() + run.output("stderr")
     reached = (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
     assert step_name(0) < reached < step_name(STEPS)
     (tmp_path / "away").rename(tmp_path / "train")
@@ -172,7 +172,7 @@ def test_a_validation_set_that_goes_leaves_the_evaluation_to_the_resume(referenc
     run = start(config, tmp_path)
     wait_until(metrics.exists, run)
     (tmp_path / "val").rename(tmp_path / "away")
-    assert run.wait(300) == EXIT_STOPPED, run.output() + run.output("stderr")
+    assert run.wait(120) == EXIT_STOPPED, run.output() + run.output("stderr")
     assert "stopped by validation data that cannot be read: " in run.output()
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"{step_name(4)}\n"
     (tmp_path / "away").rename(tmp_path / "val")
@@ -187,7 +187,7 @@ def test_a_stop_signal_ends_the_wait_at_once(reference: ReferenceRun, tmp_path: 
     wait_until(lambda: waits(run), run)
     began = time.monotonic()
     os.kill(run.pid, signal.SIGTERM)
-    assert run.wait(300) == EXIT_STOPPED, run.output("stderr")
+    assert run.wait(60) == EXIT_STOPPED, run.output("stderr")
     assert time.monotonic() - began < 15
     assert "stopped by SIGTERM" in run.output()
     outage.is_on = False
@@ -220,7 +220,7 @@ def test_a_killed_loader_process_ends_the_run_with_its_state_saved(reference: Re
     loaders = [process for process in descendants if process.ppid() in helpers]
     assert loaders
     loaders[0].kill()
-    assert run.wait(300) == EXIT_STOPPED, run.output() + run.output("stderr")
+    assert run.wait(120) == EXIT_STOPPED, run.output() + run.output("stderr")
     assert "stopped by data that cannot be read: " in run.output()
     assert "loader process" in run.output()
     assert again(config, tmp_path).returncode == 0

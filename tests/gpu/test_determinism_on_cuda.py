@@ -1,4 +1,4 @@
-"""On a GPU with deterministic kernels: forward and backward pass give the same bits each time."""
+"""These tests train twice on a GPU with deterministic kernels, and expect the same bits."""
 
 from __future__ import annotations
 

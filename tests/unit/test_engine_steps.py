@@ -5,9 +5,11 @@ What the host waits for are scalars that it reads. They are counted on the CPU, 
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -260,3 +262,27 @@ def test_a_step_that_is_not_taken_says_why_and_changes_nothing(
         assert changed == []
     else:
         assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.slow
+def test_fast_keeps_no_statistics_that_cannot_be_added_up(make_engine: Callable[..., Engine]) -> None:
+    """DeepSpeed takes the step, since the gradients are finite. The statistics stay as they were."""
+    engine = make_engine(1, "fast")
+    before = {name: buffer.clone() for name, buffer in engine.model_with_loss.named_buffers()}
+    for _ in range(2):
+        engine.micro_step(images(2, 32, 32) * 1e9, torch.tensor([0, 1]))
+    engine.reduce()
+    assert math.isnan(engine.optimizer_step(0.1).loss)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in engine.model_with_loss.named_buffers())
+
+
+@pytest.mark.slow
+def test_a_closed_engine_lets_go_of_its_sums(make_engine: Callable[..., Engine]) -> None:
+    """A rewind makes another engine each time."""
+    engine = make_engine(1, "exact")
+    take_step(engine)
+    sums = [weakref.ref(tensor) for tensor in engine.kept_between_steps()[-3:]]
+    engine.close()
+    del engine
+    gc.collect()
+    assert [reference() for reference in sums] == [None] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tdformer.training.reduction import fixed_point
 from tdformer.training.reduction.exact_gradients import ExactGradients
 from tdformer.training.reduction.fixed_point import (
     GRADIENT_UNITS,
@@ -161,13 +163,15 @@ class Ranks:
     bucket=st.integers(1, 120),
     sends_sums=st.booleans(),
     scale=st.sampled_from([1.0, 2.0**12]),
+    piece=st.integers(1, 100),
     seed=st.integers(0, 2**31),
 )
 def test_means_and_norm_are_those_of_one_rank_to_the_last_bit(
-    sizes: list[int], ranks: int, accumulation: int, stage: int, bucket: int, sends_sums: bool, scale: float, seed: int
+    sizes: list[int], ranks: int, accumulation: int, stage: int, bucket: int, sends_sums: bool, scale: float, piece: int, seed: int
 ) -> None:
     given = gradients(sizes, ranks * accumulation, seed)
-    several = Ranks(given, ranks, stage, bucket, sends_sums=sends_sums, scale=scale)
+    with mock.patch.object(fixed_point, "CPU_PIECE", piece):
+        several = Ranks(given, ranks, stage, bucket, sends_sums=sends_sums, scale=scale)
     alone = Ranks(given, 1, 0, 10**6, sends_sums=False)
     assert several.problems == alone.problems == [0, 0]
     assert several.squares == alone.squares

@@ -518,7 +518,7 @@ def test_the_command_ends_with_code_75_and_the_same_command_goes_on(tmp_path: Pa
         assert started.poll() is None, started.output("stderr")
         time.sleep(0.005)
     source.rename(tmp_path / "away")
-    assert started.wait(300) == EXIT_STOPPED, started.output("stderr")
+    assert started.wait(60) == EXIT_STOPPED, started.output("stderr")
     (error,) = started.output("stderr").splitlines()
     assert error.startswith(f"error: {source}/train/")
     assert "cannot be read now (No such file or directory); nothing shows that it is damaged, so give the same command again" in error

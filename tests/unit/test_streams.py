@@ -41,7 +41,7 @@ def test_a_reader_who_leaves(end: Path, unbuffered: bool) -> None:
     assert process.stderr
     assert process.stdout.readline() == "line 0\n"
     process.stdout.close()
-    assert (process.wait(300), process.stderr.read()) == (0, "")
+    assert (process.wait(30), process.stderr.read()) == (0, "")
     assert end.read_text() == "reached"
 
 
@@ -69,7 +69,7 @@ def test_descriptors_that_are_closed_are_not_given_to_files(end: Path, tmp_path:
     name = str(tmp_path / "file")
     body = f"file = open({name!r}, 'w')\nprint('stray')\nprint('stray', file=sys.stderr)\nos.write(1, b'stray')\nfile.close()"
     process = start(body, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])
-    assert process.wait(300) == 0
+    assert process.wait(30) == 0
     assert (tmp_path / "file").read_text() == ""
     assert end.read_text() == "reached"
 
@@ -80,7 +80,7 @@ def test_a_terminal_that_is_lost(end: Path) -> None:
     os.close(slave)
     os.read(master, 6)
     os.close(master)
-    assert process.wait(300) == 0
+    assert process.wait(60) == 0
     assert end.read_text() == "reached"
 
 
@@ -107,7 +107,7 @@ def test_a_run_does_not_wait_for_a_reader_who_sleeps(end: Path, kind: str) -> No
     assert process.stdin
     process.stdin.write("x")
     process.stdin.close()
-    assert process.wait(300) == 0
+    assert process.wait(60) == 0
     thread.join(10)
     text = b"".join(seen).decode().replace("\r", "")
     assert text.endswith("[nobody read the output for a while, and what came here was dropped]\nlast\n")
@@ -157,4 +157,4 @@ def test_characters_that_a_terminal_lacks_are_replaced(end: Path, encoding: str,
     process = start(body, stdout=subprocess.PIPE, environment={"PYTHONIOENCODING": encoding})
     assert process.stdout
     assert process.stdout.buffer.read() == expected
-    assert process.wait(300) == 0
+    assert process.wait(30) == 0

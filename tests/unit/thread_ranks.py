@@ -19,7 +19,7 @@ SPOILT = -12345
 
 
 class _Meeting:
-    """Where the threads put down what they send, and wait for each other."""
+    """Threads meet here: they put down what they send, and wait for each other."""
 
     def __init__(self, ranks: int) -> None:
         self.barrier = threading.Barrier(ranks, timeout=60)
@@ -34,7 +34,7 @@ class _Meeting:
 
 
 class _Work:
-    """A collective that delivers when it is waited for, and spoils what it delivers to until then."""
+    """This collective delivers when it is waited for. Until then it spoils what it delivers to."""
 
     def __init__(self, received: torch.Tensor, values: torch.Tensor) -> None:
         self.received, self.values = received, values
@@ -45,7 +45,7 @@ class _Work:
 
 
 class ThreadContext(DistContext):
-    """The context of one thread."""
+    """This is the context of one thread."""
 
     def __init__(self, rank: int, world_size: int, meeting: _Meeting) -> None:
         super().__init__(rank, world_size, torch.device("cpu"))

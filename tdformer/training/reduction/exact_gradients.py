@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tdformer.distributed.context import DistContext
-from tdformer.training.reduction.fixed_point import GRADIENT_UNITS, from_limbs, largest_gradient, to_limbs
+from tdformer.training.reduction.fixed_point import GRADIENT_UNITS, from_limbs, largest_gradient, piece_of, to_limbs
 from tdformer.training.reduction.gradient_layout import Slot, Span, full_shape, in_buckets, slots_of, write_rows
 from tdformer.training.reduction.mean_exchange import MeanExchange
 
@@ -29,7 +29,7 @@ BUCKETS_IN_FLIGHT = 2
 
 
 class Bucket:
-    """Parameters that are sent together, and their gradients of one micro-batch."""
+    """A bucket holds parameters that are sent together, and their gradients of one micro-batch."""
 
     def __init__(self, slots: Sequence[Slot], exchange: MeanExchange) -> None:
         self.slots, self.exchange = slots, exchange
@@ -53,13 +53,9 @@ class Bucket:
         self._gradients.clear()
         return rows
 
-    def of(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return this bucket's elements of a tensor of all slots."""
-        return flat[self.start :][: self.elements]
-
 
 class Message(NamedTuple):
-    """A bucket on its way. `sent` is kept until it has arrived."""
+    """This is a bucket on its way. `sent` is kept until it has arrived."""
 
     bucket: Bucket
     work: dist.Work
@@ -171,7 +167,9 @@ class ExactGradients:
         self._largest = torch.maximum(self._largest, torch.linalg.vector_norm(rows, torch.inf) / self._scale)
         if len(self.unsent):
             unsent = self.unsent[LIMBS * bucket.start * ranks :][: LIMBS * rows.numel()].view(ranks, LIMBS, -1)
-            unsent += torch.stack(self._limbs(rows), 1)
+            for totals, piece in _in_pieces(unsent, rows):
+                for number, limb in enumerate(self._limbs(piece)):
+                    totals[:, number] += limb
             if not self._is_last:
                 return
             rows = unsent
@@ -190,13 +188,21 @@ class ExactGradients:
             self._add(message.bucket, message.received)
 
     def _add(self, bucket: Bucket, rows: torch.Tensor) -> None:
-        sums = [bucket.of(limb) for limb in self.sums]
-        for total, limb in zip(sums, self._limbs(rows) if rows.is_floating_point() else rows.unbind(1), strict=True):
-            total += limb.sum(0)
+        sums = self.sums[:, bucket.start :][:, : bucket.elements]
+        for totals, piece in _in_pieces(sums, rows):
+            for total, limb in zip(totals, self._limbs(piece) if rows.is_floating_point() else piece.unbind(1), strict=True):
+                total += limb.sum(0)
         if self._is_last:
-            means = bucket.of(self._means)
-            means.copy_(from_limbs(sums, GRADIENT_UNITS).div_(self._micro_batches))
+            means = self._means[bucket.start :][: bucket.elements]
+            for mean, totals in _in_pieces(means, sums):
+                mean.copy_(from_limbs(list(totals), GRADIENT_UNITS).div_(self._micro_batches))
             bucket.exchange.start(means)
 
     def _limbs(self, gradients: torch.Tensor) -> list[torch.Tensor]:
         return to_limbs(gradients.double().div_(self._scale), GRADIENT_UNITS)
+
+
+def _in_pieces(one: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cut two tensors along their last dimension, which has the same length, so that no piece of the larger has too many values."""
+    length = max(1, piece_of(one) * one.shape[-1] // max(one.numel(), other.numel()))
+    return zip(one.split(length, -1), other.split(length, -1), strict=True)

@@ -22,9 +22,9 @@ SQUARE_UNITS = (62, 32, 2, -28, -58, -88, -118)
 """Exponents of the units in which the square of a mean gradient is written. 2**31 squares of at most 2**92 can be added."""
 
 CPU_PIECE = 2**16
-"""Values that a CPU squares at once: as many as its cache holds, which was nine times as fast as all."""
+"""Values that a CPU converts at once: as many as its cache holds. Squares were nine times as fast as all at once."""
 GPU_PIECE = 2**22
-"""Values that a GPU squares at once, so that they take little memory."""
+"""Values that a GPU converts at once, so that they take little memory."""
 
 
 def largest_gradient(micro_batches: int) -> float:
@@ -35,6 +35,11 @@ def largest_gradient(micro_batches: int) -> float:
 def largest_statistic(micro_batches: int) -> float:
     """Return the largest statistic or loss of which `micro_batches` can be added."""
     return 2.0 ** (SUM_BITS + STATISTIC_UNITS[0] - _bits(micro_batches))
+
+
+def piece_of(values: torch.Tensor) -> int:
+    """Return the number of values to convert at once on the device of these."""
+    return CPU_PIECE if values.device.type == "cpu" else GPU_PIECE
 
 
 def to_limbs(values: torch.Tensor, exponents: Sequence[int]) -> list[torch.Tensor]:
@@ -65,7 +70,7 @@ def of_limbs(limbs: Sequence[int], exponents: Sequence[int]) -> float:
 
 def sum_of_squares(values: torch.Tensor) -> torch.Tensor:
     """Return the sum of the squares of float32 values of at most 2**46, in limbs, int64 [7]."""
-    pieces = values.split(CPU_PIECE if values.device.type == "cpu" else GPU_PIECE)
+    pieces = values.split(piece_of(values))
     return torch.stack([_squares(piece) for piece in pieces]).sum(0)
 
 

@@ -13,7 +13,7 @@ Span = tuple[int, int]
 
 
 class Slot(NamedTuple):
-    """Where a rank keeps the sums of its part of one parameter."""
+    """A slot is the place where a rank keeps the sums of its part of one parameter."""
 
     parameter: int
     size: int
@@ -21,7 +21,7 @@ class Slot(NamedTuple):
     part: int
     """Elements of every rank's part. Rank r has those from r * part on; the last parts are padded with zeros."""
     start: int
-    """Where the part begins in the sums of this rank."""
+    """The part begins at this element of the rank's sums."""
 
     def of_rank(self, rank: int) -> Span:
         """Return the elements of the parameter in a rank's part."""

@@ -13,11 +13,11 @@ from tdformer.training.reduction.gradient_layout import Slot, Span
 
 
 class Piece(NamedTuple):
-    """Elements of one parameter that one rank sends to another."""
+    """A piece is what one rank sends to another of one parameter."""
 
     parameter: int
     start: int
-    """Where they begin in the sender's means."""
+    """The piece begins at this element of the sender's means."""
     length: int
 
 

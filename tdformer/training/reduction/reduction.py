@@ -53,10 +53,13 @@ class Reduction(Protocol):
         """Return the sums of the global batch that are kept on this rank."""
 
     def micro_step(self, images_BCHW: torch.Tensor, labels: torch.Tensor, loss_scale: float) -> torch.Tensor:
-        """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples."""
+        """Run one micro-batch forward and backward. Return its loss, a scalar, the mean over its samples.
 
-    def reduce(self, loss_scale: float) -> None:
-        """Make means over all ranks. loss_scale: the one that the micro-steps had. It is a power of two."""
+        loss_scale: a power of two, the same in all micro-steps of an optimizer step. It is taken out of the gradients.
+        """
+
+    def reduce(self) -> None:
+        """Make means over all ranks."""
 
     def step(self) -> StepResult:
         """Step the optimizer if loss and gradients are finite, and drop the global batch otherwise."""
@@ -95,7 +98,7 @@ class ExactReduction:
         self.statistics.add_loss(loss)
         return loss.detach()
 
-    def reduce(self, loss_scale: float) -> None:
+    def reduce(self) -> None:
         self.statistics.extra[: len(SQUARE_UNITS)] = sum_of_squares(self.gradients.finish())
         self.statistics.extra[len(SQUARE_UNITS) :] = self.gradients.problems()
         self.statistics.reduce()
@@ -176,14 +179,14 @@ class FastReduction:
             loss = self.insides.engine(images_BCHW, labels)
             self.insides.engine.backward(self.insides.scaled(_nan_unless_finite(loss), loss_scale))
         self.statistics.add_loss(loss)
-        self._passed += 1
+        self._passed, self._scale = self._passed + 1, loss_scale
         if self._passed < self.accumulation:
             self.insides.engine.step()  # only counts the micro-batch
         return loss.detach()
 
-    def reduce(self, loss_scale: float) -> None:
+    def reduce(self) -> None:
         self.statistics.reduce()
-        self._result, self._scale = self.statistics.result.to("cpu", non_blocking=True), loss_scale
+        self._result = self.statistics.result.to("cpu", non_blocking=True)
 
     def step(self) -> StepResult:
         norm, is_taken = self.insides.step_if_finite(self.trained, self._scale, self.clip_grad)
