@@ -35,7 +35,7 @@ from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.reduction import exact_gradients
 from tdformer.training.reduction.batch_statistics import BatchStatistics
 from tdformer.training.reduction.exact_gradients import ExactGradients
-from tdformer.training.reduction.reduction import NOT_FINITE, TOO_LARGE, note_on_kernels
+from tdformer.training.reduction.reduction import NOT_FINITE, TOO_LARGE, StepResult, note_on_kernels
 from tdformer.training.report import Report
 from tdformer.training.trainer import Trainer
 from tests.unit.analysed import alone
@@ -126,11 +126,13 @@ def test_what_recompute_cannot_keep_makes_the_loss_nan_and_is_named_when_asked()
     model_with_loss.check_exact()
 
 
-def take_step(engine: Engine) -> None:
+def take_step(engine: Engine) -> StepResult:
     for _ in range(2):
         engine.micro_step(images(2, 32, 32), torch.tensor([0, 1]))
     engine.reduce()
-    assert engine.optimizer_step(0.1).is_taken
+    result = engine.optimizer_step(0.1)
+    assert result.is_taken
+    return result
 
 
 @pytest.mark.slow
@@ -262,6 +264,24 @@ def test_a_step_that_is_not_taken_says_why_and_changes_nothing(
         assert changed == []
     else:
         assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["exact", "fast"])
+def test_clipping_bounds_the_norm_and_leaves_smaller_ones_alone(reduction: ResolvedReduction, make_engine: Callable[..., Engine]) -> None:
+    """The first moments of the first step are a tenth of the gradient that the optimizer got."""
+
+    def norms(clip_grad: float | None) -> tuple[float, float]:
+        torch.manual_seed(0)
+        engine = make_engine(1, reduction, clip_grad)
+        result = take_step(engine)
+        moments = [tensor.flatten() for name, tensor in engine.optimizer_state().items() if name.startswith("exp_avg.")]
+        return float(result.norm), 10 * float(torch.cat(moments).norm())
+
+    norm, unclipped = norms(None)
+    assert unclipped == pytest.approx(norm, rel=1e-5)
+    assert norms(2 * norm) == (norm, unclipped)
+    assert norms(norm / 4) == (norm, pytest.approx(norm / 4, rel=1e-5))
 
 
 @pytest.mark.slow
