@@ -16,11 +16,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from tdformer import garbage
 from tests.distributed.starter import REPOSITORY as REPOSITORY
 from tests.distributed.starter import tdformer as tdformer
 from tests.runs import ReferenceRun, make_empty_mlflow, make_reference, tiny_config
 from tests.runs import write_config as write_config
 from tests.stripes import StripesSource, stored
+
+garbage.search_rarely()  # until all tests are collected
 
 settings.register_profile("full", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 settings.register_profile("fast", settings.get_profile("full"), max_examples=15)
@@ -71,6 +74,10 @@ def pytest_configure() -> None:
     for name, (lacks, reason) in LACKING.items():
         if name not in OF_THE_MACHINE and lacks():
             raise pytest.UsageError(f"TDFORMER_REQUIRE_ALL is set, and tests would be skipped: {name} {reason}")
+
+
+def pytest_collection_finish() -> None:
+    garbage.search_among_new_objects()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -121,6 +121,11 @@ class TrainingConfig(Section):
             raise UserError(
                 f"training.global_batch must be a multiple of training.micro_batch x ranks, got {self.global_batch} with "
                 f"{self.micro_batch} x {world_size} = {self.micro_batch * world_size}{instead}; for {world_size} ranks {lower} or "
-                f"{lower + self.micro_batch * world_size} would fit, or another micro_batch"
+                f"{lower + self.micro_batch * world_size} would fit, or {self._smaller_micro_batch(world_size)}"
             )
         return steps
+
+    def _smaller_micro_batch(self, world_size: int) -> str:
+        of_a_rank, rest = divmod(self.global_batch, world_size)
+        fitting = [size for size in range(1, self.micro_batch) if of_a_rank and not rest and of_a_rank % size == 0]
+        return f"training.micro_batch={fitting[-1]}" if fitting else "another number of ranks"

@@ -12,19 +12,15 @@ import torch
 from tdformer.config import RunConfig, TrainingConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.estimate.activations import estimate_activations
+from tdformer.estimate.traffic import FP32, SUM, Machines, Sent, traffic
 from tdformer.training.engine import bucket_elements
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.reduction.exact_gradients import BUCKETS_IN_FLIGHT
 from tdformer.training.reduction.reduction import sends_sums
 
-FP32, INT64 = 4, 8
-SUM = 2 * INT64
-"""Bytes of an exact sum."""
 LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO 3 leaves gathered between the forward and the backward pass. It is DeepSpeed's default, and more than these
 networks have."""
-GPUS_PER_NODE = 8
-"""A run on more GPUs has several nodes, for which training.reduction: auto means fast [our choice]."""
 BACKWARD_SHARE = 2 / 3
 """Part of a step's computing that is its backward pass, without recompute."""
 WORKSPACE_BYTES = 10**9
@@ -50,6 +46,7 @@ class Plan:
     """This is the estimate for a run on a number of GPUs."""
 
     gpus: int
+    nodes: int
     global_batch: int
     micro_batch: int
     accumulation: int
@@ -61,6 +58,8 @@ class Plan:
     """Memory per GPU by part, in bytes."""
     communication_bytes: dict[str, int]
     """Bytes that each GPU sends (and receives) per optimizer step, by purpose."""
+    network_bytes: dict[str, int]
+    """Bytes that each node sends to the other nodes per optimizer step, by purpose."""
     speed: Speed | None
 
     @property
@@ -68,32 +67,51 @@ class Plan:
         return sum(self.memory_bytes.values())
 
 
-def plan(config: RunConfig, gpus: int, images_per_s: float | None = None, gbit_per_s: float = 100.0) -> Plan:
-    """Estimate memory, communication and duration of a run on a number of GPUs.
+@dataclass(frozen=True)
+class NetworkSize:
+    """Holds what is the same on any number of GPUs."""
 
-    images_per_s: measured on one GPU, at the same micro-batch and recompute policy. gbit_per_s: what a GPU can send to its neighbour.
+    elements: list[int]
+    """Those of each trained parameter."""
+    statistics: int
+    """Elements of all buffers."""
+    activation_bytes: dict[str, int]
+
+
+def network_size(config: RunConfig) -> NetworkSize:
+    """Count what a network has, and run a micro-batch on torch's `meta` device, which takes some seconds."""
+    with torch.device("meta"):
+        model_with_loss = ModelWithLoss(config.model, config.training.label_smoothing)
+    elements = [parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad]
+    activations = estimate_activations(config)
+    in_bytes = {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
+    return NetworkSize(elements, sum(buffer.numel() for buffer in model_with_loss.buffers()), in_bytes)
+
+
+def plan(config: RunConfig, machines: Machines, images_per_s: float | None = None, size: NetworkSize | None = None) -> Plan:
+    """Estimate memory, communication and duration of a run.
+
+    images_per_s: measured on one GPU, at the same micro-batch and recompute policy. size: of the network, if it was counted before.
     Raises UserError if the global batch does not divide.
     """
-    training = config.training
-    accumulation = training.accumulation(gpus)
-    with torch.device("meta"):
-        model_with_loss = ModelWithLoss(config.model, training.label_smoothing)
-    parameters = sum(parameter.numel() for parameter in model_with_loss.parameters() if parameter.requires_grad)
-    statistics = sum(buffer.numel() for buffer in model_with_loss.buffers())
-    auto: ResolvedReduction = "exact" if gpus <= GPUS_PER_NODE else "fast"
+    training, gpus = config.training, machines.gpus
+    accumulation, size = training.accumulation(gpus), size or network_size(config)
+    auto: ResolvedReduction = "exact" if machines.nodes == 1 else "fast"
     reduction = auto if training.reduction == "auto" else training.reduction
-    communication = _communication(training, parameters, statistics, gpus, reduction)
+    sent = traffic(training, size.elements, size.statistics, machines, reduction)
     pieces = training.global_batch // training.micro_batch
     return Plan(
         gpus,
+        machines.nodes,
         training.global_batch,
         training.micro_batch,
         accumulation,
         [number for number in range(1, pieces + 1) if training.global_batch % (training.micro_batch * number) == 0],
         reduction,
-        _state(training, parameters, statistics, gpus, reduction) | _activations(config) | {"workspaces": WORKSPACE_BYTES},
-        communication,
-        _speed(config, gpus, images_per_s, communication, gbit_per_s, reduction) if images_per_s else None,
+        _state(training, sum(size.elements), size.statistics, gpus, reduction) | size.activation_bytes | {"workspaces": WORKSPACE_BYTES},
+        {purpose: one.by_gpu for purpose, one in sent.items()},
+        {purpose: one.by_node for purpose, one in sent.items()},
+        _speed(config, machines, images_per_s, sent, reduction) if images_per_s else None,
     )
 
 
@@ -127,39 +145,11 @@ def _exact_sums(training: TrainingConfig, parameters: int, gpus: int) -> int:
     return kept + on_the_way + (SUM * parameters if sends_sums(training, gpus) else 0)
 
 
-def _activations(config: RunConfig) -> dict[str, int]:
-    activations = estimate_activations(config)
-    return {"activations_kept": activations.kept, "activations_of_a_piece": activations.peak - activations.kept}
-
-
-def _communication(training: TrainingConfig, parameters: int, statistics: int, gpus: int, reduction: ResolvedReduction) -> dict[str, int]:
-    """Return the bytes that a GPU sends per step, by purpose, for ring collectives of N GPUs.
-
-    To gather or to scatter a tensor, each GPU sends (N - 1)/N of it. To all-reduce it, each GPU sends twice as much.
-    """
-    stage, passed_on, micro_batches = training.zero_stage, (gpus - 1) / gpus, training.accumulation(gpus)
-    once = int(FP32 * parameters * passed_on)
-    # ZeRO 3 gathers parameters for the forward pass, the backward pass and the recompute in it.
-    gathers = {0: 0, 1: 1, 2: 1, 3: micro_batches * (2 if training.recompute == "none" else 3)}[stage]
-    traffic = {"statistics_all_reduce": int(2 * SUM * statistics * passed_on), "parameters_all_gather": gathers * once}
-    if reduction == "exact":
-        traffic["gradients_all_to_all"] = SUM // FP32 * once if sends_sums(training, gpus) else micro_batches * once
-        traffic["means_all_to_all"] = {0: once, 3: 0}.get(stage, once // gpus)
-    elif stage == 3:
-        traffic["gradients_reduce_scatter"] = micro_batches * once
-    else:
-        traffic |= {"gradients_all_reduce": 2 * once} if stage == 0 else {"gradients_reduce": (micro_batches if stage == 2 else 1) * once}
-    return traffic
-
-
-def _speed(
-    config: RunConfig, gpus: int, images_per_s: float, traffic: dict[str, int], gbit_per_s: float, reduction: ResolvedReduction
-) -> Speed:
-    """traffic: bytes that a GPU sends per step, by purpose."""
+def _speed(config: RunConfig, machines: Machines, images_per_s: float, sent: dict[str, Sent], reduction: ResolvedReduction) -> Speed:
     training, samples = config.training, config.data.train_samples
-    compute_s = training.global_batch / (gpus * images_per_s)
-    sending_s = {purpose: 8 * sent / (gbit_per_s * 1e9) for purpose, sent in traffic.items()}
-    room = _room_to_hide(training, gpus, reduction, config.model.segments)
+    compute_s = training.global_batch / (machines.gpus * images_per_s)
+    sending_s = {purpose: machines.seconds(one) for purpose, one in sent.items()}
+    room = _room_to_hide(training, machines.gpus, reduction, config.model.segments)
     hidden_s = min(sum(min(seconds, room.get(purpose, 0.0) * compute_s) for purpose, seconds in sending_s.items()), compute_s)
     exposed_s = sum(sending_s.values()) - hidden_s
     step_s = compute_s + exposed_s

@@ -13,6 +13,8 @@ from torch import nn
 
 Pointwise = Callable[[int, int], nn.Conv2d | nn.Conv1d | nn.Linear]
 """Makes a map over channels: (channels in, channels out) -> its layer."""
+CHANNELS_OF_A_REGISTER = 16
+"""Float32 values in the widest vector register of a CPU, that of AVX-512."""
 
 
 class ChannelLinear(nn.Linear):
@@ -40,6 +42,23 @@ class ChannelConv2d(nn.Conv2d):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         return map_channels(x_BCHW, self.weight, self.bias)
+
+
+class StridedChannelConv2d(nn.Conv2d):
+    """Maps the channels of [B, C, H, W], of one pixel in `stride` each way.
+
+    On a CPU, if the channels are few and last, it takes these pixels first. With a stride of its own, oneDNN would write beyond its memory
+    in the backward pass, if the channels fill no vector register (its issue 6035; seen in torch 2.15 with 4 channels and AVX2).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(channels_in, channels_out, 1, stride=stride, bias=False)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        if not (x_BCHW.is_cpu and channels_are_last(x_BCHW) and self.in_channels < CHANNELS_OF_A_REGISTER):
+            return super().forward(x_BCHW)
+        (down, right), form = self.stride, torch.channels_last
+        return nn.functional.conv2d(x_BCHW[..., ::down, ::right].contiguous(memory_format=form), self.weight)
 
 
 def map_channels(x_BCN: torch.Tensor, weight_KC1: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -206,16 +207,38 @@ def keeping_torch_linear() -> Iterator[None]:
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed without its log lines, and without the C++ that it would compile at the first start."""
+    """Import DeepSpeed without its log lines, its needless imports, and the C++ that it would compile at the first start.
+
+    Its autotuner would import MLflow on every rank. Its Muon optimizer, which each engine looks for, would load torch's compiler.
+    Together that is a third of all modules that a rank imports, and on a cluster every rank reads them from a shared file system.
+    """
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    import deepspeed
+    with _left_out("mlflow"):
+        import deepspeed
+    from deepspeed.runtime import compiler
     from deepspeed.utils import logger
 
+    compile_function, compiler.compile = compiler.compile, lambda: lambda function: function
+    import deepspeed.runtime.zero.muon.original_muon  # its one compiled function stays a plain one; no recipe uses Muon
+
+    compiler.compile = compile_function
     logger.setLevel(logging.ERROR)
     # A CPU kernel for inference that training never calls; building it would need a compiler on every node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _left_out(module: str) -> Iterator[None]:
+    """Let imports of a module fail within this context, unless it is loaded already."""
+    absent: Any = None
+    sys.modules.setdefault(module, absent)
+    try:
+        yield
+    finally:
+        if sys.modules[module] is None:
+            del sys.modules[module]
 
 
 def _own_zeros(parameters: list[nn.Parameter], communication_data_type: torch.dtype) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Started in several processes: the most memory that a rank's tensors take while a network is made and trained for two steps.
+"""Started in several processes: the most memory that a rank's tensors take while a network is trained, and what is sent in a step.
 
     torchrun --nproc-per-node 2 -m tests.distributed.plan_worker
 
@@ -8,17 +8,22 @@ Prints, on rank 0, bytes measured and bytes planned as JSON, by reduction and Ze
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 import json
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from tdformer.config import BackboneConfig, ModelConfig, RunConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.estimate.plan import WORKSPACE_BYTES, plan
+from tdformer.estimate.traffic import Machines
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
 
@@ -26,6 +31,33 @@ FEW, MANY = 2, 5
 """Micro-batches of a rank in one step. Of five, the exact reduction adds up a rank's own at ZeRO 0 and 1."""
 NOT_MEASURED = ("fast", 3)
 """What DeepSpeed frees late there, and differently from run to run: up to 34 % more than planned on four ranks, and 20 % on two."""
+
+COLLECTIVES = {
+    "all_reduce": ("tensor", 2),
+    "reduce": ("tensor", 1),
+    "all_gather_into_tensor": ("output_tensor", 1),
+    "reduce_scatter_tensor": ("input", 1),
+    "all_to_all_single": ("input", 1),
+}
+"""The argument that holds the whole tensor, and how often a ring of GPUs passes it on."""
+sent_bytes: Counter[str] = Counter()
+"""By collective: what this rank has sent since it was cleared, if the ranks are a ring."""
+
+
+def count_collectives() -> None:
+    """Count what torch.distributed sends from now on. Other collectives than these would be missed; at these steps there are none."""
+    for name, (argument, times) in COLLECTIVES.items():
+        setattr(dist, name, _counted(name, getattr(dist, name), argument, times))
+
+
+def _counted(name: str, collective: Callable[..., Any], argument: str, times: int) -> Callable[..., Any]:
+    signature = inspect.signature(collective)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        sent_bytes[name] += times * signature.bind(*arguments, **named).arguments[argument].nbytes
+        return collective(*arguments, **named)
+
+    return call
 
 
 def config_at(stage: int, reduction: ResolvedReduction, ranks: int) -> RunConfig:
@@ -51,6 +83,7 @@ def config_at(stage: int, reduction: ResolvedReduction, ranks: int) -> RunConfig
 def train(config: RunConfig, reduction: ResolvedReduction, context: DistContext) -> Engine:
     engine = Engine(ModelWithLoss(config.model, label_smoothing=0.1), config, context, reduction)
     for _ in range(2):
+        sent_bytes.clear()
         for _ in range(config.training.accumulation(context.world_size)):
             engine.micro_step(torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,)))
         engine.reduce()
@@ -58,7 +91,7 @@ def train(config: RunConfig, reduction: ResolvedReduction, context: DistContext)
     return engine
 
 
-def measure(stage: int, reduction: ResolvedReduction, context: DistContext) -> dict[str, int]:
+def measure(stage: int, reduction: ResolvedReduction, context: DistContext) -> dict[str, Any]:
     config = config_at(stage, reduction, context.world_size)
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -67,13 +100,17 @@ def measure(stage: int, reduction: ResolvedReduction, context: DistContext) -> d
     events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     sizes = [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
     del engine
-    planned = plan(config, context.world_size)
+    passed_on = (context.world_size - 1) / context.world_size
+    sent = {name: passed_on * number for name, number in sent_bytes.items()}
+    planned = plan(config, Machines(context.world_size))
     total = planned.total_memory_bytes - WORKSPACE_BYTES
     state = sum(planned.memory_bytes[part] for part in ("gradients", "global_batch_sums", "optimizer"))
-    return {"measured": max(itertools.accumulate(sizes)), "planned": total, "planned_state": state}
+    memory = {"measured": max(itertools.accumulate(sizes)), "planned": total, "planned_state": state}
+    return {**memory, "sent": sent, "planned_sent": planned.communication_bytes}
 
 
 def main() -> None:
+    count_collectives()
     with init_distributed() as context:
         cases = [case for case in itertools.product(get_args(ResolvedReduction), range(4)) if case != NOT_MEASURED]
         memory = {f"{reduction} {stage}": measure(stage, reduction, context) for reduction, stage in cases}

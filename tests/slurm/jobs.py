@@ -42,9 +42,9 @@ class Jobs:
         environment = {**self.cluster.environment(), "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
-    def submit(self, target: Path, *options: object) -> dict[str, Any]:
-        """Submit a run on two nodes with one process each, and return the JSON that is printed."""
-        done = self.tdformer("submit", target, "--nodes", 2, "--gpus-per-node", 0, "--json", *options)
+    def submit(self, target: Path, *options: object, nodes: int = 2) -> dict[str, Any]:
+        """Submit a run with one process on each node, and return the JSON that is printed."""
+        done = self.tdformer("submit", target, "--nodes", nodes, "--gpus-per-node", 0, "--json", *options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -1,4 +1,7 @@
-"""Tests runs as jobs of a real Slurm on two nodes. Whatever ends a job, the run continues and ends with the same bits."""
+"""Tests runs as jobs of a real Slurm on two nodes. Whatever ends a job, the run continues and ends with the same bits.
+
+A job has both nodes where its processes must agree or find each other. Others have one, whose process starts in half the time.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,9 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Clus
     (tmp_path / "cluster.yaml").write_text("warning_s: 60\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     config = jobs.config("short", preemption={"minutes_before_end": None})
     slow = ("checkpoint.background=false", "training.epochs=400")  # The job must still run when its time is over.
-    submitted = jobs.submit(config, "--time", "2", "--cluster", tmp_path / "cluster.yaml", *slow)  # A busy machine starts it within one.
+    submitted = jobs.submit(
+        config, "--time", "2", "--cluster", tmp_path / "cluster.yaml", *slow, nodes=1
+    )  # A busy machine starts it within one.
     job, run = submitted["job"], Path(submitted["runs"][0])
     cluster.wait_for_restart(job, 1)
     log = log_of(run)
@@ -95,7 +100,7 @@ def test_a_job_whose_time_is_over_saves_and_comes_back(jobs: Jobs, cluster: Clus
 
 
 def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
-    submitted = jobs.submit(jobs.config("cancelled"))
+    submitted = jobs.submit(jobs.config("cancelled"), nodes=1)
     run = Path(submitted["runs"][0])
     wait_for_step(run, 4)
 
@@ -114,7 +119,7 @@ def test_a_cancelled_job_saves_stays_away_and_can_be_gone_on_with(jobs: Jobs, cl
 
 
 def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
-    submitted = jobs.submit(jobs.config("preempted"))
+    submitted = jobs.submit(jobs.config("preempted"), nodes=1)
     job, run = submitted["job"], Path(submitted["runs"][0])
     wait_for_step(run, 3)
     urgent = cluster.run("sbatch", "--parsable", "-p", "urgent", "-N2", "-n4", "--output=/dev/null", "--wrap", "sleep 1").stdout.strip()
@@ -128,7 +133,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_comes_back(jobs: Jobs, clus
 def test_a_crash_loop_ends_by_itself_and_says_why(jobs: Jobs, cluster: Cluster, tmp_path: Path) -> None:
     """Every start exceeds its limit of CPU seconds before the first step, and the kernel kills it."""
     (tmp_path / "cluster.yaml").write_text("max_fruitless: 2\nsetup: ['ulimit -t 4']\n")
-    submitted = jobs.submit(jobs.config("loop"), "--cluster", tmp_path / "cluster.yaml")
+    submitted = jobs.submit(jobs.config("loop"), "--cluster", tmp_path / "cluster.yaml", nodes=1)
     run = Path(submitted["runs"][0])
     cluster.wait(submitted["job"], "FAILED")
     assert starts(run) == [(0, None), (1, None)]
@@ -149,7 +154,7 @@ def test_what_is_to_be_mended_is_not_tried_again(jobs: Jobs, cluster: Cluster) -
 
 def test_a_sweep_is_an_array_of_runs(jobs: Jobs, cluster: Cluster) -> None:
     sweeps = ("--sweep", "seed=[1, 2]", "--sweep", "optimizer.eps=[1e-8]")
-    submitted = jobs.submit(jobs.config("sweep"), "training.epochs=1", "--nodes", 1, *sweeps)
+    submitted = jobs.submit(jobs.config("sweep"), "training.epochs=1", *sweeps, nodes=1)
     for index, run in enumerate(map(Path, submitted["runs"])):
         cluster.wait(f"{submitted['job']}_{index}", "COMPLETED")
         config = yaml.safe_load((run / "config.yaml").read_text())

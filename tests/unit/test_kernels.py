@@ -15,7 +15,7 @@ from torch import nn
 
 from tdformer.config import RecomputePolicy
 from tdformer.estimate.activations import estimate_activations
-from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, channels_are_last, map_channels
+from tdformer.models.channel_maps import ChannelConv2d, ChannelLinear, StridedChannelConv2d, channels_are_last, map_channels
 from tdformer.models.kernels.attention import attention
 from tdformer.models.kernels.operators import MOST_STEPS
 from tdformer.models.layers import SpikingLayer
@@ -187,6 +187,21 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
     (loss, gradients, buffers), (other_loss, other_gradients, other_buffers) = results
     assert torch.equal(loss, other_loss)
     assert all(torch.equal(one, other) for one, other in zip(gradients + buffers, other_gradients + other_buffers, strict=True))
+
+
+@pytest.mark.parametrize("channels", [4, 12, 16])
+def test_a_strided_map_of_few_channels_is_torchs(channels: int) -> None:
+    """In channels_last, torch's own one ends the process on a CPU with AVX2, if it has 4 channels."""
+    torch.manual_seed(0)
+    layer, x, y_gradient = StridedChannelConv2d(channels, 8, stride=2), torch.randn(4, channels, 32, 32), torch.randn(4, 8, 16, 16)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        own_x = x.contiguous(memory_format=memory_format).requires_grad_()
+        y = layer(own_x)
+        assert y.is_contiguous(memory_format=memory_format)
+        results.append((y, *torch.autograd.grad(y, [own_x, layer.weight], y_gradient)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -55,3 +55,23 @@ def test_a_run_directory_is_read_without_a_heavy_package() -> None:
     modules = sorted(path.stem for path in (REPOSITORY / "tdformer" / "rundir").glob("[a-z]*.py"))
     assert modules
     assert loaded_by("\n".join(f"import tdformer.rundir.{module}" for module in modules)) == "LOADED []\n"
+
+
+def test_a_rank_imports_deepspeed_without_mlflow_and_without_torchs_compiler() -> None:
+    """A new DeepSpeed may import them at another place: then each rank reads two thousand files more. Afterwards both can be imported."""
+    shown = loaded_by(
+        """
+import sys
+from tdformer.training.deepspeed_insides import import_deepspeed
+
+deepspeed = import_deepspeed()
+import deepspeed.runtime.zero.muon.muon_optimizer
+
+print([name for name in ("mlflow", "torch._inductor.compile_fx") if name in sys.modules])
+import mlflow
+from deepspeed.runtime import compiler
+
+assert mlflow.MlflowClient and compiler.compile() is deepspeed.runtime.engine.torch.compile
+"""
+    )
+    assert "[]" in shown.splitlines()

@@ -16,6 +16,7 @@ from tdformer.bench.memory import saved_and_flops
 from tdformer.config import RecomputePolicy, RunConfig
 from tdformer.estimate.activations import estimate_activations
 from tdformer.estimate.plan import plan
+from tdformer.estimate.traffic import Machines
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.telemetry.flops import flops_per_image
@@ -94,33 +95,59 @@ def test_an_estimate_changes_nothing_for_others() -> None:
 @pytest.mark.slow
 def test_state_is_sharded_by_stage() -> None:
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
-    memory = {stage: plan(run_of(zero_stage=stage), gpus=4).memory_bytes for stage in range(4)}
+    memory = {stage: plan(run_of(zero_stage=stage), Machines(4)).memory_bytes for stage in range(4)}
     assert [memory[stage]["parameters"] for stage in range(4)] == [4 * parameters] * 3 + [5 * parameters]
     assert [memory[stage]["optimizer"] for stage in range(4)] == [8 * parameters] + [3 * parameters] * 3
     assert memory[1]["global_batch_sums"] == memory[2]["global_batch_sums"] == memory[3]["global_batch_sums"]
-    many = {stage: plan(run_of(zero_stage=stage, global_batch=160), gpus=4).memory_bytes["global_batch_sums"] for stage in (1, 2)}
+    many = {stage: plan(run_of(zero_stage=stage, global_batch=160), Machines(4)).memory_bytes["global_batch_sums"] for stage in (1, 2)}
     assert many[1] == many[2] + 16 * parameters, "sums of this rank's five micro-batches"
-    fast = plan(run_of(zero_stage=2, reduction="fast"), gpus=4).memory_bytes["global_batch_sums"]
+    fast = plan(run_of(zero_stage=2, reduction="fast"), Machines(4)).memory_bytes["global_batch_sums"]
     assert fast < parameters
 
 
 @pytest.mark.slow
 def test_communication_is_once_per_step_below_stage_3() -> None:
-    one, few = (plan(run_of(zero_stage=1), gpus).communication_bytes for gpus in (1, 4))
+    one, few = (plan(run_of(zero_stage=1), Machines(gpus)).communication_bytes for gpus in (1, 4))
     assert set(one.values()) == {0}
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
     assert few["parameters_all_gather"] == 3 * parameters
-    stage3 = plan(run_of(zero_stage=3), gpus=4)
+    stage3 = plan(run_of(zero_stage=3), Machines(4))
     assert stage3.accumulation == 3
-    assert stage3.communication_bytes["parameters_all_gather"] == 2 * 3 * 3 * parameters
+    assert stage3.communication_bytes["parameters_all_gather"] == 3 * parameters, "all of them are so small that they stay gathered"
+
+
+def test_what_leaves_a_node() -> None:
+    """A ring passes each byte on once. In an all-to-all, each of a node's two GPUs sends to both GPUs of the other node by itself."""
+    parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
+    for nodes, per_node in ((1, 4), (2, 2), (4, 1)):
+        machines = Machines(4, per_node)
+        exact = plan(run_of(zero_stage=2, reduction="exact"), machines)
+        leaves = exact.network_bytes
+        assert exact.nodes == nodes
+        if nodes == 1:
+            assert not any(leaves.values())
+        else:
+            assert leaves["parameters_all_gather"] == exact.communication_bytes["parameters_all_gather"] == 3 * parameters
+            assert leaves["gradients_all_to_all"] == pytest.approx(3 * 4 * parameters * per_node * (nodes - 1) / nodes)
+
+
+def test_both_kinds_of_links_count() -> None:
+    """The slower one decides."""
+    quick, slow = 1e6, 1.0
+    times = {}
+    for outside, inside in itertools.product((quick, slow), repeat=2):
+        found = plan(run_of(zero_stage=1, reduction="fast"), Machines(4, 2, outside, inside), images_per_s=100).speed
+        assert found is not None
+        times[outside, inside] = found.step_s
+    assert times[quick, quick] < times[quick, slow] == pytest.approx(times[slow, quick]) == pytest.approx(times[slow, slow])
 
 
 def test_speed_is_the_measured_one_less_communication() -> None:
-    alone = plan(run_of(), 1, images_per_s=100).speed
+    alone = plan(run_of(), Machines(1), images_per_s=100).speed
     assert alone is not None
     assert alone.images_per_s == pytest.approx(100)
     assert alone.days == pytest.approx(200 * 960 / 100 / 86_400)
-    four = plan(run_of(), 4, images_per_s=100, gbit_per_s=10).speed
+    four = plan(run_of(), Machines(4, gbit_per_s_inside=10), images_per_s=100).speed
     assert four is not None
     assert 300 < four.images_per_s < 400
 
@@ -129,7 +156,7 @@ def test_speed_is_the_measured_one_less_communication() -> None:
 def test_exact_sends_float32_of_each_micro_batch_or_sums_once(stage: int, in_each: bool, means: int) -> None:
     """Four ranks with five micro-batches each. means: sent to those whose optimizers need them, in quarters of what is sent once."""
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
-    sent = plan(run_of(zero_stage=stage, global_batch=160), gpus=4).communication_bytes
+    sent = plan(run_of(zero_stage=stage, global_batch=160), Machines(4)).communication_bytes
     once = 3 * parameters
     assert sent["gradients_all_to_all"] == (5 * once if in_each else 4 * once)
     assert sent["means_all_to_all"] == means * once // 4
@@ -138,7 +165,9 @@ def test_exact_sends_float32_of_each_micro_batch_or_sums_once(stage: int, in_eac
 def test_both_ways_hide_gradients_behind_the_backward_pass() -> None:
     """A slow link exposes all that does not fit into the backward pass. A quick one hides all gradients."""
     for gbit_per_s in (1e-5, 1e3):
-        plans = {name: plan(run_of(zero_stage=2, reduction=name), 4, 100, gbit_per_s) for name in ("exact", "fast")}
+        plans = {
+            name: plan(run_of(zero_stage=2, reduction=name), Machines(4, gbit_per_s_inside=gbit_per_s), 100) for name in ("exact", "fast")
+        }
         exact, fast = (found.speed for found in plans.values())
         assert exact is not None
         assert fast is not None
@@ -154,15 +183,16 @@ def test_both_ways_hide_gradients_behind_the_backward_pass() -> None:
 
 
 def test_auto_is_fast_on_more_gpus_than_a_node_has() -> None:
-    assert plan(run_of(), 4).reduction == "exact"
-    assert plan(run_of(), 12).reduction == "fast"
-    assert plan(run_of(reduction="exact"), 12).reduction == "exact"
+    assert plan(run_of(), Machines(4)).reduction == "exact"
+    assert plan(run_of(), Machines(12)).reduction == "fast"
+    assert plan(run_of(), Machines(4, gpus_per_node=2)).reduction == "fast"
+    assert plan(run_of(reduction="exact"), Machines(12)).reduction == "exact"
 
 
 def test_a_global_batch_that_does_not_divide_is_an_error_that_lists_what_fits() -> None:
-    assert plan(run_of(), 1).fitting_gpus == [1, 2, 3, 4, 6, 12]
+    assert plan(run_of(), Machines(1)).fitting_gpus == [1, 2, 3, 4, 6, 12]
     with pytest.raises(UserError, match="it fits 1, 2, 3, 4, 6, 12 ranks"):
-        plan(run_of(), 5)
+        plan(run_of(), Machines(5))
 
 
 @pytest.mark.slow
@@ -172,6 +202,13 @@ def test_command_prints_both_ways(run_config: dict, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert printed["total_memory_bytes"] == sum(printed["memory_bytes"].values())
+    several = tdformer("plan", config, "--gpus", "1,2,3", "--gpus-per-node", 1, "--images-per-s", 50)
+    assert several.returncode == 0, several.stderr
+    assert [line.split()[:2] for line in several.stdout.splitlines()[:3]] == [["GPUs", "nodes"], ["1", "1"], ["2", "2"]]
+    assert "3 GPUs: training.global_batch must be a multiple of" in several.stdout
+    wrong = tdformer("plan", config, "--gpus", "8,many")
+    assert wrong.returncode == 2
+    assert "--gpus takes a number of GPUs, or several with commas between them, such as 8,16,64; got '8,many'" in wrong.stderr
     table = tdformer("plan", config, "--gpus", 2).stdout
     assert "memory per GPU" in table
     assert "8 = 4 x 2 GPUs x 1 accumulation" in table

@@ -15,7 +15,7 @@ from torch import nn
 from tdformer.config import BackboneConfig
 from tdformer.models.attention import SpikingSelfAttention, TokenQKAttention
 from tdformer.models.backbones.base import Backbone, Block, Stage, drop_path_rates, init_truncated_normal
-from tdformer.models.channel_maps import ChannelConv2d
+from tdformer.models.channel_maps import ChannelConv2d, StridedChannelConv2d
 from tdformer.models.layers import PatchStem, SpikingLayer, SpikingMLP, TypedModuleList, conv3x3
 from tdformer.models.neuron_state import NeuronState
 
@@ -69,7 +69,7 @@ class PatchEmbed(PatchStem):
             for (width, next_width), convolution in zip(pairwise(widths), entry.convolutions, strict=True)
         )
         stride = 2 ** sum(convolution.pools for convolution in entry.convolutions[entry.shortcut_after :])
-        self.shortcut = SpikingLayer(nn.Conv2d(widths[entry.shortcut_after], channels, 1, stride=stride, bias=False))
+        self.shortcut = SpikingLayer(StridedChannelConv2d(widths[entry.shortcut_after], channels, stride))
 
     def forward(self, x_TBCHW: torch.Tensor, topdown_TBCHW: None, neuron_state: NeuronState) -> torch.Tensor:
         """[T, B, in_channels, H, W] -> [T, B, channels, H/stride, W/stride], sums of two spikes.
