@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 
 from tdformer.bench.ceilings import synchronize
-from tdformer.bench.scaling_candidates import ScalingSetting, Step, make_step
+from tdformer.bench.scaling_candidates import Candidate, ScalingSetting, make_candidate
 from tdformer.bench.scaling_names import ALONE
 
 WARM_UP = 2
 """Steps of each candidate that are not measured: the first ones compile kernels, and make buffers."""
 SECONDS_TO_SETTLE = 0.05
-"""What is still on its way after a step is sent in this time, and does not count for the next one."""
+"""Packets that are still on their way after a step are sent in this time, and do not count for another candidate."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ScalingRow:
 
 @dataclass
 class _Measured:
-    step: Step
+    candidate: Candidate
     seconds: list[float] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
 
@@ -63,15 +63,15 @@ def measure(
     """Measure the named candidates beside `alone`, which is measured in any case. Collective.
 
     nodes: over how many machines the ranks lie. interface: the network interface whose bytes are counted.
-    progress: it is called with 1 after each of `rounds + WARM_UP` steps of every candidate.
+    progress: it is called with 1 after each of `rounds + WARM_UP` turns of every candidate.
     """
-    candidates = {name: _Measured(make_step(name, setting)) for name in dict.fromkeys((ALONE, *names))}
+    candidates = {name: _Measured(make_candidate(name, setting)) for name in dict.fromkeys((ALONE, *names))}
     order = list(candidates)
     for number in range(WARM_UP + rounds):
         images_BCHW, labels_B = _batch(setting, number)
         first = number % len(order)
         for name in order[first:] + order[:first]:
-            seconds, sent = _timed(candidates[name].step, images_BCHW, labels_B, setting, interface)
+            seconds, sent = _timed(candidates[name].candidate, images_BCHW, labels_B, setting, interface)
             if number >= WARM_UP:
                 candidates[name].seconds.append(seconds)
                 candidates[name].sent.append(sent)
@@ -80,19 +80,33 @@ def measure(
 
 
 def _timed(
-    step: Step, images_BCHW: torch.Tensor, labels_B: torch.Tensor, setting: ScalingSetting, interface: str | None
+    candidate: Candidate, images_BCHW: torch.Tensor, labels_B: torch.Tensor, setting: ScalingSetting, interface: str | None
 ) -> tuple[float, int]:
-    """Return the seconds of the slowest rank, and the bytes that this rank sent."""
+    """Return the seconds of a step on the slowest rank, and the bytes that this rank sent for one.
+
+    It takes two steps and measures the second, which begins while what the first one left is still on its way, as in a run.
+    """
     device = setting.context.device
     dist.barrier()
     time.sleep(SECONDS_TO_SETTLE)
-    before, start = _sent_bytes(interface), time.perf_counter()
-    step(images_BCHW, labels_B)
-    synchronize(device)
+    before = _sent_bytes(interface)
+    candidate.step(images_BCHW, labels_B)
+    _wait_for_computing(device)
+    start = time.perf_counter()
+    candidate.step(images_BCHW, labels_B)
+    _wait_for_computing(device)
     seconds = time.perf_counter() - start
+    candidate.settle()
+    synchronize(device)
     time.sleep(SECONDS_TO_SETTLE)
-    sent = _sent_bytes(interface) - before
+    sent = (_sent_bytes(interface) - before) // 2
     return max(setting.context.all_gather(seconds)), sent
+
+
+def _wait_for_computing(device: torch.device) -> None:
+    """Block until the device has computed what was queued. It may still send what was computed."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _row(name: str, measured: _Measured, alone: _Measured, setting: ScalingSetting, nodes: int, interface: str | None) -> ScalingRow:

@@ -20,8 +20,15 @@ from tdformer.training.optimizer import make_optimizer
 
 LEARNING_RATE, LARGEST_NORM = 1e-6, 1.0
 
-Step = Callable[[torch.Tensor, torch.Tensor], None]
-"""Takes images [B, C, H, W] and labels [B], and trains one step on them."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the trainers that are compared."""
+
+    step: Callable[[torch.Tensor, torch.Tensor], None]
+    """It takes images [B, C, H, W] and labels [B], and trains one step on them."""
+    settle: Callable[[], None] = lambda: None
+    """It waits for what a step leaves on its way."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +56,15 @@ class ScalingSetting:
         return model_with_loss
 
 
-def make_step(name: str, setting: ScalingSetting) -> Step:
-    """Return the training step of a candidate, by its name in CANDIDATES."""
+def make_candidate(name: str, setting: ScalingSetting) -> Candidate:
+    """Make a candidate by its name in CANDIDATES."""
     kind, _, stage = name.partition("-")
     if kind in (ALONE, "ddp"):
         return _plain(setting, is_alone=kind == ALONE)
     return _deepspeed(setting, int(stage)) if kind == "deepspeed" else _engine(setting, kind, int(stage))
 
 
-def _engine(setting: ScalingSetting, reduction: str, zero_stage: int) -> Step:
+def _engine(setting: ScalingSetting, reduction: str, zero_stage: int) -> Candidate:
     engine = Engine(setting.network(), setting.at_stage(zero_stage), setting.context, "exact" if reduction == "exact" else "fast")
 
     def step(images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> None:
@@ -65,10 +72,10 @@ def _engine(setting: ScalingSetting, reduction: str, zero_stage: int) -> Step:
         engine.reduce()
         engine.optimizer_step(LEARNING_RATE)
 
-    return step
+    return Candidate(step, engine.wait_for_parameters)
 
 
-def _plain(setting: ScalingSetting, is_alone: bool) -> Step:
+def _plain(setting: ScalingSetting, is_alone: bool) -> Candidate:
     model_with_loss = setting.network()
     optimizer = make_optimizer(model_with_loss.model, setting.config.optimizer)
     for group in optimizer.param_groups:
@@ -85,10 +92,10 @@ def _plain(setting: ScalingSetting, is_alone: bool) -> Step:
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return Candidate(step)
 
 
-def _deepspeed(setting: ScalingSetting, zero_stage: int) -> Step:
+def _deepspeed(setting: ScalingSetting, zero_stage: int) -> Candidate:
     config, model_with_loss = setting.at_stage(zero_stage), setting.network()
     training = config.training
     with keeping_torch_linear():
@@ -112,4 +119,4 @@ def _deepspeed(setting: ScalingSetting, zero_stage: int) -> Step:
         engine.backward(engine(images_BCHW, labels_B))
         engine.step()
 
-    return step
+    return Candidate(step)

@@ -75,6 +75,12 @@ class DistContext:
         assert work is not None  # it is for a process outside the group
         return work
 
+    def start_broadcast(self, tensor: torch.Tensor, source: int) -> dist.Work:
+        """Begin to copy a tensor from a rank to all others, in place. Give what it returns to `wait`."""
+        work = dist.broadcast(tensor, source, async_op=True)
+        assert work is not None  # it is for a process outside the group
+        return work
+
     def wait(self, work: dist.Work) -> None:
         """Wait for a collective that was begun. With CUDA only the device waits, which is no progress of the host."""
         if self.device.type == "cuda":

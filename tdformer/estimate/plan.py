@@ -15,6 +15,7 @@ from tdformer.estimate.activations import estimate_activations
 from tdformer.estimate.traffic import FP32, SUM, Machines, Sent, traffic
 from tdformer.training.engine import bucket_elements
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.parameter_gather import MOST_RANKS
 from tdformer.training.reduction.exact_gradients import BUCKETS_IN_FLIGHT
 from tdformer.training.reduction.reduction import sends_sums
 
@@ -161,17 +162,23 @@ def _speed(config: RunConfig, machines: Machines, images_per_s: float, sent: dic
 def _room_to_hide(training: TrainingConfig, gpus: int, reduction: ResolvedReduction, segments: int) -> dict[str, float]:
     """Return the part of a step's computing during which a purpose sends. What is not named is sent before or after it.
 
-    The segments share their weights, so that gradients are complete only in the backward pass of the first segment, which is the last.
+    The segments share their weights, so that parameters must be there in the forward pass of the first segment, and gradients are complete
+    only in its backward pass, which is the last.
     """
+    stage, micro_batches = training.zero_stage, training.accumulation(gpus)
     in_each_micro_batch = BACKWARD_SHARE / segments
-    of_last_micro_batch = in_each_micro_batch / training.accumulation(gpus)
+    of_last_micro_batch = in_each_micro_batch / micro_batches
+    room = {}
+    if stage in (1, 2) and gpus <= MOST_RANKS:
+        room["parameters_all_gather"] = (1 - BACKWARD_SHARE) / segments / micro_batches
+    if stage == 3:  # parameters for the next layers, gradients of the last ones; half of the time for each [our choice]
+        room["parameters_all_gather"] = 0.5
     if reduction == "exact":
         # Nine tenths of the backward pass for the gradients, one for their means [our choice].
-        gradients = 0.9 * (of_last_micro_batch if sends_sums(training, gpus) else in_each_micro_batch)
-        gathers = {"parameters_all_gather": 0.5} if training.zero_stage == 3 else {}
-        return {"gradients_all_to_all": gradients, "means_all_to_all": 0.1 * of_last_micro_batch, **gathers}
-    if training.zero_stage == 3:  # parameters for the next layers, gradients of the last ones; half of the time for each [our choice]
-        return {"parameters_all_gather": 0.5, "gradients_reduce_scatter": 0.5}
-    if training.zero_stage == 0:
-        return {}
-    return {"gradients_reduce": of_last_micro_batch if training.zero_stage == 1 else in_each_micro_batch}
+        room["gradients_all_to_all"] = 0.9 * (of_last_micro_batch if sends_sums(training, gpus) else in_each_micro_batch)
+        room["means_all_to_all"] = 0.1 * of_last_micro_batch
+    elif stage == 3:
+        room["gradients_reduce_scatter"] = 0.5
+    elif stage:
+        room["gradients_reduce"] = of_last_micro_batch if stage == 1 else in_each_micro_batch
+    return room

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from tdformer.distributed.context import DistContext
 from tdformer.training.optimizer import MOMENTS, set_steps
+from tdformer.training.parameter_gather import Flat
 from tdformer.training.reduction.gradient_layout import full_shape
 from tdformer.training.sharded_tensors import Part
 
@@ -31,6 +32,8 @@ class DeepSpeedInsides:
         import deepspeed
 
         self.engine, self.optimizer, self.zero_stage, self.context = engine, optimizer, zero_stage, context
+        self.start_gather: Callable[[], None] | None = None
+        """This gathers parameters after a step at ZeRO 1 and 2, in place of DeepSpeed's own function. None: DeepSpeed does."""
         self._utils = deepspeed.utils
         self._gathered_parameters = deepspeed.zero.GatheredParameters
 
@@ -75,6 +78,24 @@ class DeepSpeedInsides:
             fragment = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)  # type: ignore[attr-defined]
             fragment.copy_(values.view_as(fragment))
 
+    def step(self) -> None:
+        """Step DeepSpeed's engine. Parameters of other ranks may still be on their way afterwards, if `start_gather` is set."""
+        if self.start_gather is None:
+            self.engine.step()
+            return
+        from deepspeed.runtime.zero import stage_1_and_2
+
+        start, of_deepspeed = self.start_gather, stage_1_and_2.all_gather_dp_groups
+        stage_1_and_2.all_gather_dp_groups = lambda **arguments: start()
+        try:
+            self.engine.step()
+        finally:
+            stage_1_and_2.all_gather_dp_groups = of_deepspeed
+
+    def flats(self) -> list[Flat]:
+        """Return the tensors in which ZeRO 1 and 2 keep all parameters."""
+        return [Flat(values, group) for values, group in zip(self.optimizer.bit16_groups_flat, self.optimizer.bit16_groups, strict=True)]
+
     def scaled(self, loss: torch.Tensor, scale: float) -> torch.Tensor:
         """Return the loss for the backward pass. `step_if_finite` takes the scale out of the gradients again."""
         if self.zero_stage == 0:
@@ -89,7 +110,7 @@ class DeepSpeedInsides:
         whether the step was taken. All ranks agree. Collective; the host waits for the norm.
         """
         if self.zero_stage:
-            self.engine.step()  # ZeRO 1 to 3 clip and drop themselves
+            self.step()  # ZeRO 1 to 3 clip and drop themselves
             return self.optimizer._global_grad_norm, not self.optimizer.overflow
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if scale != 1:

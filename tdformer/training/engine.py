@@ -19,6 +19,7 @@ from tdformer.training.deepspeed_insides import DeepSpeedInsides, import_deepspe
 from tdformer.training.ema import MovingAverage
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
+from tdformer.training.parameter_gather import MOST_RANKS, ParameterGather
 from tdformer.training.reduction.reduction import ExactReduction, FastReduction, Reduction, StepResult
 from tdformer.training.sharded_tensors import join
 
@@ -54,11 +55,15 @@ class Engine:
         self._insides.make_optimizer_state(trained)
         training, kind = config.training, ExactReduction if reduction == "exact" else FastReduction
         self._reduction: Reduction = kind(self._insides, trained, context, training, bucket)
+        self._gather = self._overlapped_gather(bucket) if self.zero_stage in (1, 2) and 1 < context.world_size <= MOST_RANKS else None
         decay = training.ema_decay
+        self._average_is_due = False
         self._average = MovingAverage(self._averaged_tensors(), decay) if decay is not None else None
 
     def close(self) -> None:
         """Free the network and the optimizer's state, as far as DeepSpeed lets go of them. Nothing else may be called afterwards."""
+        if self._gather is not None:
+            self._gather.close()
         self._reduction.close()
         self._engine.destroy()
 
@@ -87,10 +92,32 @@ class Engine:
         """Step the optimizer. If loss or gradients are not finite, drop the global batch instead, so that nothing changes. Collective."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
+        self._bring_average_up_to_date()
         result = self._reduction.step()
-        if result.is_taken and self._average:
-            self._average.update()
+        self._average_is_due = result.is_taken and self.has_average
         return result
+
+    # --- what goes on after a step ---------------------------------------------------------------------------
+
+    def _overlapped_gather(self, bucket: int) -> ParameterGather:
+        backbone = self.model_with_loss.model.backbone
+        units = [*backbone.bottom_up()[1:], *backbone.transform()]
+        gather = ParameterGather(self._insides.flats(), self.model_with_loss, units, self.context, bucket)
+        self._insides.start_gather = gather.start
+        return gather
+
+    def wait_for_parameters(self) -> None:
+        """Wait until all parameters that other ranks have stepped have arrived. A forward pass does that by itself."""
+        if self._gather is not None:
+            self._gather.wait()
+
+    def _bring_average_up_to_date(self) -> None:
+        """Update the moving average, if a step was taken since. It waits for all parameters, which a step need not do."""
+        if self._average_is_due:
+            assert self._average
+            self.wait_for_parameters()
+            self._average.update()
+            self._average_is_due = False
 
     # --- the moving average ----------------------------------------------------------------------------------
 
@@ -115,6 +142,7 @@ class Engine:
     def load_average(self, full: dict[str, torch.Tensor]) -> None:
         """Load what average_state returned, from any ZeRO stage and number of ranks."""
         assert self._average
+        self._average_is_due = False
         own, is_sharded = self._insides.own_part, self.zero_stage == 3
         parts = [own(parameter, full[name]) if is_sharded else full[name] for name, parameter in self._trained_parameters()]
         self._average.set(parts + [full[name] for name, _ in self.model_with_loss.model.named_buffers()])
@@ -126,6 +154,8 @@ class Engine:
 
     def _exchange_average(self) -> None:
         assert self._average
+        self._bring_average_up_to_date()
+        self.wait_for_parameters()
         self._average.exchange()
         self._insides.forget_gathered()
 
@@ -137,6 +167,7 @@ class Engine:
         return self._parameters() | buffers
 
     def _parameters(self) -> dict[str, torch.Tensor]:
+        self.wait_for_parameters()
         full = {}
         for name, parameter in self.model_with_loss.model.named_parameters():
             with self._insides.gathered(parameter):

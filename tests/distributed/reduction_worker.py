@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tdformer.config import FeedbackConfig, ModelConfig, RunConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
+from tdformer.training import engine as engine_module
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
+from tdformer.training.parameter_gather import MOST_RANKS
 from tdformer.training.reduction.reduction import resolved
 from tests.unit.networks import BACKBONES, lively
 
@@ -48,6 +51,8 @@ class Case:
     """True if a second run gave the same bits."""
     drops_bad_steps: bool
     """True if a step with a loss that is not finite on one rank was dropped, and changed no bit of the state."""
+    is_that_of_deepspeeds_gather: bool
+    """True if DeepSpeed's own gather of parameters gave the same bits as this project's."""
 
 
 @dataclass
@@ -64,8 +69,20 @@ class Outcome:
     """True if the bad step changed nothing."""
 
 
-def train(case: dict[str, Any], reduction: ResolvedReduction, context: DistContext) -> Outcome:
+class ArrivesWhenWaitedFor:
+    """A broadcast that delivers nothing before it is waited for. All ranks wait for the same ones in the same order."""
+
+    def __init__(self, tensor: torch.Tensor, source: int) -> None:
+        self.tensor, self.source = tensor, source
+
+    def wait(self) -> None:
+        dist.broadcast(self.tensor, self.source)
+
+
+def train(case: dict[str, Any], reduction: ResolvedReduction, context: DistContext, most_ranks: int = MOST_RANKS) -> Outcome:
+    """most_ranks: on more ranks DeepSpeed gathers parameters."""
     case = dict(case)
+    engine_module.MOST_RANKS = most_ranks
     scale = case.pop("loss_scale", 1.0)
     network = ModelConfig(backbone=BACKBONES["qkformer-imagenet"], num_classes=5, feedback=FeedbackConfig(init_std=0.3))
     config = RunConfig.model_validate(
@@ -121,6 +138,9 @@ def state_of(engine: Engine) -> dict[str, torch.Tensor]:
 
 def compared(case: dict[str, Any], context: DistContext) -> Case:
     fast, again, exact = (train(case, reduction, context) for reduction in ("fast", "fast", "exact"))
+    of_deepspeed = (
+        [train(case, reduction, context, most_ranks=1) for reduction in ("fast", "exact")] if case["zero_stage"] in (1, 2) else []
+    )
     apart = {name: (tensor - exact.moments[name]).abs().max() / exact.moments[name].abs().max() for name, tensor in fast.moments.items()}
     return Case(
         abs(fast.losses[0] / exact.losses[0] - 1),
@@ -128,10 +148,12 @@ def compared(case: dict[str, Any], context: DistContext) -> Case:
         max(map(float, apart.values()), default=0.0),
         (again.losses, again.norms) == (fast.losses, fast.norms) and same(again.state, fast.state),
         fast.dropped and exact.dropped,
+        all(own.losses == other.losses and same(own.state, other.state) for own, other in zip((fast, exact), of_deepspeed, strict=False)),
     )
 
 
 def main() -> None:
+    DistContext.start_broadcast = lambda self, tensor, source: ArrivesWhenWaitedFor(tensor, source)  # type: ignore[method-assign,assignment,return-value]
     with init_distributed() as context:
         found: dict[str, Any] = {name: asdict(compared(case, context)) for name, case in CASES.items()}
         found["auto"] = {}

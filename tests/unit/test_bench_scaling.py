@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from data_pipelines.errors import UserError
 from tdformer.bench.emulated_accelerator import EmulatedAccelerator
 from tdformer.bench.scaling_names import CANDIDATES
 from tdformer.bench.scaling_picture import keep
+from tdformer.training.model_with_loss import ModelWithLoss
 from tests.conftest import tdformer
+from tests.unit.networks import images, lively, small
 
 FEW = ("ddp", "exact-2", "fast-2")
 TINY = ["--embed-dims", 64, "--rounds", 1, *(part for name in FEW for part in ("--model", name))]
@@ -90,13 +91,21 @@ def test_results_of_another_setting_are_refused_and_nothing_is_lost(tmp_path: Pa
         keep([result_of(2)], tmp_path)
 
 
-def test_an_emulated_accelerator_takes_its_time_where_gradients_come_into_being(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_emulated_accelerator_takes_its_time_after_parts_and_where_gradients_come_into_being(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two segments, the last one's backward pass completes no gradient."""
     slept: list[float] = []
     monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.sleep", slept.append)
     monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.perf_counter", lambda: sum(slept))
-    network = nn.Sequential(nn.Linear(10, 30, bias=False), nn.Linear(30, 10, bias=False))
-    EmulatedAccelerator(network, forward_s=0.5, backward_s=2.0)
-    loss = network(torch.ones(1, 10)).sum()
-    assert slept == [0.5]
+    model_with_loss = lively(ModelWithLoss(small(), 0.1))
+    blocks = len(model_with_loss.model.backbone.bottom_up()[1:]) + len(model_with_loss.model.backbone.transform())
+    EmulatedAccelerator(model_with_loss, forward_s=10, backward_s=20)
+    loss = model_with_loss(images(2), torch.tensor([0, 1]))
+    assert sum(slept) == pytest.approx(10, abs=0.02)
+    assert len(slept) >= blocks, "in the forward pass of each segment, after each part"
+    forward = len(slept)
     loss.backward()
-    assert slept == pytest.approx([0.5, 1.0, 1.0])
+    assert sum(slept) == pytest.approx(30, abs=0.02)
+    assert slept[forward] == pytest.approx(10, abs=0.02)
+    assert len(slept) > forward + blocks
+    with torch.no_grad():
+        model_with_loss(images(2), torch.tensor([0, 1]))

@@ -67,6 +67,10 @@ class ThreadContext(DistContext):
         for_this = [parts_of_rank[self.rank] for parts_of_rank in self.all_gather(parts)]
         return _Work(received, torch.stack(for_this) if received_lengths is None else torch.cat(for_this))
 
+    def start_broadcast(self, tensor: torch.Tensor, source: int) -> Any:
+        values = self.all_gather(tensor.clone())[source]
+        return _Work(tensor.clone() if self.rank == source else tensor, values)
+
 
 def on_ranks(ranks: int, action: Callable[[ThreadContext], Result]) -> list[Result]:
     """Run an action on every rank at once, and return what it returned."""

@@ -111,7 +111,7 @@ class ExactReduction:
             self._take_step()
         else:
             with self.insides.resting_optimizer():
-                self.insides.engine.step()
+                self.insides.step()
         self.statistics.clear()
         self.gradients.clear()
         self._passed = 0
@@ -124,7 +124,7 @@ class ExactReduction:
         factor = 1.0 if self.clip_grad is None or self._norm <= self.clip_grad else self.clip_grad / self._norm
         for parameter, values in self.gradients.kept(factor):
             self.insides.set_kept_gradient(self.trained[parameter], values)
-        self.insides.engine.step()
+        self.insides.step()
         self.statistics.keep()
 
 
