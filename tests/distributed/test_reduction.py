@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path
         assert case["is_same_again"], name
         assert case["drops_bad_steps"], name
         assert case["is_that_of_deepspeeds_gather"], name
+
+
+def test_on_other_ranks_fast_losses_differ_as_those_of_weights_that_are_rounded_otherwise(tmp_path: Path) -> None:
+    """Another learning rate, or data that are moved by one image, make losses that differ by more: the comparison would notice them."""
+    started = {ranks: start_ranks(ranks, "tests.distributed.rounding_worker", [], tmp_path / f"rank{ranks}", {}) for ranks in (1, 2)}
+    found = {}
+    for ranks, processes in started.items():
+        for process in processes:
+            assert process.wait(timeout=500) == 0, process.output("stderr")
+        found[ranks] = json.loads(processes[0].output().splitlines()[-1])
+    plain = found[1].pop("plain")
+    distances = {name: mean(abs(one - other) for one, other in zip(losses, plain, strict=True)) for name, losses in found[1].items()}
+    controls = [distances.pop(name) for name in ("another rate", "other data")]
+    most = 2 * max(distances.values())
+    of_two = found[2]["plain"]
+    assert of_two[0] == pytest.approx(plain[0], rel=1e-6)
+    assert 0 < mean(abs(one - other) for one, other in zip(of_two, plain, strict=True)) < most < min(controls)
 
 
 def test_a_fast_run_goes_on_to_the_same_bits_on_as_many_ranks(reference: ReferenceRun, tmp_path: Path) -> None:
