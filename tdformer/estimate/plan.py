@@ -73,7 +73,7 @@ class NetworkSize:
     """Holds what is the same on any number of GPUs."""
 
     elements: list[int]
-    """Those of each trained parameter."""
+    """Elements of each trained parameter."""
     statistics: int
     """Elements of all buffers."""
     activation_bytes: dict[str, int]

@@ -92,7 +92,7 @@ def test_results_of_another_setting_are_refused_and_nothing_is_lost(tmp_path: Pa
 
 
 def test_an_emulated_accelerator_takes_its_time_after_parts_and_where_gradients_come_into_being(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two segments, the last one's backward pass completes no gradient."""
+    """The backward pass of the last segment completes no gradient, because the first one shares its weights."""
     slept: list[float] = []
     monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.sleep", slept.append)
     monkeypatch.setattr("tdformer.bench.emulated_accelerator.time.perf_counter", lambda: sum(slept))
