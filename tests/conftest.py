@@ -99,10 +99,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # --- tests side by side --------------------------------------------------------------------------------------
 
 TOGETHER = (
-    *("tests/slurm/", "tests/faults/test_mlflow_server.py", "tests/faults/test_numbers.py"),
+    *("tests/slurm/", "tests/faults/test_mlflow_server.py", "tests/faults/test_numbers.py", "tests/distributed/test_plan.py"),
     *("tests/unit/test_bench_step.py", "tests/unit/test_kernels.py"),
 )
-"""Tests whose names begin alike share a cluster, a server, finished runs, a bench or compiled kernels. One test process runs
+"""Tests whose names begin alike share a cluster, a server, finished runs, measurements or compiled kernels. One test process runs
 each of these groups."""
 
 
