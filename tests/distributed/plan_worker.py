@@ -36,6 +36,7 @@ COLLECTIVES = {
     "all_reduce": ("tensor", 2),
     "reduce": ("tensor", 1),
     "all_gather_into_tensor": ("output_tensor", 1),
+    "broadcast": ("tensor", 1),
     "reduce_scatter_tensor": ("input", 1),
     "all_to_all_single": ("input", 1),
 }
