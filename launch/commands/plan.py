@@ -72,11 +72,12 @@ def _compare(config: RunConfig, choices: list[Machines], images_per_s: float | N
             plans.append(make_plan(config, machines, images_per_s, size))
         except UserError as error:
             refused.append({"gpus": machines.gpus, "error": str(error)})
+    if not plans:
+        raise UserError(str(refused[0]["error"]))
     if as_json:
         typer.echo(json.dumps({"plans": [_as_json(plan) for plan in plans], "refused": refused}))
         return
-    if plans:
-        show_rows([_row(plan, images_per_s) for plan in plans], False, "plans")
+    show_rows([_row(plan, images_per_s) for plan in plans], False, "plans")
     for one in refused:
         typer.echo(f"{one['gpus']} GPUs: {one['error']}")
 

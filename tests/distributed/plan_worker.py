@@ -42,7 +42,7 @@ COLLECTIVES = {
 }
 """The argument that holds the whole tensor, and how often a ring of GPUs passes it on."""
 sent_bytes: Counter[str] = Counter()
-"""By collective: what this rank has sent since it was cleared, if the ranks are a ring."""
+"""It holds, by collective, the bytes that this rank has sent since it was cleared, before what stays on the rank is taken off."""
 
 
 def count_collectives() -> None:

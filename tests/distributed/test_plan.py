@@ -27,7 +27,7 @@ COLLECTIVES = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """By ranks, then by reduction and ZeRO stage."""
+    """Return what the worker printed, by number of ranks, then by reduction and ZeRO stage."""
     return {ranks: measured_on(ranks, tmp_path_factory.mktemp(f"ranks{ranks}")) for ranks in (1, 2, 4)}
 
 

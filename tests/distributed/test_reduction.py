@@ -34,7 +34,7 @@ def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path
         assert 0 < case["moment_difference"] < 1e-4, name
         assert case["is_same_again"], name
         assert case["drops_bad_steps"], name
-        assert case["is_that_of_deepspeeds_gather"], name
+        assert case["is_that_of_deepspeeds_gather"] is (True if CASES[name]["zero_stage"] in (1, 2) else None), name
 
 
 def test_on_other_ranks_fast_losses_differ_as_those_of_weights_that_are_rounded_otherwise(tmp_path: Path) -> None:

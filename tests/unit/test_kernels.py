@@ -191,7 +191,7 @@ def test_recompute_gives_the_same_bits(policy: RecomputePolicy) -> None:
 
 @pytest.mark.parametrize("channels", [4, 12, 16])
 def test_a_strided_map_of_few_channels_is_torchs(channels: int) -> None:
-    """In channels_last, torch's own one ends the process on a CPU with AVX2, if it has 4 channels."""
+    """The map avoids an error of oneDNN: a strided convolution of 4 channels in channels_last ends the process on a CPU with AVX2."""
     torch.manual_seed(0)
     layer, x, y_gradient = StridedChannelConv2d(channels, 8, stride=2), torch.randn(4, channels, 32, 32), torch.randn(4, 8, 16, 16)
     results = []

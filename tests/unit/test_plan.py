@@ -208,6 +208,7 @@ def test_command_prints_both_ways(run_config: dict, tmp_path: Path) -> None:
     assert several.returncode == 0, several.stderr
     assert [line.split()[:2] for line in several.stdout.splitlines()[:3]] == [["GPUs", "nodes"], ["1", "1"], ["2", "2"]]
     assert "3 GPUs: training.global_batch must be a multiple of" in several.stdout
+    assert tdformer("plan", config, "--gpus", "3,5").returncode == 2, "none of them fits"
     wrong = tdformer("plan", config, "--gpus", "8,many")
     assert wrong.returncode == 2
     assert "--gpus takes a number of GPUs, or several with commas between them, such as 8,16,64; got '8,many'" in wrong.stderr
