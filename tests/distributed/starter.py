@@ -27,6 +27,7 @@ from typing import IO, Any, Never
 
 from tdformer import garbage
 from tdformer.distributed.launch_environment import free_port
+from tests.distributed.spare import fork_spare, leave_spare
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -173,6 +174,9 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
         os.environ.update(environment)
         tempfile.tempdir = None  # TMPDIR may be another one here
         sys.argv = [module, *arguments]
+        leave_spare()
+        if not _starts_ranks(arguments, environment):
+            fork_spare()
         importlib.import_module("launch.cli" if module == "launch" else module).main()
         code = 0
     except SystemExit as end:
@@ -183,6 +187,11 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _starts_ranks(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """True for a launcher. Its only children are the ranks, among which tests choose."""
+    return "--processes" in arguments and "RANK" not in environment and arguments[0] != "data"
 
 
 def _redirect(out: str) -> None:

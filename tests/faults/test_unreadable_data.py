@@ -215,9 +215,8 @@ def test_a_killed_loader_process_ends_the_run_with_its_state_saved(reference: Re
     metrics = tmp_path / "run" / "metrics.jsonl"
     run = start(config, tmp_path)
     wait_until(metrics.exists, run)
-    descendants = psutil.Process(run.pid).children(recursive=True)
-    helpers = {process.pid for process in descendants if "forkserver" in " ".join(process.cmdline())}
-    loaders = [process for process in descendants if process.ppid() in helpers]
+    helpers = [helper for rank in psutil.Process(run.pid).children() for helper in rank.children()]
+    loaders = [loader for helper in helpers for loader in helper.children()]
     assert loaders
     loaders[0].kill()
     assert run.wait(120) == EXIT_STOPPED, run.output() + run.output("stderr")
