@@ -94,6 +94,9 @@ class TrainingConfig(Section):
     """How gradients are summed over the ranks. exact: as whole numbers, to the same bits on any number of ranks and at any ZeRO stage.
     fast: by DeepSpeed in float32; the bits then depend on the number of ranks. Both send while the backward pass goes on. auto: exact on
     one node, fast on several. A run keeps for its whole life what auto chose at its start."""
+    communication_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which reduction: fast sends and adds up gradients. bf16: half the bytes. Each gradient is rounded to 8 binary digits, and
+    so is each partial sum."""
     deterministic: bool = False
     """true: a GPU runs only kernels that give the same bits each time, which may be slower; an operation that has none ends the run. With
     reduction: exact, the bits are then the same on any number of ranks of this kind of GPU. A CPU gives them in any case."""
@@ -108,6 +111,14 @@ class TrainingConfig(Section):
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload: {self.offload} needs zero_stage {needed} or more, got {self.zero_stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _reduction_sends_it(self) -> TrainingConfig:
+        if self.communication_dtype != "fp32" and self.reduction != "fast":
+            raise ValueError(
+                f"communication_dtype: {self.communication_dtype} needs reduction: fast, got reduction: {self.reduction}; exact sends float32"
+            )
         return self
 
     def accumulation(self, world_size: int) -> int:

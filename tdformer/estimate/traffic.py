@@ -12,6 +12,7 @@ from tdformer.config.training import ResolvedReduction
 from tdformer.training.reduction.reduction import sends_sums
 
 FP32, INT64 = 4, 8
+DTYPE_BYTES = {"fp32": FP32, "bf16": 2}
 SUM = 2 * INT64
 """Bytes of an exact sum."""
 STAYS_GATHERED = 100_000
@@ -87,10 +88,12 @@ def traffic(
         of_gradients = SUM // FP32 if sends_sums(training, machines.gpus) else micro_batches
         sent["gradients_all_to_all"] = count.all_to_all(parameters, of_gradients)
         sent["means_all_to_all"] = count.all_to_all({0: parameters, 3: 0}.get(stage, own))
-    elif stage == 3:
-        sent["gradients_reduce_scatter"] = count.ring(parameters, micro_batches)
+        return sent
+    gradients = parameters * DTYPE_BYTES[training.communication_dtype] // FP32
+    if stage == 3:
+        sent["gradients_reduce_scatter"] = count.ring(gradients, micro_batches)
     elif stage == 0:
-        sent["gradients_all_reduce"] = count.ring(parameters, 2)
+        sent["gradients_all_reduce"] = count.ring(gradients, 2)
     else:
-        sent["gradients_reduce"] = count.ring(parameters, micro_batches if stage == 2 else 1)
+        sent["gradients_reduce"] = count.ring(gradients, micro_batches if stage == 2 else 1)
     return sent

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -79,18 +81,21 @@ class DeepSpeedInsides:
             fragment.copy_(values.view_as(fragment))
 
     def step(self) -> None:
-        """Step DeepSpeed's engine. Parameters of other ranks may still be on their way afterwards, if `start_gather` is set."""
-        if self.start_gather is None:
+        """Step DeepSpeed's engine. Parameters of other ranks may still be on their way afterwards, if `start_gather` is set.
+
+        At ZeRO 1 and 2, DeepSpeed asks whether the norm is finite, and again for each group of parameters that it clips. The host waits
+        for the first answer, and takes it each time.
+        """
+        if self.zero_stage not in (1, 2):
             self.engine.step()
             return
         from deepspeed.runtime.zero import stage_1_and_2
 
-        start, of_deepspeed = self.start_gather, stage_1_and_2.all_gather_dp_groups
-        stage_1_and_2.all_gather_dp_groups = lambda **arguments: start()
-        try:
+        functions: dict[str, Callable[..., Any]] = {"is_invalid_grad_norm": cache(stage_1_and_2.is_invalid_grad_norm)}
+        if (start := self.start_gather) is not None:
+            functions["all_gather_dp_groups"] = lambda **arguments: start()
+        with _replaced(stage_1_and_2, functions):
             self.engine.step()
-        finally:
-            stage_1_and_2.all_gather_dp_groups = of_deepspeed
 
     def flats(self) -> list[Flat]:
         """Return the tensors in which ZeRO 1 and 2 keep all parameters."""
@@ -248,6 +253,17 @@ def import_deepspeed() -> Any:
     # A CPU kernel for inference that training never calls; building it would need a compiler on every node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _replaced(module: ModuleType, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Replace functions of a module within this context."""
+    originals = {name: getattr(module, name) for name in functions}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        vars(module).update(originals)
 
 
 @contextmanager

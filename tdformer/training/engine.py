@@ -216,7 +216,7 @@ def deepspeed_config(config: RunConfig, world_size: int, reduction: ResolvedRedu
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": (training.clip_grad or 0.0) if is_fast and training.zero_stage else 0.0,
-        "communication_data_type": "fp32",
+        "communication_data_type": training.communication_dtype,
         "zero_optimization": {
             "stage": training.zero_stage,
             "reduce_bucket_size": bucket,

@@ -61,7 +61,7 @@ def _counted(name: str, collective: Callable[..., Any], argument: str, times: in
     return call
 
 
-def config_at(stage: int, reduction: ResolvedReduction, ranks: int) -> RunConfig:
+def config_at(stage: int, reduction: ResolvedReduction, ranks: int, communication_dtype: str) -> RunConfig:
     """Return the configuration of a network with 5 million parameters, so that their state counts beside the activations."""
     backbone = BackboneConfig(embed_dims=256, num_heads=4, depths=(1, 1, 4))
     return RunConfig.model_validate(
@@ -76,6 +76,7 @@ def config_at(stage: int, reduction: ResolvedReduction, ranks: int) -> RunConfig
                 "zero_stage": stage,
                 "ema_decay": 0.9,
                 "reduction": reduction,
+                "communication_dtype": communication_dtype,
             },
         }
     )
@@ -92,8 +93,8 @@ def train(config: RunConfig, reduction: ResolvedReduction, context: DistContext)
     return engine
 
 
-def measure(stage: int, reduction: ResolvedReduction, context: DistContext) -> dict[str, Any]:
-    config = config_at(stage, reduction, context.world_size)
+def measure(stage: int, reduction: ResolvedReduction, context: DistContext, communication_dtype: str = "fp32") -> dict[str, Any]:
+    config = config_at(stage, reduction, context.world_size, communication_dtype)
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         engine = train(config, reduction, context)
@@ -115,6 +116,8 @@ def main() -> None:
     with init_distributed() as context:
         cases = [case for case in itertools.product(get_args(ResolvedReduction), range(4)) if case != NOT_MEASURED]
         memory = {f"{reduction} {stage}": measure(stage, reduction, context) for reduction, stage in cases}
+        if context.world_size == 2:
+            memory |= {f"fast {stage} bf16": measure(stage, "fast", context, "bf16") for stage in (0, 2, 3)}
         if context.is_rank0:
             print(json.dumps(memory))
 

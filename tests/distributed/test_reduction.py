@@ -29,12 +29,14 @@ def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path
     assert found.pop("auto") == {"1": "exact", "2": "fast"}
     assert found.keys() == CASES.keys()
     for name, case in found.items():
+        is_bf16 = "communication_dtype" in CASES[name]
         assert case["loss_difference"] < 1e-6, name
-        assert case["norm_difference"] < 1e-5, name
-        assert 0 < case["moment_difference"] < 1e-4, name
+        assert case["norm_difference"] < (2**-8 if is_bf16 else 1e-5), name
+        least, most = (2**-10, 2**-6) if is_bf16 else (0, 1e-4)
+        assert least < case["moment_difference"] < most, name
         assert case["is_same_again"], name
         assert case["drops_bad_steps"], name
-        assert case["is_that_of_deepspeeds_gather"] is (True if CASES[name]["zero_stage"] in (1, 2) else None), name
+        assert case["is_that_of_deepspeeds_gather"] is (True if CASES[name]["zero_stage"] in (1, 2) and not is_bf16 else None), name
 
 
 def test_on_other_ranks_fast_losses_differ_as_those_of_weights_that_are_rounded_otherwise(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ WORDS = {
     "_index_in_param_group": (FRAGMENTS, "ExactReduction cannot set gradients at ZeRO 1 and 2"),
     "single_partition_of_fp32_groups": (ZERO_1_2, "the optimizer's state at ZeRO 1 and 2 is not found"),
     "        all_gather_dp_groups(": (ZERO_1_2, "the gather of parameters at ZeRO 1 and 2 cannot go on during the forward pass"),
+    "if is_invalid_grad_norm(clip_norm)": (ZERO_1_2, "nobody knows how often the host waits for the norm when gradients are clipped"),
     "bit16_groups_flat": (ZERO_1_2, "the gather of parameters at ZeRO 1 and 2 cannot go on during the forward pass"),
     "def _lazy_init_hp_params_optimizer_state(": (ZERO_1_2, "moments are not linked to parameters at ZeRO 1 and 2"),
     "fp32_partitioned_groups_flat": (ZERO_3, "the optimizer's state at ZeRO 3 is not found"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ from data_pipelines.errors import UserError
 from tdformer.bench.memory import saved_and_flops
 from tdformer.config import RecomputePolicy, RunConfig
 from tdformer.estimate.activations import estimate_activations
-from tdformer.estimate.plan import plan
+from tdformer.estimate.plan import NetworkSize, Plan, network_size, plan
 from tdformer.estimate.traffic import Machines
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.model_with_loss import ModelWithLoss
@@ -30,6 +31,16 @@ def run_of(**training: Any) -> RunConfig:
     training = {"micro_batch": 8, "global_batch": 96, "precision": "fp32", **training}
     data = {"train": "none", "val": "none", "image_size": 64, "train_samples": 960}
     return RunConfig(name="plan", data=data, model=small(), training=training)
+
+
+@cache
+def size() -> NetworkSize:
+    """Count the network once for all tests: no choice of theirs about GPUs, stages and sums changes it."""
+    return network_size(run_of())
+
+
+def planned(machines: Machines, images_per_s: float | None = None, **training: Any) -> Plan:
+    return plan(run_of(**training), machines, images_per_s, size())
 
 
 def model_with_loss_of(config: RunConfig, policy: RecomputePolicy, device: str = "cpu") -> ModelWithLoss:
@@ -95,23 +106,23 @@ def test_an_estimate_changes_nothing_for_others() -> None:
 @pytest.mark.slow
 def test_state_is_sharded_by_stage() -> None:
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
-    memory = {stage: plan(run_of(zero_stage=stage), Machines(4)).memory_bytes for stage in range(4)}
+    memory = {stage: planned(Machines(4), zero_stage=stage).memory_bytes for stage in range(4)}
     assert [memory[stage]["parameters"] for stage in range(4)] == [4 * parameters] * 3 + [5 * parameters]
     assert [memory[stage]["optimizer"] for stage in range(4)] == [8 * parameters] + [3 * parameters] * 3
     assert memory[1]["global_batch_sums"] == memory[2]["global_batch_sums"] == memory[3]["global_batch_sums"]
-    many = {stage: plan(run_of(zero_stage=stage, global_batch=160), Machines(4)).memory_bytes["global_batch_sums"] for stage in (1, 2)}
+    many = {stage: planned(Machines(4), zero_stage=stage, global_batch=160).memory_bytes["global_batch_sums"] for stage in (1, 2)}
     assert many[1] == many[2] + 16 * parameters, "sums of this rank's five micro-batches"
-    fast = plan(run_of(zero_stage=2, reduction="fast"), Machines(4)).memory_bytes["global_batch_sums"]
+    fast = planned(Machines(4), zero_stage=2, reduction="fast").memory_bytes["global_batch_sums"]
     assert fast < parameters
 
 
 @pytest.mark.slow
 def test_communication_is_once_per_step_below_stage_3() -> None:
-    one, few = (plan(run_of(zero_stage=1), Machines(gpus)).communication_bytes for gpus in (1, 4))
+    one, few = (planned(Machines(gpus), zero_stage=1).communication_bytes for gpus in (1, 4))
     assert set(one.values()) == {0}
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
     assert few["parameters_all_gather"] == 3 * parameters
-    stage3 = plan(run_of(zero_stage=3), Machines(4))
+    stage3 = planned(Machines(4), zero_stage=3)
     assert stage3.accumulation == 3
     assert stage3.communication_bytes["parameters_all_gather"] == 3 * parameters, "all of them are so small that they stay gathered"
 
@@ -121,7 +132,7 @@ def test_what_leaves_a_node() -> None:
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
     for nodes, per_node in ((1, 4), (2, 2), (4, 1)):
         machines = Machines(4, per_node)
-        exact = plan(run_of(zero_stage=2, reduction="exact"), machines)
+        exact = planned(machines, zero_stage=2, reduction="exact")
         leaves = exact.network_bytes
         assert exact.nodes == nodes
         if nodes == 1:
@@ -136,18 +147,18 @@ def test_both_kinds_of_links_count() -> None:
     quick, slow = 1e6, 1.0
     times = {}
     for outside, inside in itertools.product((quick, slow), repeat=2):
-        found = plan(run_of(zero_stage=1, reduction="fast"), Machines(4, 2, outside, inside), images_per_s=100).speed
+        found = planned(Machines(4, 2, outside, inside), images_per_s=100, zero_stage=1, reduction="fast").speed
         assert found is not None
         times[outside, inside] = found.step_s
     assert times[quick, quick] < times[quick, slow] == pytest.approx(times[slow, quick]) == pytest.approx(times[slow, slow])
 
 
 def test_speed_is_the_measured_one_less_communication() -> None:
-    alone = plan(run_of(), Machines(1), images_per_s=100).speed
+    alone = planned(Machines(1), images_per_s=100).speed
     assert alone is not None
     assert alone.images_per_s == pytest.approx(100)
     assert alone.days == pytest.approx(200 * 960 / 100 / 86_400)
-    four = plan(run_of(), Machines(4, gbit_per_s_inside=10), images_per_s=100).speed
+    four = planned(Machines(4, gbit_per_s_inside=10), images_per_s=100).speed
     assert four is not None
     assert 300 < four.images_per_s < 400
 
@@ -156,7 +167,7 @@ def test_speed_is_the_measured_one_less_communication() -> None:
 def test_exact_sends_float32_of_each_micro_batch_or_sums_once(stage: int, in_each: bool, means: int) -> None:
     """Four ranks with five micro-batches each. means: sent to those whose optimizers need them, in quarters of what is sent once."""
     parameters = sum(parameter.numel() for parameter in TDFormer(small()).parameters())
-    sent = plan(run_of(zero_stage=stage, global_batch=160), Machines(4)).communication_bytes
+    sent = planned(Machines(4), zero_stage=stage, global_batch=160).communication_bytes
     once = 3 * parameters
     assert sent["gradients_all_to_all"] == (5 * once if in_each else 4 * once)
     assert sent["means_all_to_all"] == means * once // 4
@@ -166,7 +177,7 @@ def test_exact_sends_float32_of_each_micro_batch_or_sums_once(stage: int, in_eac
 def test_both_ways_hide_what_they_send_behind_computing(gbit_per_s: float) -> None:
     """A slow link exposes all that does not fit into the passes of the first segment. A quick one hides all gradients and parameters."""
     machines = Machines(4, gbit_per_s_inside=gbit_per_s)
-    plans = {name: plan(run_of(zero_stage=2, reduction=name), machines, 100) for name in ("exact", "fast")}
+    plans = {name: planned(machines, 100, zero_stage=2, reduction=name) for name in ("exact", "fast")}
     exact, fast = (found.speed for found in plans.values())
     assert exact is not None
     assert fast is not None
@@ -185,16 +196,16 @@ def test_both_ways_hide_what_they_send_behind_computing(gbit_per_s: float) -> No
 
 
 def test_auto_is_fast_on_more_gpus_than_a_node_has() -> None:
-    assert plan(run_of(), Machines(4)).reduction == "exact"
-    assert plan(run_of(), Machines(12)).reduction == "fast"
-    assert plan(run_of(), Machines(4, gpus_per_node=2)).reduction == "fast"
-    assert plan(run_of(reduction="exact"), Machines(12)).reduction == "exact"
+    assert planned(Machines(4)).reduction == "exact"
+    assert planned(Machines(12)).reduction == "fast"
+    assert planned(Machines(4, gpus_per_node=2)).reduction == "fast"
+    assert planned(Machines(12), reduction="exact").reduction == "exact"
 
 
 def test_a_global_batch_that_does_not_divide_is_an_error_that_lists_what_fits() -> None:
-    assert plan(run_of(), Machines(1)).fitting_gpus == [1, 2, 3, 4, 6, 12]
+    assert planned(Machines(1)).fitting_gpus == [1, 2, 3, 4, 6, 12]
     with pytest.raises(UserError, match="it fits 1, 2, 3, 4, 6, 12 ranks"):
-        plan(run_of(), Machines(5))
+        planned(Machines(5))
 
 
 @pytest.mark.slow
