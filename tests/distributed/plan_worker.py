@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from tdformer.config import BackboneConfig, ModelConfig, RunConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
-from tdformer.estimate.plan import WORKSPACE_BYTES, plan
+from tdformer.estimate.plan import WORKSPACE_BYTES, NetworkSize, network_size, plan
 from tdformer.estimate.traffic import Machines
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
@@ -63,7 +63,7 @@ def _counted(name: str, collective: Callable[..., Any], argument: str, times: in
 
 def config_at(stage: int, reduction: ResolvedReduction, ranks: int, communication_dtype: str) -> RunConfig:
     """Return the configuration of a network with 5 million parameters, so that their state counts beside the activations."""
-    backbone = BackboneConfig(embed_dims=256, num_heads=4, depths=(1, 1, 4))
+    backbone = BackboneConfig(embed_dims=384, num_heads=6, depths=(1, 1, 1))
     return RunConfig.model_validate(
         {
             "name": "plan",
@@ -93,7 +93,10 @@ def train(config: RunConfig, reduction: ResolvedReduction, context: DistContext)
     return engine
 
 
-def measure(stage: int, reduction: ResolvedReduction, context: DistContext, communication_dtype: str = "fp32") -> dict[str, Any]:
+def measure(
+    stage: int, reduction: ResolvedReduction, context: DistContext, size: NetworkSize, communication_dtype: str = "fp32"
+) -> dict[str, Any]:
+    """size: of the network, which is the same in all cases."""
     config = config_at(stage, reduction, context.world_size, communication_dtype)
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -104,7 +107,7 @@ def measure(stage: int, reduction: ResolvedReduction, context: DistContext, comm
     del engine
     passed_on = (context.world_size - 1) / context.world_size
     sent = {name: passed_on * number for name, number in sent_bytes.items()}
-    planned = plan(config, Machines(context.world_size))
+    planned = plan(config, Machines(context.world_size), size=size)
     total = planned.total_memory_bytes - WORKSPACE_BYTES
     state = sum(planned.memory_bytes[part] for part in ("gradients", "global_batch_sums", "optimizer"))
     memory = {"measured": max(itertools.accumulate(sizes)), "planned": total, "planned_state": state}
@@ -115,9 +118,10 @@ def main() -> None:
     count_collectives()
     with init_distributed() as context:
         cases = [case for case in itertools.product(get_args(ResolvedReduction), range(4)) if case != NOT_MEASURED]
-        memory = {f"{reduction} {stage}": measure(stage, reduction, context) for reduction, stage in cases}
+        size = network_size(config_at(0, "exact", context.world_size, "fp32"))
+        memory = {f"{reduction} {stage}": measure(stage, reduction, context, size) for reduction, stage in cases}
         if context.world_size == 2:
-            memory |= {f"fast {stage} bf16": measure(stage, "fast", context, "bf16") for stage in (0, 2, 3)}
+            memory |= {f"fast {stage} bf16": measure(stage, "fast", context, size, "bf16") for stage in (0, 2, 3)}
         if context.is_rank0:
             print(json.dumps(memory))
 
