@@ -16,8 +16,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 TRIALS ?= 60
 SEED ?= 0
 
-# Tests run side by side. Many of them wait, so that four fill two cores.
-SIDE_BY_SIDE := --numprocesses 4 --dist loadscope
+# Tests run side by side. Many of them wait, so that three fill two cores.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadscope
 FAST := --numprocesses 2 --dist loadscope --hypothesis-profile fast -m "not slow and not slurm and not gpu and not ffcv"
 # The oldest versions that pyproject.toml names. Triton 3.6, which torch 2.11 brings, cannot interpret kernels under numpy 2.4.
 OLDEST := "torch==2.11.*" "torchvision==0.26.*" "numpy==2.3.*"

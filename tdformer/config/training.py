@@ -117,7 +117,8 @@ class TrainingConfig(Section):
     def _reduction_sends_it(self) -> TrainingConfig:
         if self.communication_dtype != "fp32" and self.reduction != "fast":
             raise ValueError(
-                f"communication_dtype: {self.communication_dtype} needs reduction: fast, got reduction: {self.reduction}; exact sends float32"
+                f"communication_dtype: {self.communication_dtype} needs reduction: fast, got reduction: {self.reduction}; "
+                f"exact sends gradients as fp32 or whole numbers"
             )
         return self
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
         tempfile.tempdir = None  # TMPDIR may be another one here
         sys.argv = [module, *arguments]
         leave_spare()
-        if not _starts_ranks(arguments, environment):
+        if _may_start_helper(arguments, environment):
             fork_spare()
         importlib.import_module("launch.cli" if module == "launch" else module).main()
         code = 0
@@ -189,9 +190,16 @@ def _become(command: Sequence[str], environment: Mapping[str, str]) -> Never:
         os._exit(code)
 
 
-def _starts_ranks(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """True for a launcher. Its only children are the ranks, among which tests choose."""
-    return "--processes" in arguments and "RANK" not in environment and arguments[0] != "data"
+def _may_start_helper(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Tell whether a command may start loaders or a pool. Others need no spare, whose fork takes as long as their own.
+
+    A launcher has none. Its only children are the ranks, among which tests choose.
+    """
+    if "--processes" in arguments and "RANK" not in environment:
+        return arguments[0] == "data"
+    paths = [Path(argument) / "config.yaml" if Path(argument).is_dir() else Path(argument) for argument in arguments]
+    texts = [*arguments, *(path.read_text() for path in paths if path.suffix == ".yaml" and path.is_file())]
+    return any(re.search(r"\bworkers(: |=)[1-9]", text) for text in texts)
 
 
 def _redirect(out: str) -> None:

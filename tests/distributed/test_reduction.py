@@ -10,7 +10,7 @@ import pytest
 
 from tdformer.rundir import sessions
 from tdformer.rundir.run_dir import RunDir
-from tests.distributed.reduction_worker import CASES
+from tests.distributed.reduction_worker import CASES, GATHERING
 from tests.distributed.starter import start_ranks, tdformer
 from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train
 
@@ -36,7 +36,7 @@ def test_fast_differs_from_exact_by_rounding_alone_at_every_stage(tmp_path: Path
         assert least < case["moment_difference"] < most, name
         assert case["is_same_again"], name
         assert case["drops_bad_steps"], name
-        assert case["is_that_of_deepspeeds_gather"] is (True if CASES[name]["zero_stage"] in (1, 2) and not is_bf16 else None), name
+        assert case["is_that_of_deepspeeds_gather"] is (True if CASES[name] in GATHERING else None), name
 
 
 def test_on_other_ranks_fast_losses_differ_as_those_of_weights_that_are_rounded_otherwise(tmp_path: Path) -> None:
