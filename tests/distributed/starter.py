@@ -60,6 +60,12 @@ class Started:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
+    def halt(self) -> None:
+        """Stop the process as a debugger does, and wait until each of its threads has stopped."""
+        os.kill(self.pid, signal.SIGSTOP)
+        while not all("State:\tT" in status.read_text() for status in Path(f"/proc/{self.pid}/task").glob("*/status")):
+            time.sleep(0.002)
+
     def output(self, stream: str = "stdout") -> str:
         return Path(f"{self.out}.{stream}").read_text()
 

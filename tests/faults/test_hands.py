@@ -154,7 +154,7 @@ def files_of(run: Path) -> dict[str, bytes]:
 
 def test_a_process_that_lost_its_run_while_it_was_halted_writes_nothing_more(started: Started, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    os.kill(started.pid, signal.SIGSTOP)
+    started.halt()
     forge(run, **ELSEWHERE, token="theirs")
     session = run / "sessions" / "0002.json"  # of the process that took the run over
     session.write_text(json.dumps({**json.loads((run / "sessions" / "0001.json").read_text()), "status": "running"}))
@@ -264,7 +264,7 @@ def test_a_process_that_was_halted_while_the_run_was_finished_writes_nothing(ref
     halted = Started("launch", ["train", run], {}, tmp_path / "halted")
     while not (run / "checkpoints" / "step-00000003").exists():
         time.sleep(0.005)
-    os.kill(halted.pid, signal.SIGSTOP)
+    halted.halt()
     (run / "lock.json").unlink()
     resume(run)
     before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "last_saved", "checkpoints/latest", "config.yaml")}
