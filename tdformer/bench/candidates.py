@@ -18,15 +18,17 @@ from data_pipelines.errors import UserError
 from tdformer.bench.op_categories import optimizer_range
 from tdformer.bench.reference import REFERENCE, make_reference
 from tdformer.config import FeedbackConfig, Kernels, ModelConfig, Precision, RecomputePolicy, RunConfig, TrainingConfig
+from tdformer.config.training import ResolvedReduction
 from tdformer.config.yaml_io import checked
 from tdformer.distributed.context import DistContext
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
 from tdformer.training.model_with_loss import ModelWithLoss, autocast
 
-CANDIDATES = ("backbone", "tdformer", REFERENCE, "tdformer-recompute", "tdformer-engine")
-"""tdformer-recompute runs under the recompute policy block_segment. tdformer-engine runs as under `tdformer train`: by DeepSpeed, with
-exact sums of gradients and statistics. The other candidates are trained by a plain loop."""
+UNDER_ENGINE: dict[str, ResolvedReduction] = {"tdformer-engine": "exact", "tdformer-engine-fast": "fast"}
+"""Candidates that run as under `tdformer train`, by DeepSpeed, and their training.reduction."""
+CANDIDATES = ("backbone", "tdformer", REFERENCE, "tdformer-recompute", *UNDER_ENGINE)
+"""tdformer-recompute runs under the recompute policy block_segment. What is not UNDER_ENGINE is trained by a plain loop."""
 
 
 def network(embed_dims: int, image_size: int, time_steps: int, segments: int) -> ModelConfig:
@@ -85,7 +87,7 @@ def make_candidate(name: str, setting: Setting) -> Candidate:
     model_with_loss = ModelWithLoss(model, label_smoothing=0.0, recompute=policy, precision=setting.precision).to(setting.device)
     for note in choose_kernels(model_with_loss.model, setting.kernels, setting.context):
         print(f"{name}: {note}", file=sys.stderr)
-    if name == "tdformer-engine":
+    if name in UNDER_ENGINE:
         return _under_engine(name, model_with_loss, model, setting)
     return _plain_loop(name, model_with_loss, model_with_loss, setting)
 
@@ -119,7 +121,7 @@ def _reference_loss(network: nn.Module, setting: Setting, images_BCHW: torch.Ten
 def _under_engine(name: str, model_with_loss: ModelWithLoss, model: ModelConfig, setting: Setting) -> Candidate:
     training = TrainingConfig(global_batch=2, micro_batch=2, precision=setting.precision, kernels=setting.kernels, label_smoothing=0.0)
     config = RunConfig(name=name, data=DataConfig(train="none", val="none", image_size=setting.image_size), model=model, training=training)
-    engine, batches = Engine(model_with_loss, config, setting.context), _Batches(setting)
+    engine, batches = Engine(model_with_loss, config, setting.context, UNDER_ENGINE[name]), _Batches(setting)
 
     def step(batch: int) -> None:
         engine.micro_step(*batches.of(batch))

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Sequence
 from multiprocessing import util
 from typing import Never
@@ -80,5 +81,7 @@ def _become_helper(spare_end: socket.socket) -> Never:
         code = 0
     except SystemExit:
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)

@@ -42,9 +42,9 @@ def bench_step(
     """Measure training steps of QKFormer, TDFormer and spikingjelly's QKFormer, and the highest speeds of the device.
 
     Candidates: backbone, tdformer (feedback in all blocks of the last stage), spikingjelly-qkformer (the reference), tdformer-recompute
-    (policy block_segment), tdformer-engine (as in `tdformer train`: DeepSpeed, exact sums). They take turns in one process, and medians
-    over the rounds are given. Images are random. Two CPU cores take two minutes, and one more minute to compile kernels the first
-    time. A GPU takes about five minutes.
+    (policy block_segment), tdformer-engine (as in `tdformer train`: DeepSpeed, exact sums), tdformer-engine-fast (the same with
+    training.reduction: fast). They take turns in one process, and medians over the rounds are given. Images are random. Two CPU cores
+    take two minutes, and one more minute to compile kernels the first time. A GPU takes about five minutes.
     """
     from dataclasses import asdict
 
