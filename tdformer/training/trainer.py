@@ -29,7 +29,7 @@ from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.read_ahead import ReadAhead
-from tdformer.training.reduction.reduction import DESCRIPTIONS, TOO_LARGE, StepResult
+from tdformer.training.reduction.reduction import TOO_LARGE, StepResult, description
 from tdformer.training.report import Report
 from tdformer.training.startup import has_begun, latest_valid_on_all_ranks, load_engine, start_or_resume
 from tdformer.training.telemetry.loss_spikes import LossSpikes
@@ -98,7 +98,7 @@ class Trainer:
             + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
         )
         if self.context.world_size > 1:
-            report.say(f"gradients are reduced {DESCRIPTIONS[self.train_state.reduction]}")
+            report.say(f"gradients are reduced {description(self.train_state.reduction, training)}")
         for note in self.notes:
             report.say(note)
         if self.train_state.step:

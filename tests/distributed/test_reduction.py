@@ -70,7 +70,7 @@ def test_a_fast_run_goes_on_to_the_same_bits_on_as_many_ranks(reference: Referen
     cut = cut_back(whole, whole.parent / "cut", 3)
     again = resume(cut, ranks=2)
     assert f"resumed at step 3 of {STEPS}" in again.stdout
-    assert "gradients are reduced fast, in float32" in again.stdout
+    assert "gradients are reduced fast, in fp32" in again.stdout
     assert [session.reduction for session in sessions.read_all(RunDir(cut))[0]] == ["fast", "fast"]
     assert bits(cut) == bits(whole)
     assert curve(cut) == curve(whole)

@@ -25,11 +25,6 @@ NOT_FINITE = "the loss or a gradient is not finite"
 TOO_LARGE = "a gradient is larger than 7e13, the most that training.reduction=exact adds up,"
 PROBLEMS = 2
 """What ExactGradients.problems counts."""
-DESCRIPTIONS: dict[ResolvedReduction, str] = {
-    "exact": "exactly: the same bits on any number of ranks (training.reduction)",
-    "fast": "fast, in float32 by DeepSpeed: the bits depend on the number of ranks (training.reduction)",
-}
-"""The end of a sentence for the user, by training.reduction."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,13 @@ class ExactReduction:
             self.insides.set_kept_gradient(self.trained[parameter], values)
         self.insides.step()
         self.statistics.keep()
+
+
+def description(reduction: ResolvedReduction, training: TrainingConfig) -> str:
+    """Return the end of a sentence for the user that says how gradients are reduced."""
+    if reduction == "exact":
+        return "exactly: the same bits on any number of ranks (training.reduction)"
+    return f"fast, in {training.communication_dtype} by DeepSpeed: the bits depend on the number of ranks (training.reduction)"
 
 
 def note_on_kernels(reduction: ResolvedReduction, deterministic: bool, device_type: str) -> list[str]:
