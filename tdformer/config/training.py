@@ -92,8 +92,8 @@ class TrainingConfig(Section):
     """DeepSpeed ZeRO stage: what is sharded over the ranks. 0: nothing. 1: the optimizer state. 2: gradients too. 3: parameters too."""
     reduction: WantedReduction = "auto"
     """How gradients are summed over the ranks. exact: as whole numbers, to the same bits on any number of ranks and at any ZeRO stage.
-    fast: by DeepSpeed in float32; the bits then depend on the number of ranks. Both send while the backward pass goes on. auto: exact on
-    one node, fast on several. A run keeps for its whole life what auto chose at its start."""
+    fast: by DeepSpeed, in float32 or as communication_dtype says; the bits then depend on the number of ranks. Both send while the backward
+    pass goes on. auto: exact on one node, fast on several. A run keeps for its whole life what auto chose at its start."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
     """Numbers in which reduction: fast sends and adds up gradients. bf16: half the bytes. Each gradient is rounded to 8 binary digits, and
     so is each partial sum."""

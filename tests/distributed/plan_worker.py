@@ -31,8 +31,6 @@ FEW, MANY = 2, 5
 """Micro-batches of a rank in one step. Of five, the exact reduction adds up a rank's own at ZeRO 0 and 1."""
 NOT_MEASURED = ("fast", 3)
 """What DeepSpeed frees late there, and differently from run to run: up to 34 % more than planned on four ranks, and 20 % on two."""
-NOT_SHARDED = ("fast", 0)
-"""What takes the same memory on any number of ranks is measured on two."""
 
 COLLECTIVES = {
     "all_reduce": ("tensor", 2),
@@ -119,8 +117,7 @@ def measure(
 def main() -> None:
     count_collectives()
     with init_distributed() as context:
-        left_out = [NOT_MEASURED] if context.world_size == 2 else [NOT_MEASURED, NOT_SHARDED]
-        cases = [case for case in itertools.product(get_args(ResolvedReduction), range(4)) if case not in left_out]
+        cases = [case for case in itertools.product(get_args(ResolvedReduction), range(4)) if case != NOT_MEASURED]
         size = network_size(config_at(0, "exact", context.world_size, "fp32"))
         memory = {f"{reduction} {stage}": measure(stage, reduction, context, size) for reduction, stage in cases}
         if context.world_size == 2:

@@ -35,10 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 1, offload": {"zero_stage": 1, "offload": "optimizer", **FP16},
     "stage 2": {"zero_stage": 2},
     "stage 3": {"zero_stage": 3, **FP16},
+    "stage 0, bf16": {"zero_stage": 0, **BF16},
     "stage 2, bf16": {"zero_stage": 2, **BF16},
     "stage 3, bf16": {"zero_stage": 3, **BF16},
 }
-GATHERING = [CASES["stage 1"], CASES["stage 2"]]
+GATHERING = [CASES[name] for name in ("stage 1", "stage 1, offload", "stage 2")]
 """Cases that are also tried with DeepSpeed's own gather of parameters."""
 
 

@@ -204,7 +204,7 @@ def _may_start_helper(arguments: Sequence[str], environment: Mapping[str, str]) 
     if "--processes" in arguments and "RANK" not in environment:
         return arguments[0] == "data"
     paths = [Path(argument) / "config.yaml" if Path(argument).is_dir() else Path(argument) for argument in arguments]
-    texts = [*arguments, *(path.read_text() for path in paths if path.suffix == ".yaml" and path.is_file())]
+    texts = [*arguments, *(path.read_text(errors="replace") for path in paths if path.suffix == ".yaml" and path.is_file())]
     return any(re.search(r"\bworkers(: |=)[1-9]", text) for text in texts)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed.starter import start_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # seven ranks train 22 networks, on a machine that may be busy
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # seven ranks train 24 networks, on a machine that may be busy
 
 ALWAYS_SHARDED = [f"{reduction} {stage}" for reduction, stage in (("exact", 2), ("fast", 2), ("exact", 3))]
 

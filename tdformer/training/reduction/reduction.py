@@ -157,9 +157,9 @@ def _norm(numbers: Sequence[int]) -> float:
 
 
 class FastReduction:
-    """Leaves gradients to DeepSpeed, which sends float32 sums in buckets while the backward pass goes on, and shards what it keeps.
+    """Leaves gradients to DeepSpeed, which sends sums in buckets while the backward pass goes on, and shards what it keeps.
 
-    Float32 sums depend on their order, so that the bits depend on the number of ranks. DeepSpeed also accumulates, clips, and drops a step
+    Rounded sums depend on their order, so that the bits depend on the number of ranks. DeepSpeed also accumulates, clips, and drops a step
     whose gradient norm is not finite. A loss that is not finite makes every gradient NaN, so that all ranks find it in the norm.
     """
 
