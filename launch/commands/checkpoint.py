@@ -36,6 +36,7 @@ def import_checkpoint(
     model: Annotated[str | None, typer.Option(help="A name from `tdformer models`, in place of --config.")] = None,
     head: Annotated[Literal["keep", "new"], typer.Option(help="Keep the classifier, or leave it out to train a new one.")] = "keep",
     ignore_unused: Annotated[bool, typer.Option("--ignore-unused", help="Accept tensors that the network does not use.")] = False,
+    key: Annotated[str | None, typer.Option(help="The entry of the file to read, if it holds several, such as model_ema.")] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint into weights that a run can start from.
@@ -47,15 +48,20 @@ def import_checkpoint(
     if (config is None) == (model is None):
         raise UserError("give either --config FILE (the run that is to start from it) or --model NAME.")
     network = _model_config(config, model)
-    imported = pretrained.read_published(file, network, head, ignore_unused)
+    imported = pretrained.read_published(file, network, head, ignore_unused, key)
     pretrained.write_weights(out, imported.state, network, {**pretrained.origin_of(file), "head": head})
-    report = {"weights": str(out), "used": imported.used, "unused": imported.unused, "missing": imported.missing}
+    chosen = network.backbone.without_tensors()
     if as_json:
-        typer.echo(json.dumps(report))
+        read = {name: getattr(imported, name) for name in ("used", "unused", "missing", "key", "other_keys")}
+        typer.echo(json.dumps({"weights": str(out), **read, "chosen": chosen}))
         return
     typer.echo(f"{out}: {len(imported.used)} tensors of {file} are used")
+    if imported.other_keys:
+        typer.echo(f"they are those under {imported.key!r}; the file also holds {', '.join(imported.other_keys)}, see --key")
     for title, names in (("left out of the file", imported.unused), ("start fresh in the network", imported.missing)):
         typer.echo(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
+    choices = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
+    typer.echo(f"no tensor shows the following; it is as {f'{model} has it' if model else f'{config} says'}: {choices}")
     if network.backbone.family == "qkformer" and not network.backbone.samples_share_projection:
         typer.echo(
             "note: published QKFormer weights were trained with model.backbone.samples_share_projection=true, which this network has off: "

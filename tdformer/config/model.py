@@ -17,12 +17,14 @@ Bound = Annotated[float, Field(ge=-1e6, le=1e6)]
 Family = Literal["qkformer", "spikformer", "sdt"]
 Variant = Literal["imagenet", "cifar", "dvs"]
 
-POOLS: dict[Variant, tuple[bool, bool, bool, bool]] = {
-    "imagenet": (True, True, True, True),
-    "cifar": (False, False, True, True),
-    "dvs": (False, True, True, True),
+VARIANTS: dict[Family, tuple[Variant, ...]] = {
+    "qkformer": ("imagenet", "cifar", "dvs"),
+    "spikformer": ("imagenet", "cifar"),
+    "sdt": ("imagenet", "cifar"),
 }
-"""Spikformer and SDT have four entry convolutions. True where a max-pool follows one, as in the public code."""
+"""The networks of each family's public code that differ in their layers."""
+POOLING: dict[Variant, str] = {"imagenet": "1111", "cifar": "0011"}
+"""The pooling of Spikformer's and SDT's variants, as in the public code."""
 
 
 class BackboneConfig(Section):
@@ -31,10 +33,15 @@ class BackboneConfig(Section):
     family: Family = "qkformer"
     """qkformer: QKFormer ("HST-L-D") of three stages, two for dvs. spikformer: Spikformer. sdt: Spike-driven Transformer V1."""
     variant: Variant = "imagenet"
-    """The public code has a network for each of these kinds of data. They differ in where they pool, and in details."""
+    """The network of the public code, by the kind of data that it was made for. qkformer has all three, spikformer and sdt have imagenet
+    and cifar. Those of sdt differ in their pooling alone."""
     pooling: Annotated[str, Field(pattern="^[01]{4}$")] | None = None
     """spikformer and sdt: 1 for each of the four entry convolutions that a max-pool follows, such as "0011". null: those of the variant.
-    Each 1 halves height and width. Early ones make a network cheap."""
+    Each 1 halves height and width. Early ones make a network cheap. The published sdt for CIFAR10-DVS has "0011", the one for DVS128
+    Gesture "0111"."""
+    erode: bool = False
+    """sdt: true max-pools keys, values and results of the attention over 3 x 3 neighbours, as the published network for CIFAR10-DVS does.
+    It has no parameters: weights that were trained with it load without it, and compute something else."""
     embed_dims: Size = 768
     """D, the number of channels of the last stage."""
     num_heads: Size = 12
@@ -60,8 +67,11 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> BackboneConfig:
-        if self.family == "spikformer" and self.variant == "dvs":
-            raise ValueError("spikformer has the variants imagenet and cifar, not dvs")
+        if self.variant not in VARIANTS[self.family]:
+            events = "; the published ones for events have pooling and erode" if self.family == "sdt" else ""
+            raise ValueError(f"{self.family} has the variants {' and '.join(VARIANTS[self.family])}, not {self.variant}{events}")
+        if self.erode and self.family != "sdt":
+            raise ValueError(f"erode is a trait of sdt's public code, got family {self.family}")
         if self.pooling and self.family == "qkformer":
             raise ValueError(f"pooling is for spikformer and sdt, got {self.pooling!r} for a qkformer, whose variant says where it pools")
         stages = (2 if self.variant == "dvs" else 3) if self.family == "qkformer" else 1
@@ -82,12 +92,17 @@ class BackboneConfig(Section):
             )
         return self
 
+    def without_tensors(self) -> dict[str, str | int | bool]:
+        """Return the choices that no tensor shows. Weights of another choice load without an error, and compute something else."""
+        if self.family == "qkformer":
+            return {"num_heads": self.num_heads, "samples_share_projection": self.samples_share_projection}
+        pooling = self.pooling or POOLING[self.variant]
+        return {"num_heads": self.num_heads, "pooling": pooling, **({"erode": self.erode} if self.family == "sdt" else {})}
+
     @property
     def pools(self) -> tuple[bool, bool, bool, bool]:
         """Tell for each of the four entry convolutions of spikformer and sdt whether a max-pool follows it."""
-        if self.pooling is None:
-            return POOLS[self.variant]
-        first, second, third, last = (digit == "1" for digit in self.pooling)
+        first, second, third, last = (digit == "1" for digit in self.pooling or POOLING[self.variant])
         return first, second, third, last
 
     @property

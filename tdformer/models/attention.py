@@ -123,8 +123,8 @@ class SpikingSelfAttention(ControlledAttention):
 class SpikeDrivenAttention(ControlledAttention):
     """Spike-driven attention: per channel, tokens vote by k·v whether q passes. Currents in, currents out.
 
-    erode: on event data the public code max-pools keys, values and results over 3 x 3 neighbours. The last two are
-    pooled over tokens and channels, as their shape then has it.
+    erode: for CIFAR10-DVS the public code max-pools keys, values and results over 3 x 3 neighbours. At that place in
+    the code these are neighbours among tokens and channels.
     """
 
     def __init__(self, channels: int, num_heads: int, erode: bool) -> None:

@@ -105,18 +105,21 @@ def batch_norm_of_repeated(bn: nn.Module, y_BCHW: torch.Tensor, steps: int, segm
     """Return BatchNorm of y as if y stood `steps` times in its batch, and the batch were given `segments` times.
 
     Copies do not change mean and variance. They do change the running statistics: the variance's unbiased estimate
-    is over `steps` times as many values, and the statistics are updated `segments` times.
+    is over `steps` times as many values, and the statistics are updated `segments` times. A layer whose statistics rest (a frozen or
+    folded BatchNorm, an Identity) is called as it is.
     """
-    assert isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
-    if not (bn.training and bn.track_running_stats):
+    if not (isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm) and bn.training and bn.track_running_stats):
         return bn(y_BCHW)
     assert bn.running_var is not None
     assert bn.num_batches_tracked is not None
-    assert bn.momentum is not None
     momentum, variance_before, values = bn.momentum, bn.running_var.clone(), y_BCHW.numel() // y_BCHW.shape[1]
     if isinstance(bn, nn.SyncBatchNorm):
         values *= dist.get_world_size(bn.process_group)
-    remains = (1 - momentum) ** segments
+    if momentum is None:  # torch then takes the mean over all batches so far
+        batches = bn.num_batches_tracked.item()
+        remains = batches / (batches + segments)
+    else:
+        remains = (1 - momentum) ** segments
     bn.momentum = 1 - remains
     try:
         y_BCHW = bn(y_BCHW)

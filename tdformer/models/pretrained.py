@@ -11,12 +11,9 @@ Published checkpoints are read as plain tensors; nothing that they bring is exec
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import ModelConfig
 from tdformer.config.dotted_keys import differences
 from tdformer.config.yaml_io import checked
+from tdformer.models.published_files import read_tensors
 from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
@@ -55,16 +53,20 @@ class Imported:
     """Published names that the network has no place for, or was told not to take."""
     missing: list[str]
     """Names of the network (top-down weights, a new head) that will start fresh."""
+    key: str | None
+    """The entry of the file that was read. None if the file holds nothing but the tensors."""
+    other_keys: list[str]
+    """Entries of the file that hold other tensors, such as a moving average of the weights."""
 
 
-def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_unused: bool = False) -> Imported:
-    """Read a published QKFormer, Spikformer or SDT checkpoint for a network of `config`.
+def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_unused: bool = False, key: str | None = None) -> Imported:
+    """Read a published QKFormer, Spikformer or SDT checkpoint for a network of `config`. See read_tensors for the form of the file.
 
-    The file is safetensors, or a torch file of {"model": state}, {"state_dict": state} or the state itself, with or
-    without the prefix "module.". Raises WeightsError unless all of the backbone is there in the right shapes; the error
-    calls tensors by their published names.
+    key: the entry of the file to read, if it has several. BatchNorm's counters of batches may be absent, and then begin at zero.
+    Raises WeightsError unless all of the backbone is there in the right shapes; the error calls tensors by their published names.
     """
-    published = _read_state(path)
+    file = read_tensors(path, key)
+    published = file.tensors
     if any(name.startswith("backbone.") for name in published):
         raise WeightsError(f"{path} holds a TDFormer of this program, not a published backbone: give its folder to a run as `init`.")
     model = TDFormer(config)
@@ -77,10 +79,12 @@ def read_published(path: Path, config: ModelConfig, head: Head = "keep", ignore_
     wrongly_missing = [name for name in found.missing if own[name] not in topdown and name not in allowed_to_miss and not _is_counter(name)]
     if wrongly_missing or found.misshapen or (found.unused and not ignore_unused):
         raise WeightsError(_of_another_architecture(path, config, wrongly_missing, found.unused, found.misshapen))
-    missing = {own[name] for name in found.missing}
+    counters = {own[name]: torch.zeros((), dtype=torch.int64) for name in found.missing if _is_counter(name)}
+    missing = {own[name] for name in found.missing} - counters.keys()
     fresh = [name for name in state if name in topdown or name in missing]
     left = [*found.unused, *(of_head if head == "new" else [])]
-    return Imported({own[name]: taken[name] for name in found.used}, found.used, left, fresh)
+    tensors = {own[name]: taken[name] for name in found.used} | counters
+    return Imported(tensors, found.used, left, fresh, file.key, file.other_keys)
 
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: ModelConfig, origin: dict[str, Any]) -> None:
@@ -200,71 +204,6 @@ def _read_folder(folder: Path) -> Weights:
         raise WeightsError(f"{folder / WEIGHTS} is damaged: it does not match the SHA-256 in {CONFIG}; make the folder again.")
     check_sound(state, folder / WEIGHTS)
     return Weights(config, origin, state)
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    content = _read_file(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    odd = next((key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))), None)
-    if not content or odd is not None:
-        raise WeightsError(
-            f"{path} is no checkpoint of plain tensors: it holds "
-            f"{f'{odd!r}, a {type(content[odd]).__name__}' if content else 'nothing'}; "
-            f'expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
-        )
-    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    if len(state) < len(content):
-        twice = next(name for name in state if f"module.{name}" in content and name in content)
-        raise WeightsError(f"{path} holds {printable(twice)} twice, with and without the prefix 'module.'; remove one of them.")
-    check_sound(state, path)
-    return state
-
-
-def _read_file(path: Path) -> dict[Any, Any]:
-    """Read a checkpoint in the format that its first bytes show, whatever the name of the file."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        if is_passing(error):
-            raise unavailable(path, error) from None
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from None
-    if start[8:9] == b"{":
-        return dict(read_safetensors(path))
-    if not start.startswith((b"PK", b"\x80")):
-        raise WeightsError(f"{path} is no checkpoint (neither torch's format nor safetensors; it starts with {start!r}).")
-    return _read_torch_file(path)
-
-
-def _read_torch_file(path: Path) -> dict[Any, Any]:
-    """Read a torch file of tensors and plain Python values.
-
-    argparse's Namespace is let through, since many published files hold the options of their training.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        if is_passing(error):
-            raise unavailable(path, error) from None
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise WeightsError(
-                f"{path} is a pickle of more than plain tensors (it wants to load {refused[1]}), and is not opened; "
-                f"where you trust it, save its tensors alone as safetensors and import those."
-            ) from None
-        raise WeightsError(
-            f"{path} cannot be read as tensors: it is damaged, or a pickle of more than plain tensors ({type(error).__name__}), "
-            f"and is not opened."
-        ) from None
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f'{path} holds a {type(content).__name__}; expected is {{"model": {{name: tensor, …}}}} or the inner part itself.'
-        )
-    return content
 
 
 def _is_counter(name: str) -> bool:

@@ -12,6 +12,7 @@ from data_pipelines.errors import UserError
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, RecomputePolicy
 from tdformer.config.yaml_io import checked, did_you_mean
 from tdformer.models.tdformer import TDFormer
+from tdformer.models.timm_arguments import keys_of, side_of
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,29 @@ def _models() -> dict[str, NamedModel]:
             "2.69 M",
         ),
         "sdt2_512": (BackboneConfig(family="sdt", variant="cifar", embed_dims=512, num_heads=8, depths=(2,)), 32, "CIFAR-10", "", ""),
-        "qkformer_hst2_256_dvs": (
-            BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), in_channels=2),
+        "qkformer_hst2_256_cifar10dvs": (
+            BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), mlp_ratio=1, in_channels=2),
             128,
             "CIFAR10-DVS",
             "84.00",
             "85.83",
         ),
-        "sdt2_256_dvs": (
-            BackboneConfig(family="sdt", variant="dvs", embed_dims=256, num_heads=8, depths=(2,), in_channels=2),
+        "qkformer_hst2_256_dvs128": (
+            BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), in_channels=2),
+            128,
+            "DVS128",
+            "",
+            "",
+        ),
+        "sdt2_256_cifar10dvs": (
+            BackboneConfig(family="sdt", variant="cifar", embed_dims=256, num_heads=8, depths=(2,), in_channels=2, erode=True),
+            64,
+            "CIFAR10-DVS",
+            "",
+            "",
+        ),
+        "sdt2_256_dvs128": (
+            BackboneConfig(family="sdt", variant="cifar", pooling="0111", embed_dims=256, num_heads=8, depths=(2,), in_channels=2),
             128,
             "DVS128",
             "97.98",
@@ -85,7 +100,7 @@ def _models() -> dict[str, NamedModel]:
         sizes: dict[str, Any] = {
             "backbone": backbone,
             "num_classes": classes[dataset],
-            "time_steps": 16 if backbone.variant == "dvs" else 4,
+            "time_steps": 16 if backbone.in_channels == 2 else 4,
         }
         topdown = "tdformer_" + name.removeprefix("qkformer_")
         models[name] = NamedModel(ModelConfig(**sizes, segments=1, feedback=None), image_size, dataset, of_backbone)
@@ -104,9 +119,6 @@ STATISTICS = {
 }
 """Mean and standard deviation of the channels, as the public recipes have them."""
 
-ALIASES = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}
-"""timm's names for two of our keys."""
-
 
 def find_model(name: str) -> NamedModel:
     """Return a network by name. Raises UserError, with the most similar names, if there is none."""
@@ -120,29 +132,31 @@ def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: A
 
     create_model("tdformer_hst10_768", num_classes=100, time_steps=8, control="cm2", drop_path=0.1)
 
-    Raises UserError for an unknown name or key (with the nearest ones), and for sizes that do not fit.
+    timm's names of arguments work too; img_size is kept in `default_cfg`. Raises UserError for an unknown name or key (with the nearest
+    ones), and for sizes that do not fit.
     """
-    named = find_model(name)
-    without_head = changes.get("num_classes") == 0  # timm asks for features in this way
-    model = TDFormer(
-        changed(name, {key: value for key, value in changes.items() if not (without_head and key == "num_classes")}), recompute
-    )
+    named, keys = find_model(name), keys_of(changes)
+    without_head = keys.get("num_classes") == 0  # timm asks for features in this way
     if without_head:
-        model.reset_classifier(0)
+        del keys["num_classes"]
+    img_size = keys.pop("img_size", named.image_size)
+    config = changed(name, keys)
+    image_size = side_of(img_size, config.backbone.stride)
+    model = TDFormer(config, recompute)
     if named.dataset in STATISTICS:
         mean, std = STATISTICS[named.dataset]
-        model.set_input(named.image_size, mean, std, crop_pct=0.875 if named.dataset == "ImageNet" else 1.0)
+        model.set_input(image_size, mean, std, crop_pct=0.875 if named.dataset == "ImageNet" else 1.0)
+    if without_head:
+        model.reset_classifier(0)
     return model
 
 
 def changed(name: str, changes: dict[str, Any]) -> ModelConfig:
+    """Return the configuration of a network by name, with changes to its keys or to those of the sections in it."""
     tree = find_model(name).config.model_dump()
-    given = {ALIASES.get(key, key): value for key, value in changes.items()}
-    if len(given) < len(changes):
-        raise UserError(f"the same key is given by two names, of {', '.join(f'{ours} = {theirs}' for theirs, ours in ALIASES.items())}")
-    tree |= {key: given.pop(key) for key in list(given) if key in tree}
+    tree |= {key: value for key, value in changes.items() if key in tree}
     sections = [section for section in (tree, tree["backbone"], tree["feedback"]) if isinstance(section, dict)]
-    for key, value in given.items():
+    for key, value in changes.items():
         section = next((section for section in sections if key in section), None)
         if section is None:
             known = [key for section in sections for key in section]

@@ -17,6 +17,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from tdformer.config import ModelConfig, RecomputePolicy
+from tdformer.config.yaml_io import checked
 from tdformer.models.backbones.base import Backbone, Piece, init_truncated_normal
 from tdformer.models.backbones.qkformer import QKFormer
 from tdformer.models.backbones.sdt import SpikeDrivenTransformer
@@ -42,7 +43,6 @@ class TDFormer(nn.Module):
         if recompute not in get_args(RecomputePolicy):
             raise UserError(f"recompute must be one of {', '.join(get_args(RecomputePolicy))}, got {recompute!r}")
         self.config, self.recompute = config, recompute
-        self.time_steps, self.segments = config.time_steps, config.segments
         self.num_classes = config.num_classes
         self.fused_kernels = False
         self.kept_exactly: list[torch.Tensor] | None = None
@@ -92,6 +92,28 @@ class TDFormer(nn.Module):
         own = {parameter for module in modules for parameter in module.parameters()}
         return {name: parameter for name, parameter in self.named_parameters() if parameter in own}
 
+    @property
+    def time_steps(self) -> int:
+        """Return T, the number of time steps of a sample. `set_time_steps` changes it."""
+        return self.config.time_steps
+
+    @property
+    def segments(self) -> int:
+        """Return the number of segments that the time steps are cut into. `set_time_steps` changes it."""
+        return self.config.segments
+
+    def set_time_steps(self, time_steps: int, segments: int | None = None) -> None:
+        """Let the network run for another number of time steps, in as many segments as now unless `segments` is given. No weight changes.
+
+        Another number of segments gets the default weights of the losses. Raises ConfigError, a UserError, if the two do not fit.
+        """
+        segments = self.segments if segments is None else segments
+        changes: dict[str, Any] = {"time_steps": time_steps, "segments": segments}
+        if segments != self.segments:
+            changes["loss_weights"] = None
+        self.config = checked(ModelConfig, self.config.model_dump() | changes, "the network cannot run so")
+        self.backbone.time_steps = time_steps
+
     def set_input(self, image_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float) -> None:
         """Say which images the network is for, in the form that timm.data.resolve_model_data_config reads."""
         self.pretrained_cfg = self.default_cfg = {
@@ -110,8 +132,17 @@ class TDFormer(nn.Module):
         return self.backbone.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a new head. With 0 classes it gets none, and returns features [B, D]."""
+        """Give the network a new head, and write its number of classes into `config` and `default_cfg`.
+
+        With 0 classes the network gets no head, and returns features [B, D]. Only average pooling exists: raises UserError for another.
+        """
+        if global_pool not in (None, "avg"):
+            raise UserError(f"global_pool must be avg, the mean over tokens and time steps, got {global_pool!r}")
+        if num_classes:
+            self.config = checked(ModelConfig, self.config.model_dump() | {"num_classes": num_classes}, "the head cannot be made")
         self.num_classes = num_classes
+        if hasattr(self, "default_cfg"):
+            self.pretrained_cfg = self.default_cfg = {**self.default_cfg, "num_classes": num_classes}
         like = next(self.backbone.parameters())
         head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         init_truncated_normal(head, nn.Linear)

@@ -44,8 +44,8 @@ def _published() -> list[Published]:
     hst10 = BackboneConfig()
     hst4 = BackboneConfig(variant="cifar", embed_dims=384, num_heads=8, depths=(1, 1, 2))
     spikformer = BackboneConfig(family="spikformer", variant="cifar", embed_dims=384, num_heads=12, depths=(4,))
-    hst2 = BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), in_channels=2)
-    sdt2 = BackboneConfig(family="sdt", variant="dvs", embed_dims=256, num_heads=8, depths=(2,), in_channels=2)
+    hst2 = BackboneConfig(variant="dvs", embed_dims=256, num_heads=16, depths=(1, 1), mlp_ratio=1, in_channels=2)
+    sdt2 = BackboneConfig(family="sdt", variant="cifar", pooling="0111", embed_dims=256, num_heads=8, depths=(2,), in_channels=2)
 
     def small(name: str, dataset: str, size: int, backbone: float, topdown: float, parameters: tuple[str, str] = ("", "")) -> Any:
         rows = zip((name, f"TDFormer, {name}"), (backbone, topdown), parameters, strict=True)

@@ -32,7 +32,6 @@ class ModelWithLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.precision = TDFormer(config, recompute), precision
-        self.weights = config.segment_loss_weights()
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._was_exact: torch.Tensor | None = None
 
@@ -48,7 +47,7 @@ class ModelWithLoss(nn.Module):
         if labels is None:
             return logits_NBK
         losses = [self.cross_entropy(logits_BK.float(), labels) for logits_BK in logits_NBK]
-        loss = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=True))
+        loss = sum(weight * loss for weight, loss in zip(self.model.config.segment_loss_weights(), losses, strict=True))
         return self._nan_unless_exact(loss, flags) if flags else loss
 
     def check_exact(self) -> None:

@@ -13,17 +13,15 @@ SIZES: dict[str, Any] = {"embed_dims": 32, "num_heads": 2}
 BACKBONES = {
     "qkformer-imagenet": BackboneConfig(depths=(1, 1, 2), **SIZES),
     "qkformer-cifar": BackboneConfig(variant="cifar", depths=(1, 1, 2), **SIZES),
-    "qkformer-dvs": BackboneConfig(variant="dvs", depths=(1, 2), **SIZES),
+    "qkformer-dvs128": BackboneConfig(variant="dvs", depths=(1, 2), **SIZES),
     "spikformer-imagenet": BackboneConfig(family="spikformer", depths=(2,), **SIZES),
     "spikformer-cifar": BackboneConfig(family="spikformer", variant="cifar", depths=(2,), **SIZES),
     "sdt-imagenet": BackboneConfig(family="sdt", depths=(2,), **SIZES),
     "sdt-cifar": BackboneConfig(family="sdt", variant="cifar", depths=(2,), **SIZES),
-    "sdt-dvs": BackboneConfig(family="sdt", variant="dvs", depths=(2,), **SIZES),
+    "sdt-cifar10dvs": BackboneConfig(family="sdt", variant="cifar", erode=True, depths=(2,), **SIZES),
 }
 IMAGE_SIZE = {name: 64 if config.stride == 16 else 32 for name, config in BACKBONES.items()}
 """Sizes at which every weight of a lively network gets a gradient."""
-PUBLISHED = ["qkformer-imagenet", "qkformer-cifar", "spikformer-imagenet", "spikformer-cifar", "sdt-imagenet"]
-"""Backbones that have reference data of the public code."""
 
 
 def small(backbone: str | BackboneConfig = "qkformer-imagenet", **changes: Any) -> ModelConfig:

@@ -69,6 +69,11 @@ def test_the_resolved_run_reads_back_equal(tmp_path: Path) -> None:
         ("model.backbone.family=resnet", r"family: got 'resnet', allowed is 'qkformer', 'spikformer' or 'sdt'"),
         ("model.backbone.family=sdt", r"depths must be 1 number\(s\), the blocks per stage of a sdt \(imagenet\), got \[1, 2, 7\]"),
         ("model.backbone={family: spikformer, variant: dvs, depths: [2]}", r"spikformer has the variants imagenet and cifar, not dvs"),
+        (
+            "model.backbone={family: sdt, variant: dvs, depths: [2]}",
+            r"sdt has .* imagenet and cifar, not dvs; .* events have pooling and erode",
+        ),
+        ("model.backbone.erode=true", r"erode is a trait of sdt's public code, got family qkformer"),
         ("model.backbone={family: sdt, depths: [2], samples_share_projection: true}", r"samples_share_projection is a trait of qkformer"),
         ("model.backbone={family: sdt, depths: [2], pooling: 0011}", r"pooling must stand in quotes"),
         ("model.backbone={family: sdt, depths: [2], pooling: '011'}", r"pooling"),

@@ -67,7 +67,7 @@ def test_every_layer_is_counted_in_each_segment(context: DistContext) -> None:
 
 def test_frames_of_events_are_read_in_every_segment(context: DistContext) -> None:
     torch.manual_seed(0)
-    model = TDFormer(small("sdt-dvs", time_steps=T)).eval()
+    model = TDFormer(small("sdt-cifar10dvs", time_steps=T)).eval()
     first = [layer for layer in layers_of(model, images(2, 64, 64, frames=T)[:, :2], context) if layer.is_first]
     assert [layer.segment for layer in first] == [1, 2]
 

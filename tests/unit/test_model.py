@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import functional
+from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 
+from data_pipelines.errors import UserError
 from tdformer.config import FeedbackConfig, ModelConfig
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.layers import batch_norm_of_repeated
@@ -239,6 +243,55 @@ def test_statistics_of_repeated_values_are_those_of_the_copies(steps: int, segme
     torch.testing.assert_close(ours, theirs[:batch])
     for own, expected in zip(once.buffers(), copies.buffers(), strict=True):
         torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_stem_whose_batch_norm_rests_or_was_replaced_is_called_as_it_is(fused: bool) -> None:
+    x = images(2)
+    for norm in (nn.Identity(), FrozenBatchNormAct2d(4, apply_act=False), nn.BatchNorm2d(4, track_running_stats=False)):
+        torch.manual_seed(0)
+        model = TDFormer(small("qkformer-imagenet", time_steps=1, segments=1, feedback=None))
+        lively(model)
+        model.backbone.patch_stem.first.norm = norm
+        model.use_fused_kernels(fused)
+        frames = model.forward_features(x.expand(1, *x.shape))  # as an event sequence the stem runs in the usual way
+        torch.testing.assert_close(model.forward_features(x), frames)
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("batches", [0, 3])
+def test_a_stem_with_cumulative_statistics_counts_each_segment(segments: int, batches: int) -> None:
+    """momentum None is torch's mean over all batches."""
+    y, once = torch.randn(4, 3, 5, 5), nn.BatchNorm2d(3, momentum=None)
+    for _ in range(batches):
+        once(torch.randn(4, 3, 5, 5))
+    copies = copy.deepcopy(once)
+    batch_norm_of_repeated(once, y, steps=2, segments=segments)
+    for _ in range(segments):
+        copies(y.repeat(2, 1, 1, 1))
+    assert once.momentum is None
+    for own, expected in zip(once.buffers(), copies.buffers(), strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+def test_time_steps_and_segments_are_changed_by_a_method_that_checks() -> None:
+    torch.manual_seed(0)
+    model = TDFormer(small(loss_weights=(0.4, 0.6)))
+    lively(model)
+    model.train()(images(2))
+    model.eval().set_time_steps(6, 3)
+    longer = TDFormer(small(time_steps=6, segments=3)).eval()
+    longer.load_state_dict(model.state_dict())
+    assert torch.equal(model.forward_segments(images(2)), longer.forward_segments(images(2)))
+    assert model.config == longer.config
+    assert model.backbone(images(2)).shape == (2, 5)
+    model.set_time_steps(9)
+    assert (model.time_steps, model.segments) == (9, 3)
+    with pytest.raises(UserError, match="must be a multiple of segments, got 5 time steps and 3 segments"):
+        model.set_time_steps(5)
+    assert (model.time_steps, model.segments) == (9, 3)
+    with pytest.raises(AttributeError):
+        model.time_steps = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

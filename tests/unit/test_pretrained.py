@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,7 +20,7 @@ from tdformer.models.pretrained import read_published, start_from, write_weights
 from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import WeightsError
-from tests.unit.networks import BACKBONES, PUBLISHED, images, lively, small
+from tests.unit.networks import BACKBONES, images, lively, small
 
 
 def published(config: ModelConfig, seed: int = 5) -> dict[str, torch.Tensor]:
@@ -32,7 +33,7 @@ def published(config: ModelConfig, seed: int = 5) -> dict[str, torch.Tensor]:
     return {name: state[own].clone() for name, own in own_names(state, config.backbone).items()}
 
 
-@pytest.mark.parametrize("backbone", PUBLISHED)
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("form", ["model", "module.", "bare", "namespace", "safetensors"])
 def test_import_takes_every_published_form_and_gives_the_same_function(backbone: str, form: str, tmp_path: Path) -> None:
     config = small(backbone, segments=1, feedback=FeedbackConfig())
@@ -58,6 +59,73 @@ def test_import_takes_every_published_form_and_gives_the_same_function(backbone:
     own = own_names(reference.backbone.state_dict(), config.backbone)
     reference.backbone.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
     assert torch.equal(network.eval()(images(2)), reference(images(2)))  # feedback starts at zero, and there is one segment
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "model.module."])
+def test_prefixes_of_training_programs_are_taken_off(prefix: str, tmp_path: Path) -> None:
+    state = published(small())
+    torch.save({"state_dict": {prefix + name: tensor for name, tensor in state.items()}}, tmp_path / "published.pth")
+    assert sorted(read_published(tmp_path / "published.pth", small()).used) == sorted(state)
+
+
+def test_metrics_options_and_paths_beside_the_tensors_are_read(tmp_path: Path) -> None:
+    """numpy's numbers and paths are what evaluation loops and argument parsers leave in published files."""
+    state = published(small())
+    options = argparse.Namespace(lr=np.float64(1e-3), output=tmp_path / "out", data=PureWindowsPath("c:/data"))
+    beside = {"best": np.float32(84.2), "epoch": np.int64(3), "history": np.arange(3.0), "args": options, "path": Path("x")}
+    torch.save({"model": state, **beside}, tmp_path / "published.pth")
+    imported = read_published(tmp_path / "published.pth", small())
+    assert sorted(imported.used) == sorted(state)
+    assert (imported.key, imported.other_keys) == ("model", [])
+
+
+def test_the_average_beside_the_weights_is_chosen_by_its_key(tmp_path: Path) -> None:
+    path, state, average = tmp_path / "published.pth", published(small(), seed=5), published(small(), seed=6)
+    torch.save({"state_dict": state, "model_ema": average, "epoch": 3}, path)
+    usual, chosen = read_published(path, small()), read_published(path, small(), key="model_ema")
+    assert (usual.key, usual.other_keys) == ("state_dict", ["model_ema"])
+    assert (chosen.key, chosen.other_keys) == ("model_ema", ["state_dict"])
+    name = "backbone.head.weight"
+    assert torch.equal(usual.state[name], state["head.weight"])
+    assert torch.equal(chosen.state[name], average["head.weight"])
+    with pytest.raises(WeightsError, match="no tensors under 'ema'; it has them under: state_dict, model_ema"):
+        read_published(path, small(), key="ema")
+    save_file(state, tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match="no tensors under 'model'; give no key, its tensors have no name above them"):
+        read_published(tmp_path / "bare.safetensors", small(), key="model")
+
+
+def test_a_whole_network_without_counters_is_read_back(tmp_path: Path) -> None:
+    """Old files of torch have no num_batches_tracked. The counters begin at zero."""
+    config = small(segments=1, feedback=None)
+    whole = published(config)
+    save_file({name: tensor for name, tensor in whole.items() if not name.endswith("num_batches_tracked")}, tmp_path / "old.safetensors")
+    imported = read_published(tmp_path / "old.safetensors", config)
+    assert imported.missing == []
+    write_weights(tmp_path / "weights", imported.state, config, {})
+    save_file(whole, tmp_path / "whole.safetensors")
+    write_weights(tmp_path / "whole", read_published(tmp_path / "whole.safetensors", config).state, config, {})
+    old, new = load_pretrained(tmp_path / "weights"), load_pretrained(tmp_path / "whole")
+    assert torch.equal(old(images(2)), new(images(2)))
+    assert {int(buffer) for name, buffer in old.named_buffers() if name.endswith("num_batches_tracked")} == {0}
+
+
+def test_a_new_classifier_is_written_and_read_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TDFormer(small())
+    model.set_input(32, (0.5,) * 3, (0.5,) * 3, crop_pct=1.0)
+    model.reset_classifier(7)
+    assert (model.config.num_classes, model.default_cfg["num_classes"], model.pretrained_cfg["num_classes"]) == (7, 7, 7)
+    write_weights(tmp_path / "weights", model.state_dict(), model.config, {})
+    again = load_pretrained(tmp_path / "weights")
+    assert torch.equal(again(images(2)), model.eval()(images(2)))
+    assert again(images(2)).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model.default_cfg["num_classes"] == 0
+    with pytest.raises(UserError, match=r"num_classes: got -1"):
+        model.reset_classifier(-1)
+    with pytest.raises(UserError, match=r"global_pool must be avg, .*, got 'max'"):
+        model.reset_classifier(3, global_pool="max")
 
 
 def test_a_new_head_is_left_out_and_starts_fresh(tmp_path: Path) -> None:
@@ -140,7 +208,8 @@ def test_what_a_file_brings_is_never_executed(tmp_path: Path) -> None:
         (b"<!doctype html>", "is no checkpoint .neither torch's format nor safetensors; it starts with b'<!doctype'"),
         (b"\x80\x04]\x94(K\x01K\x02e.", "cannot be read as tensors"),
         ({"model": {3: torch.zeros(1)}}, "it holds 3, a Tensor"),
-        ({"model": {"a": torch.zeros(1), "module.a": torch.ones(1)}}, "holds a twice, with and without the prefix"),
+        ({"model": {"a": torch.zeros(1), "module.a": torch.ones(1)}}, r"holds a twice, as a and as module\.a; remove one"),
+        ({"net": {"a": torch.zeros(1)}, "net_ema": {"a": torch.zeros(1)}}, "holds several networks: net, net_ema; choose one with --key"),
         ({"a\x1b[31m": torch.tensor([float("nan")])}, r"'a\\x1b\[31m' holds values that are not finite"),
         ({"a": torch.zeros(2, 2).to_sparse()}, "a is not a plain dense tensor"),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, "a holds torch.complex64, not floating point"),

@@ -35,7 +35,7 @@ def test_names_go_there_and_back(network: str) -> None:
     assert [name for name in own if re.search(r"synapse|stages|convolutions|neurons|shortcut|position", name)] == []
 
 
-@pytest.mark.parametrize("network", ["qkformer-imagenet", "qkformer-cifar", "spikformer-imagenet", "spikformer-cifar", "sdt-imagenet"])
+@pytest.mark.parametrize("network", BACKBONES)
 def test_names_are_those_of_the_public_code(network: str) -> None:
     """Blocks are compared by their first one, since the reference networks have other depths."""
     with safe_open(REFERENCE / f"{network.replace('-', '_')}_tiny.safetensors", "pt") as file:
@@ -53,18 +53,18 @@ def test_names_are_those_of_the_public_code(network: str) -> None:
         ("qkformer-imagenet", "stages.0.blocks.0.attn.k.norm.bias", "stage1.0.tssa.k_bn.bias"),
         ("qkformer-cifar", "stages.2.blocks.1.attn.proj.synapse.bias", "stage3.1.ssa.proj_conv.bias"),
         ("qkformer-cifar", "stages.1.patch_embed.convolutions.0.synapse.weight", "patch_embed2.proj3_conv.weight"),
-        ("qkformer-dvs", "stages.0.patch_embed.convolutions.3.synapse.weight", "patch_embed1.proj3_conv.weight"),
-        ("qkformer-dvs", "stages.1.patch_embed.convolutions.0.synapse.weight", "patch_embed2.proj_conv.weight"),
-        ("qkformer-dvs", "stages.1.patch_embed.shortcut.norm.weight", "patch_embed2.proj_res_bn.weight"),
-        ("qkformer-dvs", "stages.1.blocks.1.attn.v.synapse.weight", "stage2.1.ssa.v_conv.weight"),
-        ("qkformer-dvs", "stages.0.blocks.0.mlp.fc2.norm.weight", "stage1.0.mlp.mlp2_bn.weight"),
+        ("qkformer-dvs128", "stages.0.patch_embed.convolutions.3.synapse.weight", "patch_embed1.proj3_conv.weight"),
+        ("qkformer-dvs128", "stages.1.patch_embed.convolutions.0.synapse.weight", "patch_embed2.proj_conv.weight"),
+        ("qkformer-dvs128", "stages.1.patch_embed.shortcut.norm.weight", "patch_embed2.proj_res_bn.weight"),
+        ("qkformer-dvs128", "stages.1.blocks.1.attn.v.synapse.weight", "stage2.1.ssa.v_conv.weight"),
+        ("qkformer-dvs128", "stages.0.blocks.0.mlp.fc2.norm.weight", "stage1.0.mlp.mlp2_bn.weight"),
         ("spikformer-cifar", "stages.0.blocks.0.attn.q.synapse.weight", "block.0.attn.q_linear.weight"),
         ("spikformer-cifar", "stages.0.blocks.1.mlp.fc1.synapse.bias", "block.1.mlp.fc1_linear.bias"),
         ("spikformer-cifar", "stages.0.blocks.1.norm2.weight", "block.1.norm2.weight"),
         ("spikformer-cifar", "stages.0.patch_embed.convolutions.0.synapse.weight", "patch_embed.proj_conv.weight"),
         ("sdt-cifar", "stages.0.patch_embed.convolutions.3.norm.weight", "patch_embed.proj_bn3.weight"),
-        ("sdt-dvs", "stages.0.patch_embed.position.synapse.weight", "patch_embed.rpe_conv.weight"),
-        ("sdt-dvs", "stages.0.blocks.1.attn.talking_heads.weight", "block.1.attn.talking_heads.weight"),
+        ("sdt-cifar10dvs", "stages.0.patch_embed.position.synapse.weight", "patch_embed.rpe_conv.weight"),
+        ("sdt-cifar10dvs", "stages.0.blocks.1.attn.talking_heads.weight", "block.1.attn.talking_heads.weight"),
     ],
 )
 def test_a_name_in_both_words(network: str, own: str, published: str) -> None:

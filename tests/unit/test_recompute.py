@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 from typing import get_args
 
 import pytest
@@ -15,8 +16,9 @@ from tdformer.config import FeedbackConfig, ModelConfig, RecomputePolicy
 from tdformer.models.checkpointing.activation_checkpointing import _Unit
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.model_with_loss import ModelWithLoss
-from tests.unit.networks import BACKBONES, IMAGE_SIZE, PUBLISHED, images, lively, small
+from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
+KINDS = ("qkformer-imagenet", "qkformer-cifar", "spikformer-imagenet", "spikformer-cifar", "sdt-imagenet")
 POLICIES = [policy for policy in get_args(RecomputePolicy) if policy != "none"]
 CONTROLS, PROCESSINGS = ("cm1", "cm2", "cm3"), ("v1", "v2", "v3", "v4")
 Results = dict[str, torch.Tensor | None]
@@ -49,13 +51,13 @@ def selection() -> list[tuple[str, str, str, str]]:
     """Return combinations of backbone, control module, processing module and policy in which each pair of two values is there."""
     return [
         (backbone, CONTROLS[(i + j) % len(CONTROLS)], processing, POLICIES[(i + 2 * j) % len(POLICIES)])
-        for i, backbone in enumerate(PUBLISHED)
+        for i, backbone in enumerate(KINDS)
         for j, processing in enumerate(PROCESSINGS)
     ]
 
 
 def test_the_selection_holds_every_pair() -> None:
-    factors = (PUBLISHED, CONTROLS, PROCESSINGS, POLICIES)
+    factors = (KINDS, CONTROLS, PROCESSINGS, POLICIES)
     for one, other in itertools.combinations(range(len(factors)), 2):
         tried = {(row[one], row[other]) for row in selection()}
         assert tried == set(itertools.product(factors[one], factors[other]))
@@ -166,6 +168,33 @@ def test_a_second_backward_pass_through_the_same_graph_is_the_same() -> None:
     model_with_loss.zero_grad()
     loss.backward()
     assert all(torch.equal(parameter.grad, once) for parameter, once in zip(model_with_loss.parameters(), first, strict=True))
+
+
+TRAINED = {
+    "without the stem": r"(?!backbone\.stages\.0\.patch_embed)",
+    "the last stage": r"backbone\.stages\.2|backbone\.head|processing",
+    "the head": r"backbone\.head",
+    "the top-down path": r"processing|.*\.control\.",
+}
+"""Regular expressions for the beginning of the names of the parameters that are trained."""
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_frozen_parts_recompute_to_the_same_bits(policy: RecomputePolicy, trained: str) -> None:
+    """Parts that are not trained are no part of the graph, and a later segment still needs their neuron state."""
+    x, results = images(2, 64, 64), []
+    for own in ("none", policy):
+        torch.manual_seed(0)
+        model = TDFormer(small(segments=4), own)
+        lively(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.match(TRAINED[trained], name) is not None)
+        model.forward_segments(x).square().sum().backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert any(gradient is not None and gradient.any() for gradient in gradients.values())
+        results.append(gradients | dict(model.named_buffers()))
+    assert different(*results) == []
 
 
 def test_evaluation_keeps_nothing_and_recomputes_nothing() -> None:

@@ -88,6 +88,30 @@ def test_what_cannot_be_made_is_told_with_what_is_near(name: str, changes: dict,
         tdformer.models.create_model(name, **changes)
 
 
+def test_timms_usual_arguments_are_taken() -> None:
+    usual = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "global_pool": "avg", "img_size": 64, "bn_momentum": 0.02, "bn_eps": 1e-5}
+    model = timm.create_model("tdformer_sdt2_256", **usual)
+    assert model.config.batch_norm_momentum == 0.02
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
+    assert timm.create_model("sdt2_256", img_size=(48, 48)).default_cfg["input_size"] == (3, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"drop_rate": 0.1}, "drop_rate must be 0.0, got 0.1: the networks have no dropout, only drop_path_rate"),
+        ({"global_pool": "max"}, "global_pool must be avg, got 'max': the head takes the mean"),
+        ({"img_size": 33}, "img_size must be the side of square images, a multiple of 4, got 33; a call takes any H and W"),
+        ({"img_size": (32, 64)}, "img_size must be the side of square images"),
+        ({"img_size": "32"}, "img_size must be the side of square images"),
+        ({"bn_momentum": 0.1, "batch_norm_momentum": 0.1}, "the same key is given by two names"),
+    ],
+)
+def test_timms_arguments_that_do_not_fit_are_refused_by_their_meaning(changes: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        timm.create_model("tdformer_sdt2_256", **changes)
+
+
 def test_timms_pretrained_is_told_what_to_do_instead() -> None:
     with pytest.raises(UserError, match="no weights of tdformer_sdt2_256 are published; give checkpoint_path"):
         timm.create_model("tdformer_sdt2_256", pretrained=True)

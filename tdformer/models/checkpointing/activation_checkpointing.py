@@ -103,6 +103,9 @@ class _Unit:
         self.replay_state = ReplayState(module)
         # BatchNorm saves its buffers beside its input. Buffers are no inner tensors, and a rerun does not produce them.
         self.buffers = {_storage(buffer) for buffer in module.buffers()}
+        self.kept_outside_graph: tuple[torch.Tensor | None, ...] = ()
+        """The kept inputs, if nothing in this run is trained: autograd keeps none for a node outside its graph. A later segment's run, in
+        which the top-down weights are trained, may need this run's neuron state."""
         self.is_exact: torch.Tensor | None = None
         self.forms: list[tuple[torch.Size, torch.dtype]] = []
         self.inner: dict[int, torch.Tensor] = {}
@@ -150,7 +153,8 @@ class _Unit:
             before: Mapping[nn.Module, torch.Tensor | None] = dict(zip(self.state_forms, neuron_state, strict=True))
         else:
             assert self.previous is not None
-            before = self.previous.unit._state_after(self.previous.saved_tensors)
+            unit = self.previous.unit
+            before = unit._state_after(unit.kept_outside_graph or self.previous.saved_tensors)
         restored = {neurons: form.restore(before[neurons]) for neurons, form in self.state_forms.items()}
         return self.x_form.restore(x), self.topdown_form.restore(topdown), NeuronState(restored, carried=carries_state)
 
@@ -219,7 +223,10 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: _Unit, nodes: list, kept: list[torch.Tensor | None], *results: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.unit = unit
-        ctx.save_for_backward(*kept)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*kept)
+        else:
+            unit.kept_outside_graph = tuple(kept)
         ctx.set_materialize_grads(False)
         nodes.append(ctx)
         return tuple(result.view_as(result) for result in results)

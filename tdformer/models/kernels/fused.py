@@ -96,8 +96,13 @@ def lif(
 
 
 def takes(norm: nn.Module) -> bool:
-    """Tell whether a BatchNorm normalises by the statistics of this rank's batch. In evaluation, and over ranks, torch's own runs."""
-    return isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.training
+    """Tell whether a layer is a BatchNorm that normalises by the statistics of this rank's batch, with a weight and a momentum.
+
+    Otherwise the layer itself runs: in evaluation, over ranks, and where a BatchNorm was replaced or folded.
+    """
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        return False
+    return norm.training and norm.momentum is not None and bool(norm.affine)
 
 
 def _statistics(norm: Any, y_TBC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
