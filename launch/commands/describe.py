@@ -20,7 +20,7 @@ def describe(
     from tdformer.config.yaml_io import load_config
     from tdformer.estimate.describe import describe as describe_run
 
-    described = describe_run(load_config(config, overrides or []), processes)
+    described = describe_run(load_config(config, overrides or []), processes, lr_by_epoch=as_json)
     notes = [] if as_json else described.pop("notes")
     show(described, as_json)
     show_notes(notes)

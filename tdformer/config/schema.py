@@ -149,6 +149,11 @@ class RunConfig(Section):
             )
         if self.optimizer.name == "lamb" and self.training.zero_stage:
             raise ValueError(f"LAMB needs whole parameters: training.zero_stage must be 0, got {self.training.zero_stage}")
+        if self.optimizer.cooldown_epochs >= self.training.epochs:
+            raise ValueError(
+                f"optimizer.cooldown_epochs must be less than training.epochs, which counts them, got {self.optimizer.cooldown_epochs} "
+                f"and {self.training.epochs}"
+            )
         self.training.accumulation(world_size=1)
         return self
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from tdformer.config.learning_rate import schedule_of
 from tdformer.config.schema import CheckpointConfig, RunConfig
 
 STEPS_TO_SETTLE = 3.0
 """The statistics of BatchNorm have settled after about this number, divided by their weight, of steps."""
-
-
-def highest_learning_rate(config: RunConfig, steps_per_epoch: int | None) -> float:
-    """Return the highest learning rate that a run reaches: its peak, unless it ends within the warm-up."""
-    peak, warmup, epochs = config.learning_rate(), config.optimizer.warmup_epochs, config.training.epochs
-    if warmup < epochs:
-        return peak
-    return peak * (epochs * steps_per_epoch / (warmup * steps_per_epoch + 1) if steps_per_epoch else epochs / warmup)
 
 
 def notes_on_length(config: RunConfig, samples: int | None) -> list[str]:
@@ -27,13 +20,13 @@ def notes_on_length(config: RunConfig, samples: int | None) -> list[str]:
 
 
 def _notes_on_rate(config: RunConfig, per_epoch: int) -> Iterator[str]:
-    warmup, peak = config.optimizer.warmup_epochs, config.learning_rate()
-    if warmup >= config.training.epochs:
+    optimizer, peak = config.optimizer, config.learning_rate()
+    if (warmup := optimizer.warmup_epochs) >= config.training.epochs - optimizer.cooldown_epochs:
         yield (
             f"optimizer.warmup_epochs is {warmup:g}, and training.epochs {config.training.epochs}: the learning rate ends at "
-            f"{highest_learning_rate(config, per_epoch):.2e} and never comes to its peak of {peak:.2e}; lower optimizer.warmup_epochs"
+            f"{schedule_of(config, per_epoch).highest:.2e} and never comes to its peak of {peak:.2e}; lower optimizer.warmup_epochs"
         )
-    if (floor := config.optimizer.min_lr) > peak:
+    if (floor := optimizer.min_lr) > peak:
         yield f"optimizer.min_lr is {floor:.2e}, above the peak of {peak:.2e}, so that the learning rate grows to the end; lower it"
 
 

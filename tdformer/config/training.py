@@ -20,7 +20,7 @@ WantedReduction = Literal["auto", "exact", "fast"]
 
 
 class OptimizerConfig(Section):
-    """Describes the optimizer and its learning rate: linear warm-up, then a cosine, by optimizer step."""
+    """Describes the optimizer and its learning rate: linear warm-up, a cosine, and cool-down epochs at the lowest rate."""
 
     name: Literal["adamw", "lamb"] = "adamw"
     """adamw: torch's AdamW. lamb: timm's LAMB, for large batches. LAMB needs the norm of whole weights, so it runs at ZeRO stage 0 only."""
@@ -28,10 +28,17 @@ class OptimizerConfig(Section):
     """Peak learning rate for a global batch of base_batch. It is scaled linearly to the real global batch."""
     base_batch: Positive = 256
     """Global batch that base_lr is meant for."""
+    schedule: Literal["step", "epoch"] = "step"
+    """step: the rate changes with every optimizer step, and the cosine begins after the warm-up. epoch: it changes with every epoch, and
+    the cosine begins with the run, as timm's CosineLRScheduler has it."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine. It is not scaled."""
+    """Learning rate at the end of the cosine and in the cool-down. It is not scaled."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
-    """Epochs of linear warm-up from zero."""
+    """Epochs of linear warm-up. A whole number with schedule: epoch."""
+    warmup_lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate of the first step (or epoch) of the warm-up. It is not scaled. null: one step (or epoch) above zero [our choice]."""
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 0
+    """Last epochs of training, which run at min_lr. training.epochs counts them: timm's 300 epochs and 10 are 310 and 10 here."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Weight decay of parameters with two or more dimensions. Biases and BatchNorm have none."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -43,6 +50,12 @@ class OptimizerConfig(Section):
     """Decay of the optimizer's first and second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Term that keeps the optimizer from dividing by zero."""
+
+    @model_validator(mode="after")
+    def _epochs_are_whole(self) -> OptimizerConfig:
+        if self.schedule == "epoch" and self.warmup_epochs % 1:
+            raise ValueError(f"warmup_epochs must be a whole number with schedule: epoch, got {self.warmup_epochs:g}")
+        return self
 
 
 class TrainingConfig(Section):

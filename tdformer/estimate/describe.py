@@ -10,16 +10,18 @@ import torch
 from data_pipelines.storage.locations import is_remote
 from tdformer.checkpoint.export import initial_state
 from tdformer.config import RunConfig
-from tdformer.config.short_runs import highest_learning_rate, notes_on_length
+from tdformer.config.learning_rate import schedule_of
+from tdformer.config.short_runs import notes_on_length
 from tdformer.models.registry import parameter_counts
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import open_data
 
 
-def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
+def describe(config: RunConfig, world_size: int, lr_by_epoch: bool = False) -> dict[str, Any]:
     """Return sizes and rates of a run on `world_size` ranks. If the data set is not on this machine, data.train_samples stands for it.
 
-    lr is the highest learning rate that the run reaches, and peak_lr the one that it is configured for. notes are sentences for the user.
+    lr is the highest learning rate that the run reaches, and peak_lr the one that it is configured for. lr_by_epoch, if asked for and the
+    steps are known, has the mean over the steps of each epoch. notes are sentences for the user.
     Raises UserError if the global batch does not divide, or if the run would refuse the data or the initial weights that are here.
     """
     training = config.training
@@ -33,6 +35,7 @@ def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
     is_here = is_remote(config.data.train) or Path(config.data.train).exists()
     samples = len(open_data(config)[0]) if is_here else config.data.train_samples
     steps_per_epoch = samples // training.global_batch if samples is not None else None
+    schedule = schedule_of(config, steps_per_epoch)
     backbone, feedback = config.model.backbone, config.model.feedback
     pooling = f", pooling {backbone.pooling}" if backbone.pooling else ""
     return {
@@ -55,11 +58,12 @@ def describe(config: RunConfig, world_size: int) -> dict[str, Any]:
         "steps_per_epoch": steps_per_epoch,
         "left_out_per_epoch": samples % training.global_batch if samples is not None else None,
         "epochs": training.epochs,
-        "lr": highest_learning_rate(config, steps_per_epoch),
+        "lr": schedule.highest,
         "peak_lr": config.learning_rate(),
         "precision": training.precision,
         "zero_stage": training.zero_stage,
         "recompute": training.recompute,
+        **({"lr_by_epoch": list(schedule.means_by_epoch())} if lr_by_epoch and steps_per_epoch else {}),
         "notes": [*_notes_on_data(config, is_here), *notes_on_length(config, samples)],
     }
 

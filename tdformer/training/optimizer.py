@@ -1,8 +1,7 @@
-"""Makes the optimizer and its parameter groups, and computes the learning rate of a step."""
+"""Makes the optimizer and its parameter groups."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -75,14 +74,3 @@ def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tenso
         for parameter in parameters:  # a fused AdamW reads the count where the parameter is
             device = parameter.device if optimizer.defaults["fused"] else None
             optimizer.state[parameter]["step"] = torch.tensor(float(steps), device=device)
-
-
-def learning_rate_at(step: int, *, peak: float, floor: float, warmup_steps: float, total_steps: int) -> float:
-    """Return the learning rate of optimizer step `step`, counted from 0: linear warm-up, then a cosine from peak to floor.
-
-    It is a pure function of the step, so there is no schedule state to save.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2

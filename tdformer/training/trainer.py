@@ -17,6 +17,7 @@ from tdformer.checkpoint.loss_scale import LossScale
 from tdformer.checkpoint.train_state import Snapshot, TrainState
 from tdformer.checkpoint.writer import CheckpointWriter
 from tdformer.config import RunConfig
+from tdformer.config.learning_rate import schedule_of
 from tdformer.config.yaml_io import dump_config
 from tdformer.distributed.context import DistContext
 from tdformer.evaluation import Evaluation, Stopped, evaluate
@@ -27,7 +28,6 @@ from tdformer.training.faults import non_finite
 from tdformer.training.faults.bad_samples import BadSamples
 from tdformer.training.faults.preemption import StopFlag
 from tdformer.training.faults.waiting import patience_of
-from tdformer.training.optimizer import learning_rate_at
 from tdformer.training.read_ahead import ReadAhead
 from tdformer.training.reduction.reduction import TOO_LARGE, StepResult, description
 from tdformer.training.report import Report
@@ -67,6 +67,7 @@ class Trainer:
         sizes = {"global_batch": training.global_batch, "micro_batch": training.micro_batch}
         self.sampler = train_sampler(config.data, self.train_set, config.seed, **sizes, rank=context.rank, world_size=context.world_size)
         self.total_steps = training.epochs * self.sampler.steps_per_epoch
+        self.schedule = schedule_of(config, self.sampler.steps_per_epoch)
         self.engine, self.train_state, notes = start_or_resume(config, run_dir, self.train_set, begun, context, self.patience)
         self.notes = notes_on(config, self.train_set, self.val_set, begun) + notes
         self.saved: TrainState | None = self.train_state if self.train_state.step else None
@@ -121,17 +122,6 @@ class Trainer:
         """Tell whether an epoch is trained that is not evaluated yet."""
         return self.train_state.step == (self.train_state.evaluated_epochs + 1) * self.sampler.steps_per_epoch
 
-    def learning_rate(self) -> float:
-        """Return the learning rate of the next optimizer step."""
-        optimizer, per_epoch = self.config.optimizer, self.sampler.steps_per_epoch
-        return learning_rate_at(
-            self.train_state.step,
-            peak=self.config.learning_rate(),
-            floor=optimizer.min_lr,
-            warmup_steps=optimizer.warmup_epochs * per_epoch,
-            total_steps=self.total_steps,
-        )
-
     # --- what the loop does ----------------------------------------------------------------------------------
 
     def step(self, report: Report) -> None:
@@ -139,7 +129,7 @@ class Trainer:
 
         If they cannot be read now, on any rank, nothing changes, and the run is told to stop.
         """
-        rate, scale = self.learning_rate(), self.train_state.loss_scale.factor if self.train_state.loss_scale else 1.0
+        rate, scale = self.schedule.at(self.train_state.step), self.train_state.loss_scale.factor if self.train_state.loss_scale else 1.0
         images = self.config.training.global_batch
         with self.telemetry.step(self.train_state.step + 1, self.engine.model_with_loss), self.throughput.training(images):
             batches = self._next_batches()

@@ -60,6 +60,8 @@ def test_the_resolved_run_reads_back_equal(tmp_path: Path) -> None:
         ("training.epochs=0", r"training\.epochs: got 0, allowed is greater than or equal to 1"),
         ("training.precision=fp8", r"training\.precision: got 'fp8', allowed is 'fp32', 'bf16' or 'fp16'"),
         ("training.communication_dtype=bf16", r"communication_dtype: bf16 needs reduction: fast, got reduction: auto; exact sends"),
+        ("optimizer={schedule: epoch, warmup_epochs: 0.5}", r"warmup_epochs must be a whole number with schedule: epoch, got 0\.5"),
+        ("optimizer.cooldown_epochs=200", r"cooldown_epochs must be less than training\.epochs, which counts them, got 200 and 200"),
         ("optimizer.name=lamb", r"LAMB needs whole parameters: training\.zero_stage must be 0, got 1"),
         ("model.segments=3", r"model: time_steps must be a multiple of segments, got 4 time steps and 3 segments"),
         ("model.feedback.blocks=[7]", r"feedback\.blocks must lie within 0 to 6 .*got \[7\]"),

@@ -1,4 +1,4 @@
-"""Learning rate and parameter groups."""
+"""Parameter groups, optimizers and the loss scale."""
 
 from __future__ import annotations
 
@@ -9,21 +9,8 @@ from tdformer.checkpoint.loss_scale import STEPS_TO_GROW, LossScale
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, OptimizerConfig
 from tdformer.models.registry import MODELS
 from tdformer.models.tdformer import TDFormer
-from tdformer.training.optimizer import layer_of, learning_rate_at, make_optimizer, parameter_groups
+from tdformer.training.optimizer import layer_of, make_optimizer, parameter_groups
 from tests.unit.networks import small
-
-
-def test_learning_rate_warms_up_to_the_peak_and_falls_to_the_floor() -> None:
-    rates = [learning_rate_at(step, peak=1.0, floor=0.1, warmup_steps=10, total_steps=110) for step in range(111)]
-    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55)  # half-way down the cosine
-    assert rates[110] == pytest.approx(0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_without_warm_up_the_first_step_has_the_peak() -> None:
-    assert learning_rate_at(0, peak=2.0, floor=0.0, warmup_steps=0, total_steps=5) == 2.0
 
 
 def test_vectors_are_not_decayed_and_nothing_is_left_out() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tdformer.config import RunConfig
-from tdformer.config.short_runs import highest_learning_rate, notes_on_length
-from tdformer.training.optimizer import learning_rate_at
+from tdformer.config.learning_rate import schedule_of
+from tdformer.config.short_runs import notes_on_length
 from tests.conftest import tdformer, write_config
 
 SAMPLES = 1000
@@ -70,12 +70,15 @@ def test_what_is_known_without_the_data_is_told_without_it() -> None:
     assert notes_on_length(config(training={"log_every": 101}), 50) == [], "fewer samples than a global batch are an error elsewhere"
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.5, 9.9, 10.0, 12.5, 50.0])
-def test_the_highest_learning_rate_is_that_of_the_schedule(warmup: float) -> None:
-    run = config(optimizer={"warmup_epochs": warmup})
-    rates = [learning_rate_at(step, peak=run.learning_rate(), floor=0.0, warmup_steps=10 * warmup, total_steps=100) for step in range(100)]
-    assert highest_learning_rate(run, 10) == pytest.approx(max(rates), rel=0.011)
-    assert highest_learning_rate(run, None) == pytest.approx(max(rates), rel=0.011)
+@pytest.mark.parametrize("schedule", ["step", "epoch"])
+@pytest.mark.parametrize("cooldown", [0, 2])
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 3.0, 9.9, 10.0, 12.5, 50.0])
+def test_the_highest_learning_rate_is_that_of_the_schedule(warmup: float, cooldown: int, schedule: str) -> None:
+    warmup = warmup if schedule == "step" else float(int(warmup))
+    run = config(optimizer={"warmup_epochs": warmup, "cooldown_epochs": cooldown, "schedule": schedule})
+    known = schedule_of(run, 10)
+    assert known.highest == max(map(known.at, range(100)))
+    assert schedule_of(run, None).highest == pytest.approx(known.highest, rel=0.011)
 
 
 @pytest.mark.slow
@@ -94,6 +97,8 @@ def test_it_is_told_at_the_start_of_a_run_and_by_describe_and_submit(run_config:
     assert submitted.stdout.startswith("#!/usr/bin/env bash\n")
     as_json = json.loads(tdformer("describe", path, "--json").stdout)
     assert as_json["lr"] == pytest.approx(as_json["peak_lr"] * 3 / 16)
+    assert as_json["lr_by_epoch"] == pytest.approx([as_json["peak_lr"] * 2 / 16])
+    assert "by epoch" not in described.stdout
     assert len(as_json["notes"]) == 3
     trained = tdformer("train", path, "--run-dir", tmp_path / "run")
     assert trained.returncode == 0, trained.stderr
