@@ -7,7 +7,7 @@ import typer
 from launch.output.runs import best_and_last, print_notes, print_title
 from launch.output.tables import show_texts
 from tdformer.runs import config_keys, formatting
-from tdformer.runs.comparison import Comparison, spread
+from tdformer.runs.comparison import TOP1, Comparison, spread, to_reference
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.paired import differences
 
@@ -20,12 +20,15 @@ def show_comparison(comparison: Comparison) -> None:
     metrics, names = comparison.metrics, config_keys.short_names(comparison.shown)
     runs = comparison.runs
     letter = {run: formatting.tag(index) for index, group in enumerate(comparison.groups) for run in group.runs}
-    columns = ["", "run", "state", *names.values(), *(f"{which} {name}" for name in metrics for which in ("best", "last")), "images/s"]
+    has_reference = any(to_reference(run) is not None for run in runs)
+    columns = ["", "run", "state", *names.values(), *(f"{which} {name}" for name in metrics for which in ("best", "last"))]
+    columns += [*(["to reference"] if has_reference else []), "images/s"]
     rows = []
     for run in runs[:MAX_ROWS]:
         config = [formatting.config_value(config_keys.value(run.config, key)) for key in names]
         numbers = [text for name in metrics for text in best_and_last(run, name)]
         cost = [formatting.speed(run.images_per_s), formatting.hours(hours_of(run))]
+        numbers += [formatting.signed(TOP1, to_reference(run))] if has_reference else []
         rows.append([letter[run], comparison.names[run], run.state, *config, *numbers, *cost])
     show_texts([*columns, unit_of(runs)], rows, texts=range(3 + len(names)))
     _rest(len(runs), "runs")

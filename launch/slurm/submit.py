@@ -23,6 +23,7 @@ from launch.slurm.sweep import check_different, combinations
 from tdformer.config import RunConfig
 from tdformer.config.short_runs import notes_on_length
 from tdformer.config.yaml_io import load_config
+from tdformer.reference_curves.reference import find_reference
 from tdformer.rundir import creation, run_lock
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.probe import probe
@@ -117,6 +118,8 @@ def submit(
 
 def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
     config.training.accumulation(size.nodes * size.processes_per_node)
+    if config.training.reference:
+        find_reference(config.training.reference)
     if cluster.warning_signal not in config.preemption.signals:
         raise UserError(
             f"the job would be told to stop by {cluster.warning_signal}, which is not one of preemption.signals "

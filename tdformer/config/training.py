@@ -69,6 +69,9 @@ class TrainingConfig(Section):
     """Samples per rank and forward pass. BatchNorm sees one micro-batch, so this number is part of the recipe."""
     eval_batch: Positive = 64
     """Samples per rank and forward pass in evaluation. It does not change the result."""
+    reference: Annotated[str, Field(min_length=1)] | None = None
+    """A training that this one is compared with after each evaluation: the name of a published curve (tdformer/reference_curves), a CSV
+    file with the columns epoch and val_top1, or a run directory. null: none. It changes nothing that is computed."""
     label_smoothing: Probability = 0.1
     """Share of the target that is spread over all classes."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None

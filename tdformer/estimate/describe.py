@@ -14,6 +14,7 @@ from tdformer.config.learning_rate import schedule_of
 from tdformer.config.short_runs import notes_on_length
 from tdformer.models.registry import parameter_counts
 from tdformer.models.tdformer import TDFormer
+from tdformer.reference_curves.reference import find_reference
 from tdformer.training.datasets import open_data
 
 
@@ -35,6 +36,7 @@ def describe(config: RunConfig, world_size: int, lr_by_epoch: bool = False) -> d
     is_here = is_remote(config.data.train) or Path(config.data.train).exists()
     samples = len(open_data(config)[0]) if is_here else config.data.train_samples
     steps_per_epoch = samples // training.global_batch if samples is not None else None
+    reference = find_reference(training.reference).name if training.reference else None
     schedule = schedule_of(config, steps_per_epoch)
     backbone, feedback = config.model.backbone, config.model.feedback
     pooling = f", pooling {backbone.pooling}" if backbone.pooling else ""
@@ -60,6 +62,7 @@ def describe(config: RunConfig, world_size: int, lr_by_epoch: bool = False) -> d
         "epochs": training.epochs,
         "lr": schedule.highest,
         "peak_lr": config.learning_rate(),
+        "reference": reference,
         "precision": training.precision,
         "zero_stage": training.zero_stage,
         "recompute": training.recompute,

@@ -35,6 +35,7 @@ CHANGEABLE = (
     "training.on_non_finite",
     "training.max_non_finite",
     "training.log_every",
+    "training.reference",
     "training.recompute",
     "profiling",
     "output",

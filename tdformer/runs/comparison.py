@@ -16,6 +16,8 @@ from tdformer.runs.metric_rows import Point
 from tdformer.runs.run import Run
 
 TOP1, EMA, LOSS = "val/top1", "val/top1_ema", "val/loss"
+REFERENCE = "reference/val_top1"
+"""The top-1 of training.reference after as many epochs. It stands beside each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,18 @@ def outcome(run: Run, metric: str) -> Outcome | None:
     sign = -1 if lower_is_better(metric) else 1
     best = max((point for point in points if math.isfinite(point.value)), key=lambda point: sign * point.value, default=points[-1])
     return Outcome(best, points[-1])
+
+
+def to_reference(run: Run) -> float | None:
+    """Return by how many points the last top-1 is above that of training.reference after as many epochs. None if there is none."""
+    both = (
+        row[TOP1] - row[REFERENCE] for row in reversed(run.metrics.rows) if _is_finite(row.get(TOP1)) and _is_finite(row.get(REFERENCE))
+    )
+    return next(both, None)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def spread(values: Sequence[float]) -> Spread | None:

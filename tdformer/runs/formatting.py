@@ -35,14 +35,15 @@ def spread_of(metric: str, found: Spread | None) -> str:
 def paired(metric: str, found: Paired) -> tuple[str, str, str]:
     """Return the mean difference and its two intervals, with signs."""
     return (
-        _signed(metric, found.mean),
-        f"{_signed(metric, found.t_low)} to {_signed(metric, found.t_high)}",
-        f"{_signed(metric, found.bootstrap_low)} to {_signed(metric, found.bootstrap_high)}",
+        signed(metric, found.mean),
+        f"{signed(metric, found.t_low)} to {signed(metric, found.t_high)}",
+        f"{signed(metric, found.bootstrap_low)} to {signed(metric, found.bootstrap_high)}",
     )
 
 
-def _signed(metric: str, value: float) -> str:
-    return f"{'+' if value >= 0 else '-'}{number(metric, abs(value))}"
+def signed(metric: str, value: float | None) -> str:
+    """Return a difference of a metric with its sign."""
+    return NOTHING if value is None else f"{'+' if value >= 0 else '-'}{number(metric, abs(value))}"
 
 
 def hours(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tdformer.runs import config_keys
-from tdformer.runs.comparison import Comparison, Group, Outcome, Spread, outcome
+from tdformer.runs.comparison import Comparison, Group, Outcome, Spread, outcome, to_reference
 from tdformer.runs.paired import differences
 from tdformer.runs.run import Run
 
@@ -21,6 +21,7 @@ def run_as_dict(run: Run, metrics: Iterable[str]) -> dict[str, Any]:
         "epoch": run.last.epoch if run.last else None,
         "epochs": run.config.get("training.epochs"),
         "metrics": {metric: _outcome(outcome(run, metric)) for metric in metrics},
+        "to_reference": to_reference(run),
         "images_per_s": run.images_per_s,
         "gpu_hours": run.gpu_hours,
         "cpu_process_hours": run.cpu_process_hours,

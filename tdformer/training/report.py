@@ -23,6 +23,7 @@ from tdformer.rundir.run_lock import MayWrite, always
 from tdformer.tracking.tracker import Tracker
 from tdformer.training.learning_curve import draw_learning_curve
 from tdformer.training.new_session import new_session
+from tdformer.training.reference_watch import ReferenceWatch, watch_of
 from tdformer.training.telemetry.time_left import TimeLeft
 
 
@@ -53,7 +54,9 @@ class Rank0Report(Report):
         train_state: TrainState,
         total_steps: int,
         may_write: MayWrite,
+        reference: ReferenceWatch | None,
     ) -> None:
+        self.reference = reference
         self.run_dir, self.tracker, self.progress, self.may_write = run_dir, tracker, progress, may_write
         self.metrics_file = MetricsFile(run_dir.metrics)
         self.title = run_dir.name
@@ -76,10 +79,18 @@ class Rank0Report(Report):
     def evaluation(self, step: int, epoch: int, result: Evaluation, averaged: Evaluation | None) -> None:
         segments = {f"val/top1_segment{n}": top1 for n, top1 in enumerate(result.top1_by_segment[:-1], start=1)}
         ema = {"val/top1_ema": averaged.top1, "val/loss_ema": averaged.loss} if averaged else {}
-        self._record(step, epoch, {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema})
+        published = self.reference.curve.top1_after(epoch) if self.reference else None
+        beside = {} if published is None else {"reference/val_top1": published}
+        measured = {"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss, **segments, **ema, **beside}
+        self._record(step, epoch, measured)
         self._write(self.run_dir.learning_curve, self._draw_learning_curve)
         of_average = f"  (EMA {averaged.top1:.2f} %)" if averaged else ""
-        self.say(f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}  loss {result.loss:.4f}  ({result.samples} images)")
+        against = self.reference.text(epoch, result.top1) if self.reference else ""
+        self.say(
+            f"epoch {epoch}  validation top-1 {result.top1:.2f} %{of_average}{against}  loss {result.loss:.4f}  ({result.samples} images)"
+        )
+        if self.reference and (warning := self.reference.warning(epoch, result.top1)):
+            self.say(warning)
 
     def say(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, soft_wrap=True)
@@ -98,7 +109,8 @@ class Rank0Report(Report):
     def _draw_learning_curve(self) -> None:
         curve = self.run_dir.learning_curve
         partial = curve.with_name(f".{curve.name}")
-        draw_learning_curve(self.metrics_file.rows(), partial, self.title)
+        drawn = self.reference.points() if self.reference else []
+        draw_learning_curve(self.metrics_file.rows(), partial, self.title, drawn)
         if self.may_write():
             partial.replace(curve)
 
@@ -132,9 +144,10 @@ def reporting(
         return Tracker(config.tracking, run_dir, new_session(context, train_state), may_write)
 
     cut = context.on_all_ranks(lambda: _cut_metrics(run_dir, train_state, config.training.log_every) if context.is_rank0 else None)
+    watched = context.on_all_ranks(lambda: watch_of(config, run_dir, begun=train_state.step > 0) if context.is_rank0 else None)
     tracker = context.on_all_ranks(lambda: open_tracker() if context.is_rank0 else None)
     context.watchdog.progress.enter_phase(TRAINING)
-    if tracker is None or cut is None:
+    if tracker is None or cut is None or watched is None:
         yield Report()
         return
     with ExitStack() as stack:
@@ -143,7 +156,10 @@ def reporting(
         progress = Progress(*columns, console=Console(file=sys.stdout))
         if sys.stdout.isatty():
             stack.enter_context(progress)
-        report = Rank0Report(run_dir, progress, tracker, train_state, total_steps, may_write)
+        watch, sentence = watched
+        report = Rank0Report(run_dir, progress, tracker, train_state, total_steps, may_write, watch)
+        if sentence:
+            report.say(sentence)
         if cut.unreadable:
             lines = _lines(cut.unreadable)
             report.say(f"warning: {run_dir.metrics}: {lines} cannot be read; what is there is kept, and left out of tables and curves.")

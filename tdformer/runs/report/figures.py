@@ -11,7 +11,7 @@ from markupsafe import Markup
 from tdformer.pages import svg_charts
 from tdformer.pages.svg_charts import Curve
 from tdformer.runs import formatting
-from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome
+from tdformer.runs.comparison import REFERENCE, TOP1, Comparison, Group, lower_is_better, outcome
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.run import TRAIN_LOSS
 
@@ -42,6 +42,7 @@ def figures(comparison: Comparison) -> list[Figure]:
     at_most = POINTS if len(comparison.runs) <= MANY_RUNS else POINTS_OF_MANY
     for metric in dict.fromkeys((*comparison.metrics, TRAIN_LOSS)):
         lines = [line for index, group in enumerate(comparison.groups) for line in _lines(comparison, group, index, metric, at_most)]
+        lines += _reference_lines(comparison) if metric == TOP1 else []
         picture = svg_charts.curves(lines, "epoch", svg_charts.IGNORED_START)
         if picture is not None:
             meaning = "lower is better" if lower_is_better(metric) else ""
@@ -77,6 +78,17 @@ def _lines(comparison: Comparison, group: Group, index: int, metric: str, at_mos
     lines = [Curve(curve, tag, colour, f"{tag} {comparison.names[run]}") for run, curve in points.items()]
     title = f"{tag} mean of {len(points)} runs: {formatting.setting(group.setting)}"
     return [*lines, Curve(mean_curve(list(points.values())), tag, colour, title, is_mean=True)]
+
+
+def _reference_lines(comparison: Comparison) -> list[Curve]:
+    """Return a curve for each training.reference of the runs, as far as a run has come."""
+    found: dict[str, dict[float, float]] = {}
+    for run in comparison.runs:
+        points = {point.epoch: point.value for point in run.metrics.series(REFERENCE)}
+        found.setdefault(str(run.config.get("training.reference")), {}).update(points)
+    return [
+        Curve(sorted(points.items()), "ref", "reference", f"reference {name}", is_mean=True) for name, points in found.items() if points
+    ]
 
 
 def _cost(comparison: Comparison) -> Figure | None:

@@ -9,7 +9,7 @@ from typing import Any
 from tdformer.pages import svg_charts
 from tdformer.pages.svg_charts import Scale
 from tdformer.runs import config_keys, formatting
-from tdformer.runs.comparison import Comparison, Group, lower_is_better, outcome, spread
+from tdformer.runs.comparison import TOP1, Comparison, Group, lower_is_better, outcome, spread, to_reference
 from tdformer.runs.cost import hours_of, unit_of
 from tdformer.runs.report.figures import style
 from tdformer.runs.run import Run
@@ -112,7 +112,13 @@ def run_columns(comparison: Comparison) -> list[Column]:
     what = [Column("run", is_number=False, rises=True), Column("state", is_number=False, rises=True)]
     cost = [Column("images/s", title="median"), Column(unit_of(comparison.runs), rises=True)]
     where = [Column("device", is_number=False, rises=True), Column("last written", is_number=False)]
-    return [*what, *_setting_columns(comparison.shown), Column("epoch"), *_metric_columns(comparison.metrics), *cost, *where]
+    measured = [*_metric_columns(comparison.metrics), *([Column("to reference", TOP1)] if has_reference(comparison) else [])]
+    return [*what, *_setting_columns(comparison.shown), Column("epoch"), *measured, *cost, *where]
+
+
+def has_reference(comparison: Comparison) -> bool:
+    """Tell whether a run was compared with a reference curve while it trained."""
+    return any(to_reference(run) is not None for run in comparison.runs)
 
 
 def run_row(comparison: Comparison, index: int, run: Run) -> dict[str, Any]:
@@ -129,6 +135,9 @@ def run_row(comparison: Comparison, index: int, run: Run) -> dict[str, Any]:
         found = outcome(run, metric)
         for point, small in ((found.best, f"@ {found.best.epoch:g}"), (found.last, "")) if found else ((None, ""),) * 2:
             cells.append(Cell(formatting.number(metric, point.value if point else None), point.value if point else "", small))
+    if has_reference(comparison):
+        points = to_reference(run)
+        cells.append(Cell(formatting.signed(TOP1, points), "" if points is None else points))
     spent, speed = hours_of(run), run.images_per_s
     cells += [Cell(formatting.speed(speed), speed or ""), Cell(formatting.hours(spent), "" if spent is None else spent)]
     device = f"{run.sessions[-1].world_size} × {run.sessions[-1].device or 'CPU'}" if run.sessions else formatting.NOTHING
