@@ -37,19 +37,31 @@ class AugmentConfig(Section):
     """Probability of a horizontal flip."""
     auto_augment: str | None = None
     """timm's policy string, for example ``rand-m9-mstd0.5-inc1``."""
+    color_jitter: Probability = 0.0
+    """Largest relative change of brightness, contrast and saturation. timm leaves it out beside auto_augment, so it is refused there."""
     erase: Probability = 0.0
-    """Probability of random erasing with per-pixel noise."""
+    """Probability of random erasing."""
+    erase_mode: Literal["pixel", "const"] = "pixel"
+    """What fills the erased rectangle. pixel: normal noise for each pixel. const: zeros, the mean colour."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """alpha of mixup's Beta distribution; 0: no mixup. One draw per micro-batch. With cutmix too, each is chosen half of the time."""
+    """alpha of mixup's Beta distribution; 0: no mixup. One draw per micro-batch."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """alpha of cutmix's Beta distribution; 0: no cutmix."""
     mix_probability: Probability = 1.0
     """Probability that a micro-batch is mixed."""
+    cutmix_share: Probability = 0.5
+    """Probability that cutmix is chosen for a micro-batch, where mixup is on too. timm calls it switch_prob."""
+    mix_off_epoch: Annotated[int, Field(ge=0)] | None = None
+    """Epoch, counted from 0, from which on nothing is mixed any more. null: all epochs are mixed."""
 
     @property
     def mixes(self) -> bool:
         """True if mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
+
+    def mixes_in(self, epoch: int) -> bool:
+        """Tell whether mixup or cutmix is on in an epoch, counted from 0."""
+        return self.mixes and (self.mix_off_epoch is None or epoch < self.mix_off_epoch)
 
     @field_validator("mixup", "cutmix")
     @classmethod
@@ -57,6 +69,14 @@ class AugmentConfig(Section):
         if alpha and not 1e-3 <= alpha <= 1e3:
             raise ValueError(f"must be 0 (none) or from 0.001 to 1000, got {alpha}")
         return alpha
+
+    @model_validator(mode="after")
+    def _nothing_is_without_effect(self) -> AugmentConfig:
+        if self.color_jitter and self.auto_augment:
+            raise ValueError(f"color_jitter has no effect beside auto_augment ({self.auto_augment}), as in timm; set one of them")
+        if self.mix_off_epoch is not None and not self.mixes:
+            raise ValueError(f"mix_off_epoch is {self.mix_off_epoch}, and neither mixup nor cutmix is on")
+        return self
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentConfig:

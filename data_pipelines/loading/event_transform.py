@@ -32,6 +32,7 @@ def _check_augmentation(augment: AugmentConfig) -> None:
     image_steps = {
         "crop_scale": augment.crop_scale,
         "auto_augment": augment.auto_augment,
+        "color_jitter": augment.color_jitter or None,
         "erase": augment.erase or None,
         "mixup": augment.mixup or None,
         "cutmix": augment.cutmix or None,
@@ -39,5 +40,5 @@ def _check_augmentation(augment: AugmentConfig) -> None:
     if requested := [name for name, value in image_steps.items() if value is not None]:
         raise UserError(
             f"data.augment.{requested[0]}: event frames are augmented by flips alone; set crop_scale and auto_augment to null, "
-            "and erase, mixup and cutmix to 0."
+            "and color_jitter, erase, mixup and cutmix to 0."
         )

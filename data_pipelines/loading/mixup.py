@@ -13,7 +13,14 @@ class SeededMixup:
     """timm's mixup and cutmix, one draw per micro-batch. Labels become class probabilities."""
 
     def __init__(self, augment: AugmentConfig, num_classes: int) -> None:
-        self._mixup = Mixup(augment.mixup, augment.cutmix, prob=augment.mix_probability, label_smoothing=0.0, num_classes=num_classes)
+        self._mixup = Mixup(
+            augment.mixup,
+            augment.cutmix,
+            prob=augment.mix_probability,
+            switch_prob=augment.cutmix_share,
+            label_smoothing=0.0,
+            num_classes=num_classes,
+        )
 
     def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix normalised images in place, and return them with labels float32 [B, classes].

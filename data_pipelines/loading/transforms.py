@@ -21,7 +21,7 @@ Transform = Callable[[Pixels], torch.Tensor]
 
 
 def train_transform(config: DataConfig) -> Transform:
-    """Compose the configured training steps: random resized crop, flip, RandAugment, random erasing.
+    """Compose the configured training steps: random resized crop, flip, RandAugment or colour jitter, random erasing.
 
     Raises UserError for a policy that timm does not know, and for an interpolation that the installed packages cannot do.
     """
@@ -30,13 +30,13 @@ def train_transform(config: DataConfig) -> Transform:
         raise UserError("data.augment.crop_scale: null is for event frames; give a range for images, such as [0.08, 1.0], or [1, 1]")
     crop_and_flip, policy, to_tensor = _timm_train_steps(config)
     first = AreaCropAndFlip(config) if config.interpolation == "area" else Compose([as_image, crop_and_flip])
-    # Erasing fills with noise for normalised images, so it normalises first. Otherwise the batch normalises, which is cheaper.
+    # Erasing fills what is normalised already, so it normalises first. Otherwise the batch normalises, which is cheaper.
     last = Compose([to_tensor, channels_last]) if augment.erase else as_tensor
-    return Compose([first, as_image, policy, last] if augment.auto_augment else [first, last])
+    return Compose([first, as_image, policy, last] if augment.auto_augment or augment.color_jitter else [first, last])
 
 
 def _timm_train_steps(config: DataConfig) -> tuple[Any, Any, Any]:
-    """Make timm's three groups of steps: crop and flip, the RandAugment policy, and conversion to a tensor with erasing."""
+    """Make timm's three groups of steps: crop and flip, RandAugment or colour jitter, and conversion to a tensor with erasing."""
     augment = config.augment
     try:
         return create_transform(
@@ -45,13 +45,13 @@ def _timm_train_steps(config: DataConfig) -> tuple[Any, Any, Any]:
             scale=augment.crop_scale,
             ratio=augment.crop_ratio,
             hflip=augment.flip,
-            color_jitter=None,
+            color_jitter=augment.color_jitter or None,
             auto_augment=augment.auto_augment,
             interpolation="bilinear" if config.interpolation == "area" else config.interpolation,
             mean=config.mean,
             std=config.std,
             re_prob=augment.erase,
-            re_mode="pixel",
+            re_mode=augment.erase_mode,
             separate=True,
         )
     except (AssertionError, ValueError, KeyError) as error:  # what timm raises for an unknown policy

@@ -26,6 +26,8 @@ def _notes_on_rate(config: RunConfig, per_epoch: int) -> Iterator[str]:
             f"optimizer.warmup_epochs is {warmup:g}, and training.epochs {config.training.epochs}: the learning rate ends at "
             f"{schedule_of(config, per_epoch).highest:.2e} and never comes to its peak of {peak:.2e}; lower optimizer.warmup_epochs"
         )
+    if (off := config.data.augment.mix_off_epoch) is not None and off >= config.training.epochs:
+        yield f"data.augment.mix_off_epoch is {off}, and training.epochs {config.training.epochs}: every epoch is mixed; lower it"
     if (floor := optimizer.min_lr) > peak:
         yield f"optimizer.min_lr is {floor:.2e}, above the peak of {peak:.2e}, so that the learning rate grows to the end; lower it"
 

@@ -13,6 +13,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
+Loss = Literal["cross_entropy", "bce"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Kernels = Literal["auto", "fused", "plain"]
 ResolvedReduction = Literal["exact", "fast"]
@@ -72,6 +73,11 @@ class TrainingConfig(Section):
     reference: Annotated[str, Field(min_length=1)] | None = None
     """A training that this one is compared with after each evaluation: the name of a published curve (tdformer/reference_curves), a CSV
     file with the columns epoch and val_top1, or a run directory. null: none. It changes nothing that is computed."""
+    loss: Loss = "cross_entropy"
+    """cross_entropy: of the softmax over classes. bce: binary cross-entropy of each class against all others."""
+    bce_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """loss: bce makes targets above this number 1, and all others 0, so that each image that is mixed in counts as an answer. null: targets
+    stay as mixup makes them."""
     label_smoothing: Probability = 0.1
     """Share of the target that is spread over all classes."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
@@ -121,6 +127,16 @@ class TrainingConfig(Section):
     (needs ZeRO 1 or more). all: parameters too (needs ZeRO 3)."""
     log_every: Positive = 50
     """Optimizer steps between two points of the training metrics."""
+
+    @model_validator(mode="after")
+    def _targets_make_sense(self) -> TrainingConfig:
+        if self.bce_threshold is not None and self.loss != "bce":
+            raise ValueError(f"bce_threshold is for loss: bce, got loss: {self.loss}")
+        if self.bce_threshold is not None and self.label_smoothing:
+            raise ValueError(
+                f"bce_threshold makes every target 0 or 1, so that label_smoothing ({self.label_smoothing:g}) would do nothing; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_fits(self) -> TrainingConfig:

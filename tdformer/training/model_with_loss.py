@@ -11,6 +11,7 @@ from torch import nn
 from tdformer.config import ModelConfig, Precision, RecomputePolicy
 from tdformer.models.checkpointing.activation_checkpointing import check_exact
 from tdformer.models.tdformer import TDFormer
+from tdformer.training.loss import make_loss
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of autocast at each precision. fp32 has no autocast."""
@@ -24,15 +25,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 class ModelWithLoss(nn.Module):
     """Joins a TDFormer and its loss in one module, which DeepSpeed runs.
 
-    loss = sum_n alpha_n * cross_entropy(O(n), y), where alpha sums to 1 [paper section 4.3].
+    loss = sum_n alpha_n * criterion(O(n), y), where alpha sums to 1 [paper section 4.3]. The criterion is the cross-entropy, unless another
+    one is given.
     """
 
     def __init__(
-        self, config: ModelConfig, label_smoothing: float, recompute: RecomputePolicy = "none", precision: Precision = "fp32"
+        self,
+        config: ModelConfig,
+        label_smoothing: float,
+        recompute: RecomputePolicy = "none",
+        precision: Precision = "fp32",
+        criterion: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model, self.precision = TDFormer(config, recompute), precision
-        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.criterion = criterion or make_loss("cross_entropy", label_smoothing)
         self._was_exact: torch.Tensor | None = None
 
     def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -46,7 +53,7 @@ class ModelWithLoss(nn.Module):
             logits_NBK = self.model.forward_segments(images_BCHW)
         if labels is None:
             return logits_NBK
-        losses = [self.cross_entropy(logits_BK.float(), labels) for logits_BK in logits_NBK]
+        losses = [self.criterion(logits_BK.float(), labels) for logits_BK in logits_NBK]
         loss = sum(weight * loss for weight, loss in zip(self.model.config.segment_loss_weights(), losses, strict=True))
         return self._nan_unless_exact(loss, flags) if flags else loss
 

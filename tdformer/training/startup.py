@@ -23,6 +23,7 @@ from tdformer.rundir.run_dir import RunDir
 from tdformer.training.deepspeed_insides import note_on_version
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels, use_deterministic_kernels
+from tdformer.training.loss import make_loss
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.reduction.reduction import note_on_kernels, resolved
 
@@ -97,7 +98,9 @@ def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWith
     training = config.training
     if training.deterministic:
         use_deterministic_kernels()
-    model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision).to(context.device)
+    criterion = make_loss(training.loss, training.label_smoothing, training.bce_threshold)
+    model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision, criterion)
+    model_with_loss = model_with_loss.to(context.device)
     notes = choose_kernels(model_with_loss.model, training.kernels, context)
     if not training.sync_batch_norm or context.world_size == 1:
         return model_with_loss, notes

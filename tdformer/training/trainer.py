@@ -187,7 +187,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         batch = batch.to(self.context.device)
         images_BCHW, labels = batch.images_BCHW, batch.labels_B
-        if self.mix:
+        if self.mix and self.config.data.augment.mixes_in(self.sampler.cursor(self.train_state.step).epoch):
             images_BCHW, labels = self.mix(images_BCHW, labels, *key)
         return self.engine.micro_step(images_BCHW, labels, loss_scale)
 

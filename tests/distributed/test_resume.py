@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import run_id_of
 from tests.distributed.starter import Started
-from tests.runs import STEPS, ReferenceRun, bits, curve, cut_back, resume, train, write_config
+from tests.runs import STEPS, STEPS_PER_EPOCH, ReferenceRun, bits, curve, cut_back, resume, train, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,18 @@ def test_resume_is_bit_identical_after_any_step(run_config: dict, tmp_path: Path
         resumed = cut_back(whole, tmp_path / f"resumed{step}", step)
         resume(resumed)
         assert bits(resumed, 6) == bits(whole, 6), step
+
+
+def test_mixing_ends_with_its_off_epoch(reference: ReferenceRun, tmp_path: Path) -> None:
+    """The reference mixes in both epochs. A run that mixes in the first one alone is the same until its end, and not after it."""
+    config = reference.config(tmp_path)
+    config["data"]["augment"]["mix_off_epoch"] = 1
+    first, second = STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1
+    run = train(config, tmp_path, ranks=2)
+    assert bits(run, first) == bits(reference.run, first)
+    assert losses(run)[:first] == losses(reference.run)[:first]
+    assert all(ours != theirs for ours, theirs in zip(losses(run)[first:], losses(reference.run)[first:], strict=True))
+    assert bits(run, second) != bits(reference.run, second)
 
 
 def losses(run: Path) -> list[tuple[float, float]]:

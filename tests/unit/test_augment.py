@@ -186,6 +186,31 @@ def test_erasing_replaces_a_part_of_the_image_with_noise() -> None:
     assert result[:, ~kept_HW].unique().numel() > 10
 
 
+def test_erasing_may_fill_with_the_mean_colour() -> None:
+    transform = train_transform(config(NOTHING.model_copy(update={"erase": 1.0, "erase_mode": "const"})))
+    with seeded(0, 0, 0):
+        result = as_seen(transform(noise()))
+    kept_HW = (result - normalised(noise())).abs().amax(0) < 1e-5
+    assert 0 < int(kept_HW.sum()) < SIZE * SIZE
+    assert result[:, ~kept_HW].eq(0).all()
+
+
+def test_colour_jitter_changes_brightness_contrast_and_saturation_within_its_bounds() -> None:
+    transform = train_transform(config(NOTHING.model_copy(update={"color_jitter": 0.5})))
+    grey = Image.new("RGB", (SIZE, SIZE), (100, 100, 100))
+    levels = set()
+    for sample in range(30):
+        with seeded(0, 0, sample):
+            result = transform(grey)
+            assert result.unique().numel() == 1, "a grey image without contrast stays one"
+            levels.add(int(result[0, 0, 0]))
+        with seeded(0, 0, sample):
+            assert torch.equal(transform(grey), result)
+    assert min(levels) >= 50
+    assert max(levels) <= 150
+    assert len(levels) > 10
+
+
 # --- evaluation --------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,22 @@ def test_nothing_is_mixed_with_probability_zero() -> None:
     assert torch.equal(labels, nn.functional.one_hot(batch()[1], CLASSES).float())
 
 
+def test_the_share_of_cutmix_is_timms_switch() -> None:
+    """Always or never: cutmix then, or mixup, as if only that one were on, but for one draw more."""
+    images = batch()[0]
+    for share, is_cut in ((1.0, True), (0.0, False)):
+        results = [mixed(AugmentConfig(mixup=0.8, cutmix=1.0, cutmix_share=share), 1, 2, number)[0] for number in range(10)]
+        kept = [bool((result == images).any()) for result in results if not torch.equal(result, images)]
+        assert any(kept) if is_cut else not any(kept)
+
+
+def test_mixing_ends_before_its_off_epoch() -> None:
+    augment = AugmentConfig(mixup=0.8, mix_off_epoch=2)
+    assert [augment.mixes_in(epoch) for epoch in range(4)] == [True, True, False, False]
+    assert AugmentConfig(mixup=0.8).mixes_in(500)
+    assert not AugmentConfig().mixes_in(0)
+
+
 def test_pairs_need_an_even_micro_batch() -> None:
     tree = {"name": "x", "data": {"train": "a", "val": "b", "augment": {"mixup": 0.8}}, "training": {"global_batch": 9, "micro_batch": 3}}
     with pytest.raises(ValidationError, match="micro_batch must be even with mixup"):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import functional
 from timm.layers import FrozenBatchNormAct2d
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from data_pipelines.errors import UserError
@@ -21,6 +22,7 @@ from tdformer.models.neurons import LIF, SURROGATE, ParametricLIF
 from tdformer.models.registry import create_model
 from tdformer.models.tdformer import BACKBONES as FAMILIES
 from tdformer.models.tdformer import TDFormer
+from tdformer.training.loss import make_loss
 from tdformer.training.model_with_loss import ModelWithLoss
 from tests.unit.networks import BACKBONES, IMAGE_SIZE, images, lively, small
 
@@ -175,6 +177,18 @@ def test_objective_weighs_the_segments_losses() -> None:
         weight * nn.functional.cross_entropy(logits[n], labels, label_smoothing=0.1) for n, weight in enumerate((0.1, 0.2, 0.3, 0.4))
     )
     torch.testing.assert_close(model_with_loss(x, labels), expected)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2])
+@pytest.mark.parametrize("mixes", [False, True])
+def test_binary_cross_entropy_is_timms(threshold: float | None, mixes: bool) -> None:
+    torch.manual_seed(0)
+    logits_BK, labels = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
+    if mixes:
+        labels = 0.7 * nn.functional.one_hot(labels, 5) + 0.3 * nn.functional.one_hot(labels.flip(0), 5)
+    smoothing = 0.1 if threshold is None and not mixes else 0.0  # timm smooths mixed labels where it mixes them
+    theirs = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)(logits_BK, labels)
+    torch.testing.assert_close(make_loss("bce", smoothing, threshold)(logits_BK, labels), theirs)
 
 
 # --- neurons ------------------------------------------------------------------------------------------------------

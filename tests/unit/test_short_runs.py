@@ -43,6 +43,10 @@ NOTES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "warm-up until the end": ({"optimizer": {"warmup_epochs": 10}}, "never comes to its peak"),
     "floor": ({"optimizer": {"min_lr": 1.0}}, "optimizer.min_lr is 1.00e+00, above the peak of 2.34e-04"),
     "log_every": ({"training": {"log_every": 101}}, "training.log_every is 101, and the run has 100 steps: no metrics of training"),
+    "mixing": (
+        {"data": {"augment": {"mixup": 0.5, "mix_off_epoch": 10}}},
+        "data.augment.mix_off_epoch is 10, and training.epochs 10: every epoch is mixed",
+    ),
     "every_steps": (
         {"checkpoint": {"every_steps": 101}},
         "checkpoint.every_steps is 101, and the run has 100 steps: only the ends of epochs",
