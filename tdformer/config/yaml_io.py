@@ -22,6 +22,9 @@ UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, R
 """Errors that PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
 
 
+BASE = "base"
+"""The key of a file that names another one, whose keys it changes."""
+
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -30,8 +33,8 @@ class ConfigError(UserError):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one YAML file, apply `section.key=value` overrides (values are YAML), and check everything."""
-    tree, keys = read_yaml(path), set[str]()
+    """Read one YAML file on top of its base, apply `section.key=value` overrides (values are YAML), and check everything."""
+    tree, keys = _on_its_base(path), set[str]()
     for override in overrides:
         key, _ = parse_override(override)
         if key in keys:
@@ -39,6 +42,35 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         keys.add(key)
         _apply(tree, override)
     return checked(RunConfig, tree, f"configuration {path} cannot be run")
+
+
+def _on_its_base(path: Path) -> dict[str, Any]:
+    """Return the tree of a file. If it names another file as its `base`, that file's keys come first, and its own replace them."""
+    tree = read_yaml(path)
+    if BASE not in tree:
+        return tree
+    name = tree.pop(BASE)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"configuration {path}: {BASE} must be the name of a YAML file, from the folder of this one, got {name!r}")
+    base = path.parent / name
+    if base.resolve() == path.resolve():
+        raise ConfigError(f"configuration {path}: {BASE} is {name}, the file itself; name another one, or leave it out")
+    below = read_yaml(base)
+    if BASE in below:
+        raise ConfigError(
+            f"configuration {path}: its {BASE} {base} has a {BASE} itself ({below[BASE]}); only one is followed, so name that"
+        )
+    return _merged(below, tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return both trees as one. Sections are joined key by key; any other value of `above` replaces that of `below`."""
+    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if _are_sections(below[key], above[key])}
+    return {**below, **above, **both}
+
+
+def _are_sections(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def dump_config(config: RunConfig) -> str:

@@ -7,8 +7,10 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from tdformer.config import OptimizerConfig
-from tdformer.config.learning_rate import Schedule
+from tdformer.config.learning_rate import Schedule, schedule_of
+from tdformer.config.yaml_io import load_config
 from tdformer.reference_curves.curve import published_curve
+from tests.conftest import REPOSITORY
 
 
 def schedule(epochs: int = 11, steps_per_epoch: int = 10, peak: float = 1.0, **changes: object) -> Schedule:
@@ -52,20 +54,13 @@ def test_by_epoch_it_is_timms_scheduler(warmup: int, cooldown: int) -> None:
         assert [by_epoch.at(step) for step in range(4 * epoch, 4 * epoch + 4)] == [pytest.approx(rate, rel=1e-12)] * 4
 
 
-PUBLISHED = {
-    # the name of the curve: its schedule, and to what the log says the rate
-    "imagenet_qkformer_hst10_768_224": (
-        schedule(200, 1_281_167 // 576, 6e-4 * 576 / 256, min_lr=1e-6, warmup_epochs=5, warmup_lr=0.0),
-        {"abs": 1e-6 * 1.35e-3},
-    ),
-    "cifar10_qkformer_hst4_384": (
-        schedule(410, 1, 1e-3, schedule="epoch", min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, cooldown_epochs=10),
-        {"rel": 5.01e-4},
-    ),
-    "cifar100_qkformer_hst4_384": (
-        schedule(410, 1, 1e-3, schedule="epoch", min_lr=1e-5, warmup_epochs=20, warmup_lr=1e-5, cooldown_epochs=10),
-        {"rel": 5.01e-4},
-    ),
+FOUR_DIGITS = {"rel": 5.01e-4}
+"""The precision with which the logs of CIFAR print a learning rate."""
+PUBLISHED: dict[str, tuple[Schedule | str, dict[str, float]]] = {
+    # the name of the curve: the configuration with its schedule, or the schedule, and how exact the log is
+    "imagenet_qkformer_hst10_768_224": ("imagenet/qkformer_hst10_768_224", {"abs": 1e-6 * 1.35e-3}),
+    "cifar10_qkformer_hst4_384": ("cifar10/qkformer_hst4_384", FOUR_DIGITS),
+    "cifar100_qkformer_hst4_384": ("cifar100/qkformer_hst4_384", FOUR_DIGITS),
     "cifar10_dvs_qkformer_hst2_256": (
         schedule(106, 1, 5e-3, schedule="epoch", min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10),
         {"rel": 1e-9},
@@ -73,10 +68,23 @@ PUBLISHED = {
 }
 
 
+def of_configuration(name: str) -> Schedule:
+    config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
+    assert config.data.train_samples
+    return schedule_of(config, config.data.train_samples // config.training.global_batch)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_epoch_has_the_rate_of_the_authors_log(name: str) -> None:
-    ours, tolerance = PUBLISHED[name]
+    source, tolerance = PUBLISHED[name]
+    ours = of_configuration(source) if isinstance(source, str) else source
     logged = published_curve(name).column("train_lr")
     assert list(logged) == list(range(ours.epochs))
     for epoch, rate in enumerate(ours.means_by_epoch()):
         assert rate == pytest.approx(logged[epoch], **tolerance), epoch
+
+
+def test_an_epoch_has_the_steps_of_the_authors_batch() -> None:
+    """2224 steps per epoch with a batch of 576, 2502 with 512; 781 of CIFAR with 64."""
+    steps = {"imagenet/qkformer_hst10_768_224": 2224, "imagenet/qkformer_hst10_512_224": 2502, "cifar10/qkformer_hst4_384": 781}
+    assert {name: of_configuration(name).steps_per_epoch for name in steps} == steps

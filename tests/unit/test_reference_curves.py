@@ -10,7 +10,6 @@ import pytest
 
 from data_pipelines.errors import UserError
 from tdformer.config import RunConfig
-from tdformer.config.yaml_io import load_config
 from tdformer.reference_curves.curve import Curve, names, published_curve, read_curve
 from tdformer.reference_curves.reference import find_reference
 from tdformer.runs import reader
@@ -18,7 +17,7 @@ from tdformer.runs.comparison import compare, to_reference
 from tdformer.runs.discovery import find_runs
 from tdformer.runs.report import html_report
 from tdformer.training.reference_watch import ReferenceWatch
-from tests.conftest import REPOSITORY, tdformer, write_config
+from tests.conftest import tdformer, write_config
 from tests.unit.generated_runs import write_run
 
 
@@ -123,16 +122,6 @@ def test_a_resume_goes_on_counting() -> None:
     beside = watch(*[50.0] * 10)
     resumed = ReferenceWatch(beside.curve, beside._config, [(1, 40.0), (2, 40.0)])
     assert resumed.warning(3, 40.0)
-
-
-def test_shipped_configurations_name_curves_that_exist() -> None:
-    named = {path: reference for path in (REPOSITORY / "configs").rglob("*.yaml") if (reference := _reference_of(path))}
-    assert named
-    assert set(named.values()) <= set(names())
-
-
-def _reference_of(path: Path) -> str | None:
-    return load_config(path).training.reference if "reference:" in path.read_text() else None
 
 
 # --- a real run, and several ---------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""The configurations that come with the program: each is the network of its name, and opens with what it aims at and its commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import UserError
+from tdformer.config.yaml_io import load_config
+from tdformer.models.registry import MODELS
+from tdformer.reference_curves.curve import names
+from tests.conftest import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+RECIPES = {
+    str(path.relative_to(CONFIGS)): path for folder in ("imagenet", "cifar10", "cifar100") for path in (CONFIGS / folder).glob("*.yaml")
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_network_of_its_name(name: str) -> None:
+    """The file is named after its network, and its image size where there are several."""
+    config, network = load_config(RECIPES[name]), re.sub(r"_(224|288|384)$", "", RECIPES[name].stem)
+    expected = MODELS[network if network in MODELS else RECIPES[name].stem].config
+    assert config.model.backbone == expected.backbone
+    assert config.model.time_steps == expected.time_steps
+    assert (config.model.feedback is None) is (expected.feedback is None)
+    if name.startswith("imagenet/"):
+        assert name.endswith(f"_{config.data.image_size}.yaml")
+    assert config.training.reference is None or config.training.reference in names()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_its_aim_its_cost_and_its_commands(name: str) -> None:
+    head = RECIPES[name].read_text().split("\nname:")[0]
+    for line in (
+        r"aims at +\d\d\.\d\d % top-1",
+        f"check +tdformer describe configs/{name}",
+        f"run +tdformer train configs/{name}",
+        "cost +",
+    ):
+        assert re.search(f"^#   {line}", head, re.MULTILINE), line
+
+
+# --- a configuration on top of another one -------------------------------------------------------------------------
+
+
+def written(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / "run.yaml"
+
+
+BELOW = """
+name: below
+data: { train: a, val: b, augment: { erase: 0.5 } }
+model: { feedback: null, segments: 1, backbone: { depths: [1, 1, 1] } }
+"""
+
+
+def test_a_file_changes_the_keys_of_its_base(tmp_path: Path) -> None:
+    above = "base: below.yaml\nname: run\nmodel: { segments: 2, feedback: {}, backbone: { embed_dims: 96 } }\ndata: { val: c }\n"
+    config = load_config(written(tmp_path, below=BELOW, run=above), ["data.val=d"])
+    assert (config.name, config.data.train, config.data.val, config.data.augment.erase) == ("run", "a", "d", 0.5)
+    assert (config.model.segments, config.model.backbone.embed_dims, config.model.backbone.depths) == (2, 96, (1, 1, 1))
+    assert config.model.feedback is not None
+
+
+@pytest.mark.parametrize(
+    ("above", "sentence"),
+    [
+        ("base: run.yaml\nname: run\n", "base is run.yaml, the file itself; name another one, or leave it out"),
+        ("base: nowhere.yaml\nname: run\n", r"nowhere\.yaml cannot be read: No such file or directory"),
+        ("base: middle.yaml\nname: run\n", r"has a base itself \(below\.yaml\); only one is followed, so name that"),
+        ("base: [below.yaml]\nname: run\n", r"base must be the name of a YAML file, from the folder of this one, got \['below\.yaml'\]"),
+        ("base:\nname: run\n", "base must be the name of a YAML file, .* got None"),
+    ],
+)
+def test_a_base_that_cannot_be_followed_is_told(above: str, sentence: str, tmp_path: Path) -> None:
+    path = written(tmp_path, below=BELOW, middle="base: below.yaml\nname: middle\n", run=above)
+    with pytest.raises(UserError, match=sentence):
+        load_config(path)
