@@ -14,9 +14,8 @@ from tdformer.reference_curves.curve import names
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-RECIPES = {
-    str(path.relative_to(CONFIGS)): path for folder in ("imagenet", "cifar10", "cifar100") for path in (CONFIGS / folder).glob("*.yaml")
-}
+FOLDERS = ("imagenet", "cifar10", "cifar100")
+RECIPES = {str(path.relative_to(CONFIGS)): path for folder in FOLDERS for path in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
 @pytest.mark.parametrize("name", RECIPES)
