@@ -43,6 +43,11 @@ class AugmentConfig(Section):
     """Probability of random erasing."""
     erase_mode: Literal["pixel", "const"] = "pixel"
     """What fills the erased rectangle. pixel: normal noise for each pixel. const: zeros, the mean colour."""
+    repeats: Annotated[int, Field(ge=1, le=64)] = 1
+    """Copies of each image in its global batch, each augmented by draws of its own (repeated augmentation). An epoch has as many steps as
+    with 1, and so visits the fewer images."""
+    events: bool = False
+    """true: event frames are sheared, shifted, rotated or cut out, all frames of a sample alike, as in the public QKFormer code."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """alpha of mixup's Beta distribution; 0: no mixup. One draw per micro-batch."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0

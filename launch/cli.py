@@ -16,6 +16,7 @@ from launch import current_folder
 from launch.commands.analyze import analyze
 from launch.commands.bench import bench_app
 from launch.commands.checkpoint import checkpoint_app
+from launch.commands.configs import configs
 from launch.commands.data import data_app
 from launch.commands.describe import describe
 from launch.commands.evaluate import evaluate
@@ -33,7 +34,7 @@ from tdformer import garbage
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
-for command in (train, evaluate, analyze, study, describe, submit, models, plan):
+for command in (train, evaluate, analyze, study, describe, submit, models, configs, plan):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

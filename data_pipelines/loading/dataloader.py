@@ -37,7 +37,8 @@ def train_sampler(
 ) -> TrainSampler:
     """Make the sampler of one rank. global_batch and micro_batch: samples per optimizer step and per forward pass."""
     window = config.shuffle_window if config.shuffle == "blocks" else None
-    return TrainSampler(Shuffle(seed, tuple(data.manifest.blocks), window), global_batch, micro_batch, rank, world_size)
+    shuffle = Shuffle(seed, tuple(data.manifest.blocks), window)
+    return TrainSampler(shuffle, global_batch, micro_batch, rank, world_size, config.augment.repeats)
 
 
 def check_transforms(config: DataConfig, data: DataSet) -> None:

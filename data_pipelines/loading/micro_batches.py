@@ -23,7 +23,7 @@ MAX_CONSECUTIVE_BAD = 100
 
 
 Request = Sequence[tuple[int, int]]
-"""The (epoch, sample) pairs of one micro-batch."""
+"""The (draw, sample) pairs of one micro-batch. A draw seeds the augmentation; it is the epoch, unless samples are repeated."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Unread:
 class MicroBatchDataset(torch.utils.data.Dataset):
     """A map-style data set whose items are whole micro-batches.
 
-    The pixels of a sample depend on (seed, epoch, sample) alone. An error is returned as a *value*: if a worker process raised it,
+    The pixels of a sample depend on (seed, draw, sample) alone. An error is returned as a *value*: if a worker process raised it,
     the user would see the worker's traceback around it.
 
     replace_bad: True: a damaged sample is replaced by the next readable one in storage order. False: it is an error. A sample that
@@ -74,28 +74,28 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         """Load a micro-batch. Raises DataError for a damaged sample, and UnavailableError for one that cannot be read now."""
         skipped: list[str] = []
         with fork_rng():
-            read = [self._read(epoch, max(sample, 0), skipped) for epoch, sample in request]
+            read = [self._read(draw, max(sample, 0), skipped) for draw, sample in request]
         index = self.data.index
         samples = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(request, read, strict=True)]
         labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in samples]
         keys = ["" if sample is None else index.key_of(sample) for sample in samples]
         return Batch(_stack([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
 
-    def _read(self, epoch: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
+    def _read(self, draw: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
         """Read the sample asked for, or its replacement. Returns its number and its image."""
         for sample in range(asked, asked + MAX_CONSECUTIVE_BAD):
             sample %= len(self.data)
             try:
-                return sample, self._image(epoch, asked, sample)
+                return sample, self._image(draw, asked, sample)
             except DataError as error:
                 if not self.replace_bad:
                     raise
                 skipped.append(str(error))
         raise DataError(f"{MAX_CONSECUTIVE_BAD} samples in a row cannot be read; the last: {skipped[-1]}")
 
-    def _image(self, epoch: int, asked: int, sample: int) -> torch.Tensor:
+    def _image(self, draw: int, asked: int, sample: int) -> torch.Tensor:
         pixels = self.data.read(sample)
-        seed_rng(self.seed, epoch, asked)
+        seed_rng(self.seed, draw, asked)
         try:
             return self.transform(pixels)
         except (ValueError, ArithmeticError) as error:  # for example, an image of one pixel has no crop

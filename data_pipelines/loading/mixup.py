@@ -23,11 +23,15 @@ class SeededMixup:
         )
 
     def __call__(self, images_BCHW: torch.Tensor, labels_B: torch.Tensor, *key: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix normalised images in place, and return them with labels float32 [B, classes].
+        """Mix normalised images in place, or event frames [T, B, C, H, W], and return them with labels float32 [B, classes].
 
-        key: seeds the draw. Training uses (seed, step, number of the micro-batch in its global batch), so that the result does not
-        depend on which rank has the micro-batch.
+        All frames of a sample are mixed alike. key: seeds the draw. Training uses (seed, step, number of the micro-batch in its global
+        batch), so that the result does not depend on which rank has the micro-batch.
         """
         with fork_rng():
             seed_rng(*key)
-            return self._mixup(images_BCHW, labels_B)
+            if images_BCHW.dim() == 4:
+                return self._mixup(images_BCHW, labels_B)
+            frames_TBCHW = images_BCHW
+            mixed_BCHW, labels_BK = self._mixup(frames_TBCHW.transpose(0, 1).flatten(1, 2), labels_B)
+            return mixed_BCHW.unflatten(1, (len(frames_TBCHW), -1)).transpose(0, 1).contiguous(), labels_BK

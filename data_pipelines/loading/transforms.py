@@ -26,6 +26,8 @@ def train_transform(config: DataConfig) -> Transform:
     Raises UserError for a policy that timm does not know, and for an interpolation that the installed packages cannot do.
     """
     augment = config.augment
+    if augment.events:
+        raise UserError("data.augment.events is for event frames, and these are images; use auto_augment, or set it to false")
     if augment.crop_scale is None:
         raise UserError("data.augment.crop_scale: null is for event frames; give a range for images, such as [0.08, 1.0], or [1, 1]")
     crop_and_flip, policy, to_tensor = _timm_train_steps(config)

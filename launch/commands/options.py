@@ -10,9 +10,13 @@ import typer
 
 plain_typer = partial(typer.Typer, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of a run.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of a run, or a name from `tdformer configs`.")]
 Target = Annotated[
-    Path, typer.Argument(metavar="CONFIG|RUN_DIR", help="A YAML file starts a new run, a run directory continues the run in it.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG|RUN_DIR",
+        help="A YAML file, or a name from `tdformer configs`, starts a new run; a run directory continues its run.",
+    ),
 ]
 Trained = Annotated[Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run directory, or the folder of one of its checkpoints.")]
 Overrides = Annotated[

@@ -147,6 +147,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.micro_batch must be even with mixup or cutmix, which pair its images, got {self.training.micro_batch}"
             )
+        if self.training.global_batch % self.data.augment.repeats:
+            raise ValueError(
+                f"training.global_batch must be a multiple of data.augment.repeats, got {self.training.global_batch} and "
+                f"{self.data.augment.repeats}"
+            )
         if self.optimizer.name == "lamb" and self.training.zero_stage:
             raise ValueError(f"LAMB needs whole parameters: training.zero_stage must be 0, got {self.training.zero_stage}")
         if self.optimizer.cooldown_epochs >= self.training.epochs:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from data_pipelines.errors import UserError
 from data_pipelines.storage.passing_trouble import is_passing, unavailable
 from tdformer.config import RunConfig
+from tdformer.config.shipped import find_config
+from tdformer.config.shipped import names as shipped_names
 
 UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Errors that PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
@@ -33,7 +35,11 @@ class ConfigError(UserError):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read one YAML file on top of its base, apply `section.key=value` overrides (values are YAML), and check everything."""
+    """Read one YAML file on top of its base, apply `section.key=value` overrides (values are YAML), and check everything.
+
+    path: a file, or the name of a configuration that comes with the program (`tdformer configs`).
+    """
+    path = find_config(path)
     tree, keys = _on_its_base(path), set[str]()
     for override in overrides:
         key, _ = parse_override(override)
@@ -88,7 +94,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         if is_passing(error, was_there=not isinstance(error, FileNotFoundError)):
             raise unavailable(f"configuration {path}", error) from None
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+        name = str(path).removesuffix(".yaml")
+        hint = did_you_mean(name, shipped_names()) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}{hint}") from None
     except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""

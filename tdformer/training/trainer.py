@@ -96,7 +96,8 @@ class Trainer:
             f"{len(self.train_set)} training and {len(self.val_set)} validation images; global batch {training.global_batch} = "
             f"{training.micro_batch} x {self.context.world_size} ranks x {sampler.accumulation} accumulation; "
             f"{sampler.steps_per_epoch} steps per epoch"
-            + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped else "")
+            + (f", {dropped} images (others in each epoch) are left out to make steps equal" if dropped and sampler.repeats == 1 else "")
+            + (f", each with {sampler.repeats} copies of its images; {dropped} images wait for other epochs" if sampler.repeats > 1 else "")
         )
         if self.context.world_size > 1:
             report.say(f"gradients are reduced {description(self.train_state.reduction, training)}")

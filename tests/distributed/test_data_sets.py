@@ -129,8 +129,8 @@ def test_training_on_event_frames(run_config: dict, tmp_path: Path) -> None:
     assert_one_sentence(refused, "event frames [T, 2, H, W] of [4, 2, 32, 32]", "asks for [4, 3, 32, 32]", "model.backbone.in_channels")
     run_config["model"]["backbone"]["in_channels"] = 2
     refused = tdformer("train", write_config(run_config, tmp_path))
-    assert_one_sentence(refused, "data.augment.crop_scale", "event frames are augmented by flips alone")
-    run_config["data"]["augment"] = {"crop_scale": None}
+    assert_one_sentence(refused, "data.augment.crop_scale", "event frames are augmented by flip, events, mixup and cutmix")
+    run_config["data"]["augment"] = {"crop_scale": None, "events": True, "mixup": 0.5, "mix_probability": 0.5}
     config = write_config(run_config, tmp_path)
     result = tdformer("train", config, "--run-dir", tmp_path / "run", "--processes", 2)
     assert result.returncode == 0, result.stderr

@@ -66,6 +66,7 @@ def test_the_resolved_run_reads_back_equal(tmp_path: Path) -> None:
         ("training.bce_threshold=0.2", r"bce_threshold is for loss: bce, got loss: cross_entropy"),
         ("data.augment={auto_augment: rand-m9, color_jitter: 0.4}", r"color_jitter has no effect beside auto_augment \(rand-m9\)"),
         ("data.augment.mix_off_epoch=20", r"mix_off_epoch is 20, and neither mixup nor cutmix is on"),
+        ("data.augment.repeats=3", r"global_batch must be a multiple of data\.augment\.repeats, got 512 and 3"),
         ("optimizer.name=lamb", r"LAMB needs whole parameters: training\.zero_stage must be 0, got 1"),
         ("model.segments=3", r"model: time_steps must be a multiple of segments, got 4 time steps and 3 segments"),
         ("model.feedback.blocks=[7]", r"feedback\.blocks must lie within 0 to 6 .*got \[7\]"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from data_pipelines.loading.sample_order import Shuffle, block_order, full_order
-from data_pipelines.loading.sampler import PADDING, DataCursor, TrainSampler, evaluation_samples
+from data_pipelines.loading.sampler import NEXT_COPY, PADDING, DataCursor, TrainSampler, evaluation_samples
 
 seeds = st.integers(0, 2**32 - 1)
 epochs = st.integers(0, 500)
@@ -180,6 +180,30 @@ def test_the_cursor_before_a_step_is_what_was_consumed_of_its_epoch(layout: Layo
     assert sampler.cursor(step) == DataCursor(step // layout.steps, step % layout.steps * layout.global_batch)
     of_step = flat(sampler.iterate_steps(step, step + 1))
     assert of_step == [(epoch, sample) for sample in layout.shuffle.order(epoch)[consumed : consumed + layout.global_batch].tolist()]
+
+
+@given(layouts(), epochs, st.data())
+def test_a_repeated_sample_is_in_one_global_batch_with_draws_of_its_own(layout: Layout, epoch: int, data: st.DataObject) -> None:
+    """The samples are the first ones of the epoch's order, and ranks only divide the batch, as without repeats."""
+    repeats = data.draw(st.sampled_from([n for n in range(1, layout.global_batch + 1) if layout.global_batch % n == 0]))
+    alone, images = replace(layout.alone(), repeats=repeats), layout.global_batch // repeats
+    order = layout.shuffle.order(epoch).tolist()
+    steps = range(epoch * layout.steps, (epoch + 1) * layout.steps)
+    for number, step in enumerate(steps):
+        pairs = [pair for micro_batch in alone.iterate_steps(step, step + 1) for pair in micro_batch]
+        assert len(set(pairs)) == len(pairs) == layout.global_batch
+        assert Counter(sample for _, sample in pairs) == dict.fromkeys(order[number * images : (number + 1) * images], repeats)
+        assert {draw % NEXT_COPY for draw, _ in pairs} == {epoch}
+        ranks = [list(replace(layout.sampler(rank), repeats=repeats).iterate_steps(step, step + 1)) for rank in range(layout.world_size)]
+        assert [micro_batch for turn in zip(*ranks, strict=True) for micro_batch in turn] == list(alone.iterate_steps(step, step + 1))
+    assert alone.dropped_samples == layout.samples - layout.steps * images
+
+
+def test_copies_are_in_different_micro_batches_where_there_are_enough() -> None:
+    """BatchNorm then sees each image once, as in the public code, where copies go to other ranks."""
+    sampler = TrainSampler(Shuffle(0, (100,)), global_batch=24, micro_batch=8, repeats=3)
+    for micro_batch in sampler.iterate_steps(0, sampler.steps_per_epoch):
+        assert len({sample for _, sample in micro_batch}) == 8
 
 
 def test_each_epoch_drops_other_samples() -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.errors import UserError
+from tdformer.config import shipped
 from tdformer.config.yaml_io import load_config
 from tdformer.models.registry import MODELS
 from tdformer.reference_curves.curve import names
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, tdformer
 
 CONFIGS = REPOSITORY / "configs"
-FOLDERS = ("imagenet", "cifar10", "cifar100")
+FOLDERS = ("imagenet", "cifar10", "cifar100", "cifar10_dvs", "dvs128")
 RECIPES = {str(path.relative_to(CONFIGS)): path for folder in FOLDERS for path in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_the_network_of_its_name(name: str) -> None:
     """The file is named after its network, and its image size where there are several."""
-    config, network = load_config(RECIPES[name]), re.sub(r"_(224|288|384)$", "", RECIPES[name].stem)
-    expected = MODELS[network if network in MODELS else RECIPES[name].stem].config
+    config, stem = load_config(RECIPES[name]), RECIPES[name].stem
+    candidates = (f"{stem}_{RECIPES[name].parent.name.replace('_', '')}", stem, re.sub(r"_(224|288|384)$", "", stem))
+    expected = next(MODELS[network] for network in candidates if network in MODELS).config
     assert config.model.backbone == expected.backbone
     assert config.model.time_steps == expected.time_steps
     assert (config.model.feedback is None) is (expected.feedback is None)
@@ -41,6 +44,34 @@ def test_a_recipe_opens_with_its_aim_its_cost_and_its_commands(name: str) -> Non
         "cost +",
     ):
         assert re.search(f"^#   {line}", head, re.MULTILINE), line
+
+
+# --- by name -------------------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(shipped.names()) == {"demo", *(name.removesuffix(".yaml") for name in RECIPES)}
+    monkeypatch.chdir(tmp_path)
+    by_name = load_config(Path("cifar10/tdformer_hst4_384"), ["training.epochs=20"])
+    assert by_name == load_config(CONFIGS / "cifar10" / "tdformer_hst4_384.yaml", ["training.epochs=20"])
+    (tmp_path / "demo.yaml").write_text(BELOW)
+    assert load_config(Path("demo.yaml")).name == "below", "a file of one's own goes first"
+    assert load_config(Path("demo")).name == "demo"
+    with pytest.raises(UserError, match="cannot be read: No such file or directory; did you mean cifar10/tdformer_hst4_384"):
+        load_config(Path("cifar10/tdformer_hst4_348"))
+
+
+def test_configs_lists_them_for_people_and_programs() -> None:
+    rows = {row["name"]: row for row in json.loads(tdformer("configs", "--json").stdout)["configs"]}
+    assert rows["imagenet/tdformer_hst10_768_384"]["aims_at_top1"] == 86.83
+    assert rows["cifar100/qkformer_hst4_384"]["reference"] == "cifar100_qkformer_hst4_384"
+    assert all(rows[name.removesuffix(".yaml")]["aims_at_top1"] for name in RECIPES)
+    shown = tdformer("configs", "cifar10/*")
+    assert "96.51" in shown.stdout
+    assert "imagenet" not in shown.stdout
+    nothing = tdformer("configs", "cifar1000")
+    assert nothing.returncode == 2
+    assert "no configuration's name is like 'cifar1000'" in nothing.stderr
 
 
 # --- a configuration on top of another one -------------------------------------------------------------------------
