@@ -115,6 +115,7 @@ def outcome(run: Run, metric: str) -> Outcome | None:
     return Outcome(best, points[-1])
 
 
+@cache
 def to_reference(run: Run) -> float | None:
     """Return by how many points the last top-1 is above that of training.reference after as many epochs. None if there is none."""
     both = (

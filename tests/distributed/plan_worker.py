@@ -11,6 +11,7 @@ import gc
 import inspect
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_args
@@ -23,17 +24,17 @@ from tdformer.config import BackboneConfig, ModelConfig, RunConfig
 from tdformer.config.training import ResolvedReduction
 from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.estimate.plan import WORKSPACE_BYTES, NetworkSize, network_size, plan
-from tdformer.estimate.traffic import FP32, Machines
+from tdformer.estimate.traffic import Machines
 from tdformer.training.engine import Engine
 from tdformer.training.model_with_loss import ModelWithLoss
 
 FEW, MANY = 2, 5
 """Micro-batches of a rank in one step. Of five, the exact reduction adds up a rank's own at ZeRO 0 and 1."""
-FREED_LATE = ("fast", 2)
-"""Where DeepSpeed frees what it has sent only after a while, which depends on the pace of the machine: up to two copies of all gradients
-are there besides what is planned. On two cores of an old kind they were 24 to 42 MB of 42 MB, on newer ones less than 22 MB."""
 NOT_MEASURED = ("fast", 3)
 """What DeepSpeed frees late there, and differently from run to run: up to 34 % more than planned on four ranks, and 20 % on two."""
+
+SECONDS_TO_LET_GO = 0.01
+"""A thread of gloo holds what it has sent for a moment longer. On slow cores that moment would decide about the memory measured."""
 
 COLLECTIVES = {
     "all_reduce": ("tensor", 2),
@@ -59,7 +60,9 @@ def _counted(name: str, collective: Callable[..., Any], argument: str, times: in
 
     def call(*arguments: Any, **named: Any) -> Any:
         sent_bytes[name] += times * signature.bind(*arguments, **named).arguments[argument].nbytes
-        return collective(*arguments, **named)
+        result = collective(*arguments, **named)
+        time.sleep(SECONDS_TO_LET_GO)
+        return result
 
     return call
 
@@ -113,8 +116,7 @@ def measure(
     planned = plan(config, Machines(context.world_size), size=size)
     total = planned.total_memory_bytes - WORKSPACE_BYTES
     state = sum(planned.memory_bytes[part] for part in ("gradients", "global_batch_sums", "optimizer"))
-    late = 2 * FP32 * sum(size.elements) if (reduction, stage) == FREED_LATE and context.world_size > 1 else 0
-    memory = {"measured": max(itertools.accumulate(sizes)), "planned": total, "planned_state": state, "freed_late": late}
+    memory = {"measured": max(itertools.accumulate(sizes)), "planned": total, "planned_state": state}
     return {**memory, "sent": sent, "planned_sent": planned.communication_bytes}
 
 

@@ -32,18 +32,22 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
 
 
 def test_estimated_memory_is_within_15_percent_of_that_measured_and_shrinks_with_ranks(measured: dict[int, dict[str, Any]]) -> None:
-    """Both numbers are the most bytes that the tensors of one rank take. A CPU has no workspaces, so they are left out."""
+    """Both numbers are the most bytes that the tensors of one rank take, without workspaces.
+
+    A convolution's workspace depends on the instructions of the CPU. It is what the simplest case takes beyond its estimate.
+    """
+    simplest = measured[1]["fast 0"]
+    assert simplest["planned"] == pytest.approx(simplest["measured"], rel=0.15)
+    workspaces = simplest["measured"] - simplest["planned"]
     for ranks, cases in measured.items():
         for name, case in cases.items():
             if name != "fast 3 bf16":  # see plan_worker.NOT_MEASURED
-                most = case["planned"] + case["freed_late"]  # see plan_worker.FREED_LATE
-                assert case["planned"] <= 1.15 * case["measured"], (name, ranks)
-                assert most >= 0.85 * case["measured"], (name, ranks)
+                assert case["planned"] == pytest.approx(case["measured"] - workspaces, rel=0.15), (name, ranks)
     for name in ALWAYS_SHARDED:
         one, two, four = (measured[ranks][name] for ranks in (1, 2, 4))
         # Gradients, sums and moments are halved with each doubling. Of all that is measured, they are the part that shrinks.
         assert four["planned_state"] < 0.65 * two["planned_state"] < 0.65**2 * one["planned_state"], name
-        for more, fewer in ((one, two), (two, four)) if not four["freed_late"] else ((one, four),):
+        for more, fewer in ((one, two), (two, four)):
             saved = more["planned_state"] - fewer["planned_state"]
             assert more["measured"] - fewer["measured"] > 0.5 * saved, name
 
