@@ -152,8 +152,6 @@ class RunConfig(Section):
                 f"training.global_batch must be a multiple of data.augment.repeats, got {self.training.global_batch} and "
                 f"{self.data.augment.repeats}"
             )
-        if self.optimizer.name == "lamb" and self.training.zero_stage:
-            raise ValueError(f"LAMB needs whole parameters: training.zero_stage must be 0, got {self.training.zero_stage}")
         if self.optimizer.cooldown_epochs >= self.training.epochs:
             raise ValueError(
                 f"optimizer.cooldown_epochs must be less than training.epochs, which counts them, got {self.optimizer.cooldown_epochs} "

@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 RecomputePolicy = Literal["none", "segment", "block", "block_segment"]
-Loss = Literal["cross_entropy", "bce"]
+Loss = Literal["cross_entropy", "bce", "tet"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Kernels = Literal["auto", "fused", "plain"]
 ResolvedReduction = Literal["exact", "fast"]
@@ -24,7 +24,8 @@ class OptimizerConfig(Section):
     """Describes the optimizer and its learning rate: linear warm-up, a cosine, and cool-down epochs at the lowest rate."""
 
     name: Literal["adamw", "lamb"] = "adamw"
-    """adamw: torch's AdamW. lamb: timm's LAMB, for large batches. LAMB needs the norm of whole weights, so it runs at ZeRO stage 0 only."""
+    """adamw: torch's AdamW. lamb: LAMB, for large batches, which steps as timm's does. Its norms are those of whole weights at every ZeRO
+    stage."""
     base_lr: Annotated[float, Field(gt=0)] = 6e-4
     """Peak learning rate for a global batch of base_batch. It is scaled linearly to the real global batch."""
     base_batch: Positive = 256
@@ -74,10 +75,14 @@ class TrainingConfig(Section):
     """A training that this one is compared with after each evaluation: the name of a published curve (tdformer/reference_curves), a CSV
     file with the columns epoch and val_top1, or a run directory. null: none. It changes nothing that is computed."""
     loss: Loss = "cross_entropy"
-    """cross_entropy: of the softmax over classes. bce: binary cross-entropy of each class against all others."""
+    """cross_entropy: of the softmax over classes. bce: binary cross-entropy of each class against all others. tet: temporal efficient
+    training, the cross-entropy of each time step's logits instead of their mean's."""
     bce_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     """loss: bce makes targets above this number 1, and all others 0, so that each image that is mixed in counts as an answer. null: targets
     stay as mixup makes them."""
+    tet_share: Probability | None = None
+    """Share of loss: tet that is the squared distance of each logit from 1, the neurons' threshold; its authors have 0.001 to 0.1. The
+    rest is the cross-entropy. null: 0."""
     label_smoothing: Probability = 0.1
     """Share of the target that is spread over all classes."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
@@ -132,6 +137,8 @@ class TrainingConfig(Section):
     def _targets_make_sense(self) -> TrainingConfig:
         if self.bce_threshold is not None and self.loss != "bce":
             raise ValueError(f"bce_threshold is for loss: bce, got loss: {self.loss}")
+        if self.tet_share is not None and self.loss != "tet":
+            raise ValueError(f"tet_share is for loss: tet, got loss: {self.loss}")
         if self.bce_threshold is not None and self.label_smoothing:
             raise ValueError(
                 f"bce_threshold makes every target 0 or 1, so that label_smoothing ({self.label_smoothing:g}) would do nothing; set it to 0"

@@ -82,6 +82,11 @@ class TDFormer(nn.Module):
         """Return the logits of every segment, [segments, B, classes], for images or event sequences. Training uses all of them."""
         return torch.stack(self._segment_outputs(self.forward_features(x)))
 
+    def forward_steps(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every time step, [segments, T/segments, B, classes]. Their mean over a segment is that of its logits."""
+        segments = zip(self._segments_of(self.forward_features(x)), self._neuron_states(), strict=True)
+        return torch.stack([self.backbone.head(self.backbone.step_features(h, neuron_state)) for h, neuron_state in segments])
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of the last segment [B, classes], for images or event sequences. Only they are evaluated [paper]."""
         return self.forward_head(self.forward_features(x))
@@ -218,11 +223,13 @@ class TDFormer(nn.Module):
         return h_TBCHW, self.processing(one_input(h_TBCHW), neuron_state)
 
     def _segment_outputs(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> list[torch.Tensor]:
-        segments_TBCHW = h_TBCHW.unflatten(0, (self.segments, -1))
         return [
             self.backbone.forward_head(h, neuron_state, pre_logits)
-            for h, neuron_state in zip(segments_TBCHW, self._neuron_states(), strict=True)
+            for h, neuron_state in zip(self._segments_of(h_TBCHW), self._neuron_states(), strict=True)
         ]
+
+    def _segments_of(self, h_TBCHW: torch.Tensor) -> torch.Tensor:
+        return h_TBCHW.unflatten(0, (self.segments, -1))
 
     def _neuron_states(self) -> Iterator[NeuronState]:
         """Yield the neuron state of each segment. If it is carried, it goes on from the segment before."""

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from tdformer.distributed.context import DistContext
+from tdformer.training.lamb import Share
 from tdformer.training.optimizer import MOMENTS, set_steps
 from tdformer.training.parameter_gather import Flat
 from tdformer.training.reduction.gradient_layout import full_shape
@@ -187,6 +188,26 @@ class DeepSpeedInsides:
         set_steps(self.torch_optimizer, partitions, 0)
         if self.zero_stage in (1, 2):
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def shares(self, trained: Sequence[nn.Parameter]) -> dict[torch.Tensor, list[Share]]:
+        """Return which elements of the tensors that this rank's optimizer steps are of which parameter."""
+        partitions = self.partitions(trained)
+        shares: dict[torch.Tensor, list[Share]] = {partition: [] for partition in partitions}
+        for number, parameter in enumerate(trained):
+            index, start, count = self._stepped_elements(number, parameter)
+            if count:
+                shares[partitions[index]].append(Share(number, start, start + count))
+        return shares
+
+    def _stepped_elements(self, number: int, parameter: nn.Parameter) -> tuple[int, int, int]:
+        """Return where the elements of a parameter are that this rank's optimizer steps: in which partition, from where on, how many."""
+        if self.zero_stage == 0:
+            return number, 0, parameter.numel()
+        if self.zero_stage == 3:
+            return self.optimizer.grad_position[parameter.ds_id]  # type: ignore[attr-defined]  # put there by ZeRO 3
+        if (fragment := parameter._hp_mapping) is None:  # type: ignore[attr-defined]  # put there by ZeRO 1 and 2
+            return 0, 0, 0
+        return fragment.param_group_index, fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
 
     def moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
         """Return a moment of a parameter at ZeRO 0, where every rank has all of it."""

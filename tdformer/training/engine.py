@@ -17,6 +17,7 @@ from tdformer.config.training import ResolvedReduction, TrainingConfig
 from tdformer.distributed.context import DistContext
 from tdformer.training.deepspeed_insides import DeepSpeedInsides, import_deepspeed, keeping_torch_linear
 from tdformer.training.ema import MovingAverage
+from tdformer.training.lamb import Lamb
 from tdformer.training.model_with_loss import ModelWithLoss
 from tdformer.training.optimizer import MOMENTS, make_optimizer, set_steps
 from tdformer.training.parameter_gather import MOST_RANKS, ParameterGather
@@ -53,6 +54,8 @@ class Engine:
         self._engine, self._insides = engine, DeepSpeedInsides(engine, self._optimizer, self.zero_stage, context)
         trained = [parameter for _, parameter in self._trained_parameters()]
         self._insides.make_optimizer_state(trained)
+        if isinstance(lamb := self._insides.torch_optimizer, Lamb):
+            lamb.shard(self._insides.shares(trained), len(trained), self._add_up if self.zero_stage else None)
         training, kind = config.training, ExactReduction if reduction == "exact" else FastReduction
         self._reduction: Reduction = kind(self._insides, trained, context, training, bucket)
         self._gather = self._overlapped_gather(bucket) if self.zero_stage in (1, 2) and 1 < context.world_size <= MOST_RANKS else None
@@ -96,6 +99,10 @@ class Engine:
         result = self._reduction.step()
         self._average_is_due = result.is_taken and self.has_average
         return result
+
+    def _add_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the sum of numbers over the ranks. They may lie in the machine's memory, where NCCL does not add."""
+        return self.context.all_reduce_sum(numbers.to(self.context.device)).to(numbers.device)
 
     # --- what goes on after a step ---------------------------------------------------------------------------
 
@@ -224,6 +231,7 @@ def deepspeed_config(config: RunConfig, world_size: int, reduction: ResolvedRedu
             **(_of_fast(training.zero_stage) if is_fast else _of_exact(training)),
         },
         "zero_force_ds_cpu_optimizer": False,  # torch's needs no compiler
+        "zero_allow_untested_optimizer": True,  # Lamb is this project's, and made for it
         # ModelWithLoss decides the precision. DeepSpeed's "bf16" also rounds BatchNorm's running statistics, which fails on a CPU
         # and loses accuracy anywhere. Its "torch_autocast" scales the losses of fp16 by itself.
         "steps_per_print": None,

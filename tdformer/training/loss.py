@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tdformer.config.training import Loss
+from tdformer.config.training import TrainingConfig
 
 
 class BinaryCrossEntropy(nn.Module):
@@ -28,8 +28,33 @@ class BinaryCrossEntropy(nn.Module):
         return nn.functional.binary_cross_entropy_with_logits(logits_BK, target_BK)
 
 
-def make_loss(loss: Loss, label_smoothing: float, bce_threshold: float | None = None) -> nn.Module:
-    """Return the loss of logits [B, K] and labels (int64 [B], or probabilities [B, K]): a scalar, the mean over the samples."""
-    if loss == "bce":
-        return BinaryCrossEntropy(label_smoothing, bce_threshold)
-    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+class TemporalEfficientTraining(nn.Module):
+    """The cross-entropy of each time step's logits instead of their mean's [Deng et al., arXiv 2202.11946, equation 9].
+
+    share: weight of a second term, the squared distance of each logit from 1, the neurons' threshold. It keeps single steps from outliers.
+    """
+
+    def __init__(self, label_smoothing: float, share: float) -> None:
+        super().__init__()
+        self.cross_entropy, self.share = nn.CrossEntropyLoss(label_smoothing=label_smoothing), share
+
+    def forward(self, logits_TBK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss, a scalar, the mean over time steps and samples. labels: int64 [B], or class probabilities [B, K]."""
+        steps = len(logits_TBK)
+        of_labels = self.cross_entropy(logits_TBK.flatten(0, 1), labels.repeat(steps, *[1] * (labels.dim() - 1)))
+        distance = (logits_TBK - 1).square().mean()
+        return (1 - self.share) * of_labels + self.share * distance
+
+
+def make_loss(training: TrainingConfig) -> nn.Module:
+    """Return the loss of logits [B, K] and labels (int64 [B], or probabilities [B, K]): a scalar, the mean over the samples.
+
+    That of loss: tet takes the logits of all time steps, [T, B, K].
+    """
+    match training.loss:
+        case "bce":
+            return BinaryCrossEntropy(training.label_smoothing, training.bce_threshold)
+        case "tet":
+            return TemporalEfficientTraining(training.label_smoothing, training.tet_share or 0.0)
+        case "cross_entropy":
+            return nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)

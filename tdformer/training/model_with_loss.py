@@ -11,7 +11,7 @@ from torch import nn
 from tdformer.config import ModelConfig, Precision, RecomputePolicy
 from tdformer.models.checkpointing.activation_checkpointing import check_exact
 from tdformer.models.tdformer import TDFormer
-from tdformer.training.loss import make_loss
+from tdformer.training.loss import TemporalEfficientTraining
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of autocast at each precision. fp32 has no autocast."""
@@ -39,7 +39,7 @@ class ModelWithLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.precision = TDFormer(config, recompute), precision
-        self.criterion = criterion or make_loss("cross_entropy", label_smoothing)
+        self.criterion = criterion or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._was_exact: torch.Tensor | None = None
 
     def forward(self, images_BCHW: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,10 +50,11 @@ class ModelWithLoss(nn.Module):
         flags: list[torch.Tensor] = []
         self.model.kept_exactly = flags
         with autocast(images_BCHW.device, self.precision):
-            logits_NBK = self.model.forward_segments(images_BCHW)
+            wants_steps = labels is not None and isinstance(self.criterion, TemporalEfficientTraining)
+            logits = (self.model.forward_steps if wants_steps else self.model.forward_segments)(images_BCHW)
         if labels is None:
-            return logits_NBK
-        losses = [self.criterion(logits_BK.float(), labels) for logits_BK in logits_NBK]
+            return logits
+        losses = [self.criterion(of_segment.float(), labels) for of_segment in logits]
         loss = sum(weight * loss for weight, loss in zip(self.model.config.segment_loss_weights(), losses, strict=True))
         return self._nan_unless_exact(loss, flags) if flags else loss
 

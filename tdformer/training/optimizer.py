@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import Lamb
 
 from tdformer.config import BackboneConfig, OptimizerConfig
 from tdformer.models.tdformer import TDFormer
+from tdformer.training.lamb import Lamb
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Moments that AdamW and LAMB keep for each parameter, besides a count of their steps."""
@@ -57,20 +57,16 @@ def parameter_groups(model: TDFormer, config: OptimizerConfig) -> list[dict[str,
 
 
 def make_optimizer(model: TDFormer, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make torch's AdamW, or timm's LAMB. LAMB's own clipping is off, because the gradients are clipped already."""
+    """Make torch's AdamW, or LAMB."""
     groups = parameter_groups(model, config)
     if config.name == "lamb":
-        return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=None)
+        return Lamb(groups, config.betas, config.eps)
     on_gpu = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=on_gpu)
 
 
 def set_steps(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], steps: int) -> None:
-    """Tell an optimizer how many steps it has taken. AdamW counts them for each parameter, LAMB for each group."""
-    if isinstance(optimizer, Lamb):
-        for group in optimizer.param_groups:
-            group["step"] = torch.tensor(float(steps))
-    else:
-        for parameter in parameters:  # a fused AdamW reads the count where the parameter is
-            device = parameter.device if optimizer.defaults["fused"] else None
-            optimizer.state[parameter]["step"] = torch.tensor(float(steps), device=device)
+    """Tell an optimizer how many steps it has taken. It counts them for each parameter."""
+    for parameter in parameters:  # a fused AdamW reads the count where the parameter is
+        device = parameter.device if optimizer.defaults.get("fused") else None
+        optimizer.state[parameter]["step"] = torch.tensor(float(steps), device=device)

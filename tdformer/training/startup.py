@@ -98,7 +98,7 @@ def _model_with_loss(config: RunConfig, context: DistContext) -> tuple[ModelWith
     training = config.training
     if training.deterministic:
         use_deterministic_kernels()
-    criterion = make_loss(training.loss, training.label_smoothing, training.bce_threshold)
+    criterion = make_loss(training)
     model_with_loss = ModelWithLoss(config.model, training.label_smoothing, training.recompute, training.precision, criterion)
     model_with_loss = model_with_loss.to(context.device)
     notes = choose_kernels(model_with_loss.model, training.kernels, context)

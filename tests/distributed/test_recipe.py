@@ -101,12 +101,14 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_trouble(run_config: dict
     assert (after["loss_scale"]["factor"], after["updates"], after["non_finite"]) == (2.0**39, CUT, 0)
 
 
-def test_lamb_resumes_to_the_same_bits(run_config: dict, tmp_path: Path) -> None:
-    run_config["optimizer"]["name"] = "lamb"
-    run_config["training"]["zero_stage"] = 0
-    reference = train(run_config, tmp_path / "one")
-    resumed = cut_back(reference, tmp_path / "two", CUT)
-    resume(resumed, ranks=2)
+def test_lamb_makes_the_same_bits_on_any_ranks_at_any_stage_and_after_a_resume(run_config: dict, tmp_path: Path) -> None:
+    run_config["optimizer"] |= {"name": "lamb", "layer_decay": 0.7}
+    reference = train(run_config, tmp_path / "one", "training.zero_stage=0")
+    for stage, offload in ((1, "optimizer"), (3, "none")):
+        other = train(run_config, tmp_path / f"{stage}", f"training.zero_stage={stage}", f"training.offload={offload}", ranks=2)
+        assert all(bits(other, step) == bits(reference, step) for step in range(1, LAST + 1)), stage
+    resumed = cut_back(reference, tmp_path / "moved", CUT)
+    resume(resumed, "training.zero_stage=2", ranks=2)
     assert bits(resumed, LAST) == bits(reference, LAST)
 
 

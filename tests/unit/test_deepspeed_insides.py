@@ -35,6 +35,8 @@ WORDS = {
     "_hp_mapping": (FRAGMENTS, "parts of moments at ZeRO 1 and 2 are not found, so that no checkpoint can be saved"),
     "lp_fragment_address": (FRAGMENTS, "parts of moments at ZeRO 1 and 2 are not found, so that no checkpoint can be saved"),
     "def get_hp_fragment(": (FRAGMENTS, "parts of moments at ZeRO 1 and 2 are not found, so that no checkpoint can be saved"),
+    "hp_fragment_address: fragment_address": (FRAGMENTS, "LAMB does not find its parts of parameters at ZeRO 1 and 2"),
+    "self.grad_position[self.get_param_id(": (ZERO_3, "LAMB does not find its parts of parameters at ZeRO 3"),
     "param.ds_tensor": (PARTITIONS, "parts of parameters at ZeRO 3 are not found"),
     "persistent_parameters": (ZERO_3, "averaged weights cannot be put in at ZeRO 3"),
 }

@@ -15,6 +15,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from tdformer.config import FeedbackConfig, ModelConfig
+from tdformer.config.training import TrainingConfig
 from tdformer.models.feedback import ControlModule, ProcessingModule
 from tdformer.models.layers import batch_norm_of_repeated
 from tdformer.models.neuron_state import NeuronState
@@ -187,8 +188,31 @@ def test_binary_cross_entropy_is_timms(threshold: float | None, mixes: bool) -> 
     if mixes:
         labels = 0.7 * nn.functional.one_hot(labels, 5) + 0.3 * nn.functional.one_hot(labels.flip(0), 5)
     smoothing = 0.1 if threshold is None and not mixes else 0.0  # timm smooths mixed labels where it mixes them
+    loss = TrainingConfig(loss="bce", label_smoothing=smoothing, bce_threshold=threshold)
     theirs = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)(logits_BK, labels)
-    torch.testing.assert_close(make_loss("bce", smoothing, threshold)(logits_BK, labels), theirs)
+    torch.testing.assert_close(make_loss(loss)(logits_BK, labels), theirs)
+
+
+@pytest.mark.parametrize("family", ["qkformer", "sdt"])
+@pytest.mark.parametrize("mixes", [False, True])
+def test_temporal_efficient_training_takes_the_cross_entropy_of_each_step(family: str, mixes: bool) -> None:
+    torch.manual_seed(0)
+    config = small(f"{family}-cifar", time_steps=4)
+    labels = torch.tensor([0, 4]) if not mixes else torch.tensor([[0.3, 0.7, 0, 0, 0], [0, 0, 0.5, 0.5, 0]])
+    criterion = make_loss(TrainingConfig(loss="tet", tet_share=0.25, label_smoothing=0.1))
+    model_with_loss = ModelWithLoss(config, 0.1, criterion=criterion)
+    lively(model_with_loss)
+    steps_NTBK = model_with_loss.model.forward_steps(images(2))
+    assert steps_NTBK.shape == (2, 2, 2, 5)
+    assert not torch.equal(steps_NTBK[:, 0], steps_NTBK[:, 1])
+    torch.testing.assert_close(model_with_loss(images(2)), steps_NTBK.mean(1))
+
+    def of_segment(logits_TBK: torch.Tensor) -> torch.Tensor:
+        of_steps = torch.stack([nn.functional.cross_entropy(logits_BK, labels, label_smoothing=0.1) for logits_BK in logits_TBK])
+        return 0.75 * of_steps.mean() + 0.25 * nn.functional.mse_loss(logits_TBK, torch.ones_like(logits_TBK))
+
+    expected = 0.3 * of_segment(steps_NTBK[0]) + 0.7 * of_segment(steps_NTBK[1])
+    torch.testing.assert_close(model_with_loss(images(2), labels), expected)
 
 
 # --- neurons ------------------------------------------------------------------------------------------------------

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import accumulate, pairwise
+
 import pytest
+import timm.optim
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tdformer.checkpoint.loss_scale import STEPS_TO_GROW, LossScale
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, OptimizerConfig
 from tdformer.models.registry import MODELS
 from tdformer.models.tdformer import TDFormer
+from tdformer.training.lamb import Lamb, Share
 from tdformer.training.optimizer import layer_of, make_optimizer, parameter_groups
 from tests.unit.networks import small
+from tests.unit.thread_ranks import ThreadContext, on_ranks
 
 
 def test_vectors_are_not_decayed_and_nothing_is_left_out() -> None:
@@ -59,10 +67,71 @@ def test_layer_decay_scales_the_rate_of_each_layer_and_loses_no_parameter() -> N
     assert {group["lr_scale"] for group in parameter_groups(model, OptimizerConfig())} == {1.0}
 
 
-def test_lamb_leaves_clipping_to_the_engine() -> None:
-    optimizer = make_optimizer(TDFormer(small()), OptimizerConfig(name="lamb"))
-    assert type(optimizer).__name__ == "Lamb"
-    assert optimizer.defaults["max_grad_norm"] is None
+def test_lamb_steps_as_timms_does() -> None:
+    """Five steps from the same weights and gradients. One weight is zero, and one gets no gradient; timm then scales by 1."""
+    config, models = OptimizerConfig(name="lamb", weight_decay=0.1, eps=1e-6), [TDFormer(small()) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        torch.nn.init.zeros_(model.backbone.head.weight)
+    ours, theirs = make_optimizer(models[0], config), timm.optim.Lamb(parameter_groups(models[1], config), eps=1e-6, max_grad_norm=None)
+    before = copy.deepcopy(models[0].state_dict())
+    for step in range(5):
+        torch.manual_seed(step)
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            one.grad = torch.randn_like(one) if one.numel() != 32 else torch.zeros_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in (ours, theirs):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=name)
+    assert all(not torch.equal(one, before[name]) for name, one in models[0].named_parameters() if one.dim() > 1)
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), cuts=st.lists(st.integers(0, 240), max_size=3), seed=st.integers(0, 99))
+def test_lamb_makes_the_same_bits_however_parameters_are_cut(sizes: list[int], cuts: list[int], seed: int) -> None:
+    """The flat parameters are cut at any elements into the tensors of several ranks, as ZeRO 1 to 3 cut them."""
+    torch.manual_seed(seed)
+    values, gradients = [torch.randn(size) for size in sizes], [torch.randn(size) for size in sizes]
+    whole = [torch.nn.Parameter(value.clone()) for value in values]
+    for parameter, gradient in zip(whole, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    stepped(lamb_of(whole))
+
+    flat, grad = torch.cat(values), torch.cat(gradients)
+    borders = [0, *sorted({min(cut, len(flat)) for cut in cuts} - {0, len(flat)}), len(flat)]
+    starts = [0, *accumulate(sizes)]
+
+    def on_rank(context: ThreadContext) -> torch.Tensor:
+        first, last = borders[context.rank : context.rank + 2]
+        part = torch.nn.Parameter(flat[first:last].clone())
+        part.grad = grad[first:last].clone()
+        inside = [
+            Share(number, max(start, first) - first, min(end, last) - first)
+            for number, (start, end) in enumerate(pairwise(starts))
+            if start < last and end > first
+        ]
+        optimizer = lamb_of([part])
+        optimizer.shard({part: inside}, len(sizes), context.all_reduce_sum)
+        return stepped(optimizer)[0].detach()
+
+    assert torch.equal(torch.cat(on_ranks(len(borders) - 1, on_rank)), torch.cat([parameter.detach() for parameter in whole]))
+
+
+def lamb_of(parameters: list[torch.nn.Parameter]) -> Lamb:
+    return Lamb([{"params": parameters, "weight_decay": 0.1, "lr": 0.02}], (0.9, 0.999), 1e-6)
+
+
+def stepped(optimizer: Lamb) -> list[torch.Tensor]:
+    """Return the tensors after three steps with the same gradient."""
+    tensors = optimizer.param_groups[0]["params"]
+    gradients = [tensor.grad.clone() for tensor in tensors]
+    for _ in range(3):
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.grad = gradient.clone()
+        optimizer.step()
+    return tensors
 
 
 def test_a_loss_scale_falls_at_an_overflow_and_grows_after_enough_good_steps() -> None:

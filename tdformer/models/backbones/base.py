@@ -107,8 +107,12 @@ class Backbone(nn.Module):
 
     def forward_head(self, h_TBCHW: torch.Tensor, neuron_state: NeuronState | None = None, pre_logits: bool = False) -> torch.Tensor:
         """Return the logits [B, classes] of features: mean over tokens, mean over time steps, linear map."""
-        h_BC = self.head_spikes(h_TBCHW.flatten(3).mean(3), neuron_state or NeuronState()).mean(0)
+        h_BC = self.step_features(h_TBCHW, neuron_state).mean(0)
         return h_BC if pre_logits else self.head(h_BC)
+
+    def step_features(self, h_TBCHW: torch.Tensor, neuron_state: NeuronState | None = None) -> torch.Tensor:
+        """Return what the head reads of each time step, [T, B, D]: the mean over tokens, as spikes where the public code has them."""
+        return self.head_spikes(h_TBCHW.flatten(3).mean(3), neuron_state or NeuronState())
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features [T, B, D, H/stride, W/stride].
