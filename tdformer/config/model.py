@@ -154,7 +154,8 @@ class ModelConfig(Section):
     feedback: FeedbackConfig | None = FeedbackConfig()
     """The top-down path. null: none, the network is the plain backbone."""
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of one optimizer step (the mean over its micro-batches, on all ranks) in BatchNorm's running statistics.
+    """Weight of one optimizer step (the mean over its micro-batches, on all ranks) in BatchNorm's running statistics. Where a published
+    recipe updates them by 0.1 with each of k accumulated micro-batches, the same is 1 - 0.9^k.
 
     Spikes flip at thresholds, so noisy statistics cost accuracy. Where batches are small, a smaller weight evaluates better (0.6 to
     0.9 points on the demo). The statistics then need more steps to settle, about 3 / weight: 150 steps for 0.02. Before that,

@@ -22,15 +22,17 @@ RECIPES = {str(path.relative_to(CONFIGS)): path for folder in FOLDERS for path i
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_the_network_of_its_name(name: str) -> None:
-    """The file is named after its network, and its image size where there are several."""
-    config, stem = load_config(RECIPES[name]), RECIPES[name].stem
+    """The file is named after its network, then its image size where there are several, and its GPUs where they are on several nodes."""
+    config, gpus = load_config(RECIPES[name]), re.search(r"_(\d+)gpu$", RECIPES[name].stem)
+    stem = re.sub(r"_\d+gpu$", "", RECIPES[name].stem)
     candidates = (f"{stem}_{RECIPES[name].parent.name.replace('_', '')}", stem, re.sub(r"_(224|288|384)$", "", stem))
     expected = next(MODELS[network] for network in candidates if network in MODELS).config
     assert config.model.backbone == expected.backbone
     assert config.model.time_steps == expected.time_steps
     assert (config.model.feedback is None) is (expected.feedback is None)
     if name.startswith("imagenet/"):
-        assert name.endswith(f"_{config.data.image_size}.yaml")
+        assert stem.endswith(f"_{config.data.image_size}")
+        assert config.training.accumulation(int(gpus[1]) if gpus else 8)
     assert config.training.reference is None or config.training.reference in names()
 
 
@@ -38,9 +40,9 @@ def test_a_recipe_has_the_network_of_its_name(name: str) -> None:
 def test_a_recipe_opens_with_its_aim_its_cost_and_its_commands(name: str) -> None:
     head = RECIPES[name].read_text().split("\nname:")[0]
     for line in (
-        r"aims at +\d\d\.\d\d % top-1",
+        r"aims at +(\d\d\.\d\d % top-1|no published number that we know of)",
         f"check +tdformer describe configs/{name}",
-        f"run +tdformer train configs/{name}",
+        f"run +tdformer (train|submit) configs/{name}",
         "cost +",
     ):
         assert re.search(f"^#   {line}", head, re.MULTILINE), line
@@ -65,7 +67,7 @@ def test_configs_lists_them_for_people_and_programs() -> None:
     rows = {row["name"]: row for row in json.loads(tdformer("configs", "--json").stdout)["configs"]}
     assert rows["imagenet/tdformer_hst10_768_384"]["aims_at_top1"] == 86.83
     assert rows["cifar100/qkformer_hst4_384"]["reference"] == "cifar100_qkformer_hst4_384"
-    assert all(rows[name.removesuffix(".yaml")]["aims_at_top1"] for name in RECIPES)
+    assert rows["cifar10/sdt2_256"]["aims_at_top1"] is None
     shown = tdformer("configs", "cifar10/*")
     assert "96.51" in shown.stdout
     assert "imagenet" not in shown.stdout
