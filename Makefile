@@ -4,6 +4,7 @@
 #   make test-fast   the developer's loop
 #   make test-oldest the developer's loop on the oldest torch that is supported, in an environment of its own
 #   make test-slurm  jobs on a real Slurm of two nodes, which the tests start
+#   make test-recipes each shipped recipe, trained at a reduced size, and planned at its full one
 #   make test-faults runs that are killed, sixty times, and the tests of all other faults
 #   make lint        ruff, mypy, import direction
 
@@ -22,7 +23,7 @@ FAST := --numprocesses 2 --dist loadscope --hypothesis-profile fast -m "not slow
 # The oldest versions that pyproject.toml names. Triton 3.6, which torch 2.11 brings, cannot interpret kernels under numpy 2.4.
 OLDEST := "torch==2.11.*" "torchvision==0.26.*" "numpy==2.3.*"
 
-.PHONY: demo test test-slurm test-fast test-oldest test-faults lint clean
+.PHONY: demo test test-slurm test-fast test-oldest test-recipes test-faults lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -42,6 +43,9 @@ test-fast: .venv/.installed-dev
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest $(FAST)
 	.venv-oldest/bin/pytest -m "slow and not gpu" tests/unit/test_triton_kernels.py
+
+test-recipes: .venv/.installed-dev
+	$(BIN)/pytest --numprocesses 2 tests/recipes/every_recipe.py
 
 test-faults: .venv/.installed-dev
 	$(BIN)/python -m tests.faults.trials --trials $(TRIALS) --seed $(SEED)

@@ -28,9 +28,13 @@ class AwayError(UnavailableError):
     """Slurm's controller does not answer now."""
 
 
-def sbatch(script: Path) -> str:
-    """Submit a script, and return the number of the job. Raises SchedulerError and AwayError."""
-    return _output("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+def sbatch(script: Path, after: str | None = None) -> str:
+    """Submit a script, and return the number of the job. Raises SchedulerError and AwayError.
+
+    after: a job that must have ended well before. If it cannot any more, Slurm cancels this one.
+    """
+    waits = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    return _output("sbatch", "--parsable", *waits, str(script)).strip().partition(";")[0]
 
 
 def requeue(job: str) -> None:

@@ -63,12 +63,19 @@ class Submitted:
 
 
 def submit(
-    target: Path, overrides: Sequence[str], sweeps: Sequence[str], path: Path | None, size: Size, cluster: ClusterConfig, dry_run: bool
+    target: Path,
+    overrides: Sequence[str],
+    sweeps: Sequence[str],
+    path: Path | None,
+    size: Size,
+    cluster: ClusterConfig,
+    dry_run: bool,
+    after: str | None = None,
 ) -> Submitted:
     """Submit one run, or one run for each combination of the values of `sweeps` as an array.
 
     target: a YAML file starts a new run, a run directory continues the run in it.
-    sweeps: texts of the form KEY=[VALUE, …].
+    sweeps: texts of the form KEY=[VALUE, …]. after: a job that must be finished before; if it fails, this one is cancelled.
     Raises UserError; if Slurm refuses the job, with Slurm's own message.
     """
     if target.is_dir():
@@ -84,7 +91,7 @@ def submit(
     wanted = [load_config(target, [*overrides, *change]) for change in changes]
     check_different(wanted, changes)
     for config in wanted:
-        _check(config, size, cluster)
+        check(config, size, cluster)
     first = wanted[0]
     if not dry_run:
         scheduler.check_installed()
@@ -110,13 +117,14 @@ def submit(
             snapshot(run.code)
         (sweep or runs[0]).slurm.mkdir(exist_ok=True)
         replace_file(job.script, lambda partial: partial.write_text(text, encoding="utf-8", errors="surrogateescape"))
-        number = scheduler.sbatch(job.script)
+        number = scheduler.sbatch(job.script, after)
     for index, run in enumerate(runs):
         job_record.write(run, f"{number}_{index}" if job.is_array else number, job.script)
     return Submitted(job, number, text, changes)
 
 
-def _check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
+def check(config: RunConfig, size: Size, cluster: ClusterConfig) -> None:
+    """Raise UserError if a job of this size on this cluster could not train a configuration."""
     config.training.accumulation(size.nodes * size.processes_per_node)
     if config.training.reference:
         find_reference(config.training.reference)

@@ -56,4 +56,6 @@ def initial_state(model: TDFormer, init: Path) -> tuple[dict[str, torch.Tensor],
 
 
 def _is_of_a_run(path: Path) -> bool:
-    return RunDir(path).checkpoints.is_dir() or Checkpoint.at(path).manifest.exists() or path.name == "checkpoints"
+    return (
+        RunDir(path).checkpoints.is_dir() or Checkpoint.at(path).manifest.exists() or path.name == "checkpoints" or store.is_pointer(path)
+    )

@@ -128,9 +128,9 @@ def _remove_old(run_dir: RunDir, retention: RetentionPolicy) -> None:
 
 
 def find(path: Path, which: str = "latest") -> Checkpoint:
-    """Return the checkpoint that a user means by a run directory, by its folder `checkpoints`, or by a checkpoint itself.
+    """Return the checkpoint that a user means by a run directory, its folder `checkpoints`, a checkpoint, or checkpoints/best or latest.
 
-    which: latest or best. Raises CheckpointError if there is none, and UnavailableError if that cannot be looked at now.
+    which: latest or best, for the first two. Raises CheckpointError if there is none, and UnavailableError if that cannot be looked at now.
     """
     with reading_own(path):
         return _find(path, which)
@@ -139,10 +139,17 @@ def find(path: Path, which: str = "latest") -> Checkpoint:
 def _find(path: Path, which: str) -> Checkpoint:
     if Checkpoint.at(path).manifest.exists() or path.name.startswith("step-"):
         return Checkpoint.at(path)
+    if is_pointer(path):
+        path, which = path.parent, path.name
     root = path if path.name == "checkpoints" else RunDir(path).checkpoints
     if not (root / which).exists():
         raise CheckpointError(_nothing_called(which, path, root))
     return _pointed_to(root / which, root)
+
+
+def is_pointer(path: Path) -> bool:
+    """Tell whether a path is checkpoints/best or checkpoints/latest, which name another checkpoint as training goes on."""
+    return path.parent.name == "checkpoints" and path.name in ("best", "latest")
 
 
 def _nothing_called(which: str, path: Path, root: Path) -> str:

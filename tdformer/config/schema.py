@@ -118,8 +118,8 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the sample order, augmentation and drop path."""
     init: Path | None = None
-    """Weights to start from: a folder written by `tdformer checkpoint import` or `export`, a run directory (its latest checkpoint), or a
-    checkpoint. They may come from any image size.
+    """Weights to start from: a folder written by `tdformer checkpoint import` or `export`, a run directory (its latest checkpoint), a
+    checkpoint, or RUN/checkpoints/best. They may come from any image size.
 
     Of a checkpoint the plain weights are taken; `export --ema` gives averaged ones. Top-down weights and a head that are missing there
     start fresh. The weights are read once, when the run begins."""

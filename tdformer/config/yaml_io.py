@@ -24,8 +24,8 @@ UNREADABLE = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, R
 """Errors that PyYAML raises for text that is not valid YAML: its own error, or an error of its constructors (a 45th of the month)."""
 
 
-BASE = "base"
-"""The key of a file that names another one, whose keys it changes."""
+BASE, AFTER = "base", "after"
+"""The keys of a file that name another one: the one whose keys it changes, and the one whose best weights it starts from."""
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -40,7 +40,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     path: a file, or the name of a configuration that comes with the program (`tdformer configs`).
     """
     path = find_config(path)
-    tree, keys = _on_its_base(path), set[str]()
+    tree, keys = read_with_base(path), set[str]()
+    tree.pop(AFTER, None)  # it says what `tdformer recipe` trains before, and nothing about this run
     for override in overrides:
         key, _ = parse_override(override)
         if key in keys:
@@ -50,7 +51,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return checked(RunConfig, tree, f"configuration {path} cannot be run")
 
 
-def _on_its_base(path: Path) -> dict[str, Any]:
+def read_with_base(path: Path) -> dict[str, Any]:
     """Return the tree of a file. If it names another file as its `base`, that file's keys come first, and its own replace them."""
     tree = read_yaml(path)
     if BASE not in tree:

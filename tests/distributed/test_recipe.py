@@ -130,3 +130,38 @@ def test_a_chain_of_image_sizes_starts_from_the_run_before(run_config: dict, tmp
     assert position(third, 3)["step"] == 3
     result = tdformer("train", write_config(run_config, tmp_path), f"init={tmp_path / 'nothing'}")
     assert (result.returncode, "nothing" in result.stderr) == (2, True)
+
+
+def test_a_recipe_trains_its_stages_goes_on_where_it_was_and_starts_each_from_the_best_before(run_config: dict, tmp_path: Path) -> None:
+    """The second stage fails at first. The best checkpoint of the first stage is made to be the one of step 1."""
+    run_config["name"], last = "first", tmp_path / "second.yaml"
+    write_config(run_config, tmp_path).rename(tmp_path / "first.yaml")
+    above = "base: first.yaml\nafter: first.yaml\nname: second\ndata: {image_size: 48}\noptimizer: {base_lr: 1e-30, min_lr: 0}\n"
+    last.write_text(above + "model: {num_classes: 2}\n")
+    folder = tmp_path / "runs" / "second-recipe"
+    planned = tdformer("recipe", last, "--dry-run", "--json")
+    assert [(row["stage"], row["state"], row["starts_from"]) for row in json.loads(planned.stdout)["stages"]] == [
+        ("first", "new", "random weights"),
+        ("second", "new", str(folder / "first" / "checkpoints" / "best")),
+    ]
+    assert not folder.exists()
+    failed = tdformer("recipe", last)
+    assert failed.returncode == 2
+    assert "error: stage second ended with exit code 2; mend what it said, and the same command goes on." in failed.stderr
+    assert "stage 2 of 2: second" in failed.stdout
+    (folder / "first" / "checkpoints" / "best").write_text("step-00000001\n")
+    last.write_text(above)
+    finished = tdformer("recipe", last)
+    assert finished.returncode == 0, finished.stderr
+    assert "stage 1" not in finished.stdout
+    assert f"started from the weights in {folder}/first/checkpoints/best; 0 tensors start fresh" in finished.stdout
+    before, after = load_file(saved(folder / "first", 1).model), load_file(saved(folder / "second", LAST).model)
+    for name in (name for name in before if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-20)
+    shown = json.loads(tdformer("runs", "show", folder, "--json").stdout)["stages"]
+    assert [(row["stage"], row["state"], row["epoch"], row["epochs"]) for row in shown] == [
+        ("first", "finished", 2, 2),
+        ("second", "finished", 2, 2),
+    ]
+    assert json.loads(tdformer("runs", "show", folder / "second", "--json").stdout)["stages"] == shown
+    assert f"It is a stage of the recipe in {folder}" in tdformer("runs", "show", folder / "first").stdout

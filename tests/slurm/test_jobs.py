@@ -180,6 +180,44 @@ def test_a_study_is_a_job_for_each_run(jobs: Jobs, cluster: Cluster, tmp_path: P
     assert jobs.tdformer("study", study, "--report").stdout.count("hours each") == 1
 
 
+def test_a_recipe_is_a_chain_of_jobs_that_wait_for_each_other(jobs: Jobs, cluster: Cluster) -> None:
+    """The first job is requeued in between, which does not let the next one begin. The third fails, and is submitted again by itself."""
+    first = jobs.config("chain")
+    above = "base: run.yaml\nafter: {after}.yaml\nname: {name}\ntraining: {{epochs: 1}}\ndata: {{image_size: {size}, val: {val}}}\n"
+    val = jobs.data / "val"
+    (first.parent / "second.yaml").write_text(above.format(after="run", name="second", size=48, val=val))
+    last = first.parent / "third.yaml"
+    last.write_text(above.format(after="second", name="third", size=64, val=val / "nowhere"))
+    folder = first.parent / "third-recipe"
+    command = ("recipe", last, "--submit", "--gpus-per-node", 0, "--nodes", 2)
+
+    done = jobs.tdformer(*command)
+    assert done.returncode == 0, done.stderr
+    numbers = [line.split(": job ")[1].split(",")[0] for line in done.stdout.splitlines()[:3]]
+    assert f"second: job {numbers[1]}, after job {numbers[0]}" in done.stdout
+    assert [cluster.job(number)["Reason"] for number in numbers[1:]] == ["Dependency"] * 2
+    wait_for_step(folder / "chain", 3)
+    assert cluster.run("scancel", "--signal=USR1", numbers[0]).returncode == 0
+    cluster.wait_for_restart(numbers[0], 1)
+    assert cluster.job(numbers[1])["JobState"] == "PENDING"
+    assert f"chain: has job {numbers[0]}" in jobs.tdformer(*command).stdout, "all three are in the queue"
+    for number, state in zip(numbers, ("COMPLETED", "COMPLETED", "FAILED"), strict=True):
+        cluster.wait(number, state)
+    assert f"started from the weights in {folder}/chain/checkpoints/best" in log_of(folder / "second")
+
+    last.write_text(above.format(after="second", name="third", size=64, val=val))
+    again = jobs.tdformer(*command, "--json")
+    submitted = [line.split(": job ") for line in again.stderr.splitlines() if ": job " in line]
+    assert [stage for stage, _ in submitted] == ["third"]
+    cluster.wait(submitted[0][1], "COMPLETED")
+    shown = jobs.tdformer("runs", "show", folder, "--json")
+    assert [(row["stage"], row["state"]) for row in json.loads(shown.stdout)["stages"]] == [
+        ("chain", "finished"),
+        ("second", "finished"),
+        ("third", "finished"),
+    ]
+
+
 def test_torchrun_on_two_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("launcher: torchrun\nenvironment: {OMP_NUM_THREADS: '1'}\n")
     submitted = jobs.submit(jobs.config("torchrun"), "--cluster", tmp_path / "cluster.yaml")

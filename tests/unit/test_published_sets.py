@@ -97,17 +97,17 @@ def batch_of(images_NHWC: np.ndarray, labels: list[int], published: CifarArchive
     return content | ({b"coarse_labels": [label // 5 for label in labels]} if published is CIFAR100 else {})
 
 
-def labels_for(member: int, classes: int) -> list[int]:
-    return [(3 * member + number) % classes for number in range(3)]
+def labels_for(member: int, classes: int, images: int = 3) -> list[int]:
+    return [(3 * member + number) % classes for number in range(images)]
 
 
-def plant_cifar(root: Path, classes: int) -> Path:
-    """Write the unpacked folder, with three images in each batch."""
+def plant_cifar(root: Path, classes: int, images: int = 3) -> Path:
+    """Write the unpacked folder, with so many images in each batch."""
     published = CIFAR10 if classes == 10 else CIFAR100
     folder = root / published.folder
     folder.mkdir(parents=True)
     for number, name in enumerate((*published.train, *published.val)):
-        (folder / name).write_bytes(python2_pickle(batch_of(noise(3, number), labels_for(number, classes), published)))
+        (folder / name).write_bytes(python2_pickle(batch_of(noise(images, number), labels_for(number, classes, images), published)))
     names = [f"class {number}".encode() for number in range(classes)]
     (folder / published.meta).write_bytes(python2_pickle({published.class_names: names, b"num_vis": 3072}))
     (folder / "readme.html").write_text("<meta>")

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 
 def show_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the folder of a recipe.")],
     as_json: Json = False,
 ) -> None:
-    """Show one run: configuration that is not the default, sessions, metrics, checkpoints, and how to continue."""
+    """Show one run: configuration that is not the default, sessions, metrics, checkpoints, and how to continue.
+
+    The folder that `tdformer recipe` makes shows its stages. So does the run of a stage.
+    """
     from launch.output.runs import print_json, show_one
-    from tdformer.runs import reader
+    from launch.output.tables import show_rows
+    from tdformer.runs import chain, reader
     from tdformer.runs.discovery import is_run
 
+    if (stages := chain.stages_in(run)) is not None:
+        show_rows([chain.described(stage) for stage in stages], as_json, "stages")
+        return
     if not is_run(run):
         raise UserError(
             f"{run} is no run directory: it has neither config.yaml nor metrics.jsonl; `tdformer runs list` names those there are."
@@ -33,16 +40,20 @@ def show_run(
         print_json(_as_dict(found, metrics))
     else:
         show_one(found, metrics)
+        if stages := chain.chain_around(run):
+            typer.echo(f"\nIt is a stage of the recipe in {run.parent}:")
+            show_rows([chain.described(stage) for stage in stages], False, "stages")
 
 
 def _as_dict(run: Run, metrics: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from tdformer.runs import flat_config, json_output
+    from tdformer.runs import chain, flat_config, json_output
 
     own = {key: value for key, value in run.config.items() if value != flat_config.defaults().get(key)}
     sessions = [asdict(session) for session in run.sessions]
     return {
         **json_output.run_as_dict(run, metrics),
+        **{"stages": [chain.described(stage) for stage in chain.chain_around(run.path)]},
         **{"mlflow_run_id": run.mlflow_id, "checkpoints": run.checkpoints, "sessions": sessions, "not_default": own, "config": run.config},
     }
