@@ -73,7 +73,7 @@ def _compare(config: RunConfig, choices: list[Machines], images_per_s: float | N
         except UserError as error:
             refused.append({"gpus": machines.gpus, "error": str(error)})
     if not plans:
-        raise UserError(str(refused[0]["error"]))
+        raise UserError("\n".join(f"{one['gpus']} GPUs: {one['error']}" for one in refused))
     if as_json:
         typer.echo(json.dumps({"plans": [_as_json(plan) for plan in plans], "refused": refused}))
         return

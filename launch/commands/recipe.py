@@ -23,7 +23,9 @@ def recipe(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG", help="The last stage: a YAML file, or a name from `tdformer configs`. Its key `after` names the one before."
+            metavar="CONFIG|FOLDER",
+            help="The last stage: a YAML file, or a name from `tdformer configs`. Its key `after` names the one before. Or the folder of "
+            "a recipe that was begun, which goes on.",
         ),
     ],
     overrides: Overrides = None,
@@ -36,38 +38,47 @@ def recipe(
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="The folder of the stages' runs.", show_default="NAME-recipe in `output`")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Submit all stages as Slurm jobs that wait for each other.")] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="With --submit: the number of nodes of each job.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="With --submit: GPUs per node, with one process for each; 0 for CPUs.")] = 8,
+    nodes: Annotated[int | None, typer.Option(min=1, help="With --submit: the number of nodes of each job.", show_default="1")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="With --submit: GPUs per node, with one process for each; 0 for CPUs.", show_default="8")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="With --submit: the time limit of one job, such as 24:00:00.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="With --submit: the YAML file of the cluster (see configs/clusters).")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check every stage, show all of them and their states, train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, show them and their states, train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the stages of a recipe one after the other, each from the best weights of the one before.
+    """Train the stages of a result one after the other.
 
-    Stages that are finished are left out, and one that was interrupted goes on. So the same command goes on after a kill. Overrides change
-    every stage; init=… changes the first one alone. The exit code is 75 if a stage was told to stop.
+    Each stage starts from the best weights of the one before. Stages that are finished are left out, and one that was interrupted goes on.
+    So the same command goes on after a kill. Overrides change every stage; init=… changes the first one alone. The exit code is 75 if a
+    stage was told to stop.
     """
+    from launch.output.tables import show_notes
     from launch.slurm.cluster_config import load_cluster, with_options
     from launch.slurm.submit import Size
     from launch.slurm.submit import check as check_job
     from tdformer.runs.chain import make_chain
 
+    given = {"--nodes": nodes, "--gpus-per-node": gpus_per_node, "--time": time, "--cluster": cluster}
+    if not submit and (useless := [name for name, value in given.items() if value is not None]):
+        raise UserError(f"{useless[0]} is for --submit; to train here, give --processes alone.")
+    if submit and processes > 1 and gpus_per_node != 0:
+        raise UserError("--processes is for training here, and for CPUs (--gpus-per-node 0); a job has one process for each of its GPUs.")
     chain = make_chain(target, overrides or [], first, folder)
-    size, wanted = Size(nodes, gpus_per_node or processes, gpus_per_node), with_options(load_cluster(cluster), {"time": time})
+    gpus = 8 if gpus_per_node is None else gpus_per_node
+    size, wanted = Size(nodes or 1, gpus or processes, gpus), with_options(load_cluster(cluster), {"time": time})
     for stage in chain.stages:
         if submit:
             check_job(stage.config, size, wanted)
         else:
             stage.config.training.accumulation(processes)
     chain.check()
-    if not dry_run:
-        if submit:
-            _submit(chain, size, wanted, quiet=as_json)
-        else:
-            _train(chain, processes, quiet=as_json)
+    if dry_run:
+        show_notes(chain.notes())
+    elif submit:
+        _submit(chain, size, wanted, quiet=as_json)
+    else:
+        _train(chain, processes, quiet=as_json)
     _show(chain, as_json)
 
 
@@ -84,6 +95,8 @@ def _train(chain: Chain, processes: int, quiet: bool) -> None:
         run_dir = ["--run-dir", str(stage.run_dir), "--processes", str(processes)]
         code = run_command(["train", str(stage.file), *stage.overrides, *run_dir], sys.stderr if quiet else None)
         if code == EXIT_STOPPED:
+            of_processes = f" --processes {processes}" if processes > 1 else ""
+            typer.echo(f"the recipe was stopped in stage {stage.name}; go on with: tdformer recipe {chain.folder}{of_processes}", err=True)
             raise typer.Exit(EXIT_STOPPED)
         if code:
             raise UserError(f"stage {stage.name} ended with exit code {code}; mend what it said, and the same command goes on.")
@@ -120,5 +133,12 @@ def _show(chain: Chain, as_json: bool) -> None:
     from launch.output.tables import show_rows
     from tdformer.runs.chain import described
 
-    rows = [{**described(stage.run_dir.path), "starts_from": str(stage.config.init or "random weights")} for stage in chain.stages]
+    rows = [
+        {
+            **described(stage.run_dir.path),
+            "epochs": stage.config.training.epochs,
+            "starts_from": str(stage.config.init or "random weights"),
+        }
+        for stage in chain.stages
+    ]
     show_rows(rows, as_json, "stages")

@@ -31,6 +31,7 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
 
     if target.is_dir():
         target, run_dir = config_of(target), run_dir or target
+    _note_on_stages(target, overrides or [])
     if must_start(processes, os.environ):
         raise typer.Exit(_train_in_processes(load_config(target, overrides or []), target, overrides or [], run_dir, processes))
 
@@ -40,6 +41,21 @@ def train(target: Target, overrides: Overrides = None, run_dir: RunDirOption = N
     if summary:
         typer.echo(summary)
     raise typer.Exit(EXIT_STOPPED if stopped else 0)
+
+
+def _note_on_stages(target: Path, overrides: list[str]) -> None:
+    """Say that a configuration has trainings before it, if the run does not start from weights of any. Ranks of a launcher are silent."""
+    from tdformer.config.chain import chain_of
+    from tdformer.config.yaml_io import load_config
+    from tdformer.distributed.launch_environment import launcher_of
+
+    if launcher_of(os.environ) or load_config(target, overrides).init is not None or len(chain := chain_of(target)) == 1:
+        return
+    typer.echo(
+        f"note: {target} comes after {chain[-2].name} and has no init, so that it starts from random weights here; to train what comes "
+        f"before it, too: tdformer recipe {target}",
+        err=True,
+    )
 
 
 def _train_in_processes(config: RunConfig, target: Path, overrides: list[str], path: Path | None, processes: int) -> int:

@@ -244,7 +244,16 @@ def _remedy(checkpoint: Checkpoint) -> str:
     others = [other.name for other in all_in(checkpoint.root) if other != checkpoint and _has_all_sizes(other)]
     if not others:
         return "No other checkpoint beside it is whole: restore it from a copy, or start a new run."
-    return f"Restore it from a copy, or go on from {others[-1]}: write that name into {checkpoint.root / 'latest'}."
+    pointers = [name for name in ("latest", "best") if _names(checkpoint.root / name, checkpoint)] or ["latest"]
+    places = " and ".join(str(checkpoint.root / name) for name in pointers)
+    return f"Restore it from a copy, or go on from {others[-1]}: write that name into {places}."
+
+
+def _names(pointer: Path, checkpoint: Checkpoint) -> bool:
+    try:
+        return pointer.read_text(errors="replace").strip() == checkpoint.name
+    except OSError:
+        return False
 
 
 def _has_all_sizes(checkpoint: Checkpoint) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tdformer.config.shipped import find_config
-from tdformer.config.yaml_io import AFTER, ConfigError, read_with_base
+from tdformer.config.yaml_io import AFTER, ConfigError, named_file, read_with_base
 
 
 def chain_of(path: Path) -> list[Path]:
@@ -15,13 +15,11 @@ def chain_of(path: Path) -> list[Path]:
     chain that comes back to one of its files.
     """
     chain = [find_config(path)]
-    while (before := read_with_base(chain[0]).get(AFTER)) is not None:
-        if not isinstance(before, str) or not before:
+    while AFTER in (tree := read_with_base(chain[0])):
+        before = named_file(chain[0], AFTER, tree[AFTER])
+        if any(before.samefile(file) for file in chain):
             raise ConfigError(
-                f"configuration {chain[0]}: {AFTER} must be the name of a YAML file, from the folder of this one, got {before!r}"
+                f"configuration {chain[0]}: {AFTER} is {tree[AFTER]}, which itself comes after this one; name an earlier training"
             )
-        place = chain[0].parent / before
-        if place.resolve() in {file.resolve() for file in chain}:
-            raise ConfigError(f"configuration {chain[0]}: {AFTER} is {before}, which itself comes after this one; name an earlier training")
-        chain.insert(0, place)
+        chain.insert(0, before)
     return chain

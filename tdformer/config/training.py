@@ -168,7 +168,7 @@ class TrainingConfig(Section):
             lower = self.micro_batch * world_size * max(steps, 1)
             pieces = self.global_batch / self.micro_batch
             fitting = [str(ranks) for ranks in range(1, min(int(pieces), 1024) + 1) if pieces % ranks == 0]
-            instead = f"; it fits {', '.join(fitting)} ranks" if fitting else ""
+            instead = f"; it fits {', '.join(fitting)} rank{'s' if fitting[-1] != '1' else ''}" if fitting else ""
             raise UserError(
                 f"training.global_batch must be a multiple of training.micro_batch x ranks, got {self.global_batch} with "
                 f"{self.micro_batch} x {world_size} = {self.micro_batch * world_size}{instead}; for {world_size} ranks {lower} or "

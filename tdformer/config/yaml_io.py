@@ -57,10 +57,8 @@ def read_with_base(path: Path) -> dict[str, Any]:
     if BASE not in tree:
         return tree
     name = tree.pop(BASE)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"configuration {path}: {BASE} must be the name of a YAML file, from the folder of this one, got {name!r}")
-    base = path.parent / name
-    if base.resolve() == path.resolve():
+    base = named_file(path, BASE, name)
+    if base.samefile(path):
         raise ConfigError(f"configuration {path}: {BASE} is {name}, the file itself; name another one, or leave it out")
     below = read_yaml(base)
     if BASE in below:
@@ -68,6 +66,23 @@ def read_with_base(path: Path) -> dict[str, Any]:
             f"configuration {path}: its {BASE} {base} has a {BASE} itself ({below[BASE]}); only one is followed, so name that"
         )
     return _merged(below, tree)
+
+
+def named_file(path: Path, key: str, name: object) -> Path:
+    """Return the file that a file names under a key: from its own folder, or one that comes with the program. Raises ConfigError."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"configuration {path}: {key} must be the name of a YAML file, from the folder of this one, got {name!r}")
+    try:
+        beside = path.parent / name
+        if beside.is_file() or not (found := find_config(Path(name))).is_file():
+            beside.stat()  # says what is wrong, if anything is
+            return beside
+        return found
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
+        if is_passing(error):
+            raise unavailable(f"configuration {path.parent / name}", error) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"configuration {path}: its {key} {path.parent / name!s:.200} cannot be read ({reason})") from None
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from tdformer.training.datasets import open_data
 def describe(config: RunConfig, world_size: int, lr_by_epoch: bool = False) -> dict[str, Any]:
     """Return sizes and rates of a run on `world_size` ranks. If the data set is not on this machine, data.train_samples stands for it.
 
-    lr is the highest learning rate that the run reaches, and peak_lr the one that it is configured for. lr_by_epoch, if asked for and the
-    steps are known, has the mean over the steps of each epoch. notes are sentences for the user.
+    peak_lr is the learning rate that the run is configured for, and highest_lr the highest that it reaches. lr_by_epoch, if asked for and
+    the steps are known, has the mean over the steps of each epoch. notes are sentences for the user.
     Raises UserError if the global batch does not divide, or if the run would refuse the data or the initial weights that are here.
     """
     training = config.training
@@ -60,8 +60,10 @@ def describe(config: RunConfig, world_size: int, lr_by_epoch: bool = False) -> d
         "steps_per_epoch": steps_per_epoch,
         "left_out_per_epoch": samples % training.global_batch if samples is not None else None,
         "epochs": training.epochs,
-        "lr": schedule.highest,
+        "optimizer": f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}, schedule by {config.optimizer.schedule}",
+        "loss": f"{training.loss}, label smoothing {training.label_smoothing:g}",
         "peak_lr": config.learning_rate(),
+        "highest_lr": schedule.highest,
         "reference": reference,
         "precision": training.precision,
         "zero_stage": training.zero_stage,

@@ -97,19 +97,19 @@ def check_fits(run_dir: RunDir, config: RunConfig) -> None:
             raise UserError(f"{run_dir} is not empty and not a run directory; choose another --run-dir.")
         return
     own, saved = load_config(run_dir.config), _newest_saved_config(run_dir)
-    if saved and _fixed_differences(saved.config, config) and (edited := _fixed_differences(saved.config, own)):
+    if saved and fixed_differences(saved.config, config) and (edited := fixed_differences(saved.config, own)):
         raise UserError(
             f"{run_dir.config} was changed after the run had begun; restore it (cp {saved.path} {run_dir.config}), or start a new run "
             f"with it: tdformer train {run_dir.config}. Different are: {'; '.join(edited)}"
         )
-    if changed := _fixed_differences(saved.config if saved else own, config):
+    if changed := fixed_differences(saved.config if saved else own, config):
         raise UserError(
             f"{run_dir} holds a run of another configuration; resume it as it was (tdformer train {run_dir}) or choose another "
             f"--run-dir. Different are: {'; '.join(changed)}"
         )
 
 
-def _fixed_differences(saved: RunConfig, config: RunConfig) -> list[str]:
+def fixed_differences(saved: RunConfig, config: RunConfig) -> list[str]:
     """Return one line for each key that differs and may not."""
     return [line for line in differences(saved, config) if not is_within(line.partition(":")[0], CHANGEABLE)]
 

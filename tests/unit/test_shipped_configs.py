@@ -104,7 +104,9 @@ def test_a_file_changes_the_keys_of_its_base(tmp_path: Path) -> None:
     ("above", "sentence"),
     [
         ("base: run.yaml\nname: run\n", "base is run.yaml, the file itself; name another one, or leave it out"),
-        ("base: nowhere.yaml\nname: run\n", r"nowhere\.yaml cannot be read: No such file or directory"),
+        ("base: nowhere.yaml\nname: run\n", r"its base .*nowhere\.yaml cannot be read \(No such file or directory\)"),
+        ("base: loop.yaml\nname: run\n", r"its base .*loop\.yaml cannot be read \(Too many levels of symbolic links\)"),
+        ('base: "a\\0b.yaml"\nname: run\n', r"its base .* cannot be read \(.*null byte\)"),
         ("base: middle.yaml\nname: run\n", r"has a base itself \(below\.yaml\); only one is followed, so name that"),
         ("base: [below.yaml]\nname: run\n", r"base must be the name of a YAML file, from the folder of this one, got \['below\.yaml'\]"),
         ("base:\nname: run\n", "base must be the name of a YAML file, .* got None"),
@@ -112,5 +114,6 @@ def test_a_file_changes_the_keys_of_its_base(tmp_path: Path) -> None:
 )
 def test_a_base_that_cannot_be_followed_is_told(above: str, sentence: str, tmp_path: Path) -> None:
     path = written(tmp_path, below=BELOW, middle="base: below.yaml\nname: middle\n", run=above)
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     with pytest.raises(UserError, match=sentence):
         load_config(path)

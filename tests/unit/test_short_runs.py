@@ -100,7 +100,7 @@ def test_it_is_told_at_the_start_of_a_run_and_by_describe_and_submit(run_config:
         assert len([line for line in lines if log in line]) == 1
     assert submitted.stdout.startswith("#!/usr/bin/env bash\n")
     as_json = json.loads(tdformer("describe", path, "--json").stdout)
-    assert as_json["lr"] == pytest.approx(as_json["peak_lr"] * 3 / 16)
+    assert as_json["highest_lr"] == pytest.approx(as_json["peak_lr"] * 3 / 16)
     assert as_json["lr_by_epoch"] == pytest.approx([as_json["peak_lr"] * 2 / 16])
     assert "by epoch" not in described.stdout
     assert len(as_json["notes"]) == 3

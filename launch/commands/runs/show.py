@@ -27,9 +27,14 @@ def show_run(
     from tdformer.runs import chain, reader
     from tdformer.runs.discovery import is_run
 
-    if (stages := chain.stages_in(run)) is not None:
-        show_rows([chain.described(stage) for stage in stages], as_json, "stages")
+    if not is_run(run) and (request := chain.request_in(run)) is not None:
+        stages = [chain.described(run / name) for name in request.stages]
+        show_rows(stages, as_json, "stages")
+        if not as_json and any(stage["state"] != "finished" for stage in stages):
+            typer.echo(f"\nIt goes on with: tdformer recipe {run}")
         return
+    if not is_run(run) and chain.chain_around(run):
+        raise UserError(f"{run} is a stage of a recipe that has not begun; `tdformer runs show {run.parent}` shows all of them.")
     if not is_run(run):
         raise UserError(
             f"{run} is no run directory: it has neither config.yaml nor metrics.jsonl; `tdformer runs list` names those there are."
@@ -40,9 +45,9 @@ def show_run(
         print_json(_as_dict(found, metrics))
     else:
         show_one(found, metrics)
-        if stages := chain.chain_around(run):
+        if around := chain.chain_around(run):
             typer.echo(f"\nIt is a stage of the recipe in {run.parent}:")
-            show_rows([chain.described(stage) for stage in stages], False, "stages")
+            show_rows([chain.described(stage) for stage in around], False, "stages")
 
 
 def _as_dict(run: Run, metrics: list[str]) -> dict[str, Any]:
