@@ -35,6 +35,8 @@ def export(checkpoint: Checkpoint, folder: Path, *, averaged: bool = False) -> T
         "averaged": averaged,
         "metrics": train_state.metrics,
         "classes": train_state.classes,
+        "interpolation": data.interpolation,
+        "precision": config.training.precision,
         "input": {"image_size": data.image_size, "crop_pct": data.crop_pct, "mean": data.mean, "std": data.std},
     }
     write_weights(folder, state, config.model, origin)

@@ -23,11 +23,11 @@ from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.evaluation import evaluate
+from tdformer.models.autocast import autocast
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import check_classes, open_val
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.kernel_choice import choose_kernels
-from tdformer.training.model_with_loss import autocast
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The networks that are analysed: of a run, of one of its checkpoints, or of a weights folder."""
+"""Loads trained networks: of a run, of one of its checkpoints, or of a weights folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
 from tdformer.checkpoint import store
 from tdformer.checkpoint.format import check, load_model
-from tdformer.config.yaml_io import load_config
+from tdformer.config import Precision
+from tdformer.config.yaml_io import checked, load_config
 from tdformer.models import pretrained
 from tdformer.models.tdformer import TDFormer
 
-UNKNOWN = "an unknown number of samples"
+NOWHERE = "nowhere"
+"""Stands for the data sets of a weights folder, which does not say where they are."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Network:
     name: str
     model: TDFormer
     classes: list[str]
-    data: DataConfig | None
-    """The data of its run. None for a weights folder."""
-    image_size: int | None
-    """The size at which it was trained. None if the weights folder does not say."""
+    data: DataConfig
+    """How its images are made. Of a weights folder without a set to evaluate on."""
     digest: str
     """SHA-256 of its weights."""
     batch: int
     """Images per forward pass that its run evaluated with."""
+    precision: Precision
+    """The precision that its run evaluated with."""
     run_dir: Path | None = None
     """The run directory. None for a weights folder."""
     trained_on: tuple[int, str] | None = None
@@ -72,9 +74,9 @@ def _from_run(path: Path, which: str, averaged: bool) -> Network:
         model,
         train_state.classes,
         config.data,
-        config.data.image_size,
         sha256(checkpoint.model),
         config.training.eval_batch,
+        config.training.precision,
         checkpoint.root.parent,
         (train_state.samples, train_state.data),
     )
@@ -84,55 +86,28 @@ def _from_weights(folder: Path) -> Network:
     model, origin = pretrained.load_pretrained(folder), pretrained.read_origin(folder)
     image = origin.get("input")
     if not isinstance(image, dict) or not isinstance(origin.get("classes"), list):
-        raise UserError(f"{folder} does not say which images and classes it was trained on; analyse its run, or export it again.")
+        raise UserError(f"{folder} does not say which images and classes it was trained on; give its run, or export that again.")
+    made = {name: origin[name] for name in ("interpolation",) if name in origin}
+    data = checked(DataConfig, {"train": NOWHERE, "val": NOWHERE, "workers": 0, **image, **made}, f"{folder} cannot be used")
     return Network(
         folder,
         folder.absolute().name,
         model,
         list(origin["classes"]),
-        None,
-        int(image["image_size"]),
+        data,
         sha256(folder / pretrained.WEIGHTS),
         batch=32,
+        precision=origin.get("precision", "fp32"),
     )
 
 
 def data_of(network: Network, location: str | None) -> DataConfig:
-    """Return how the images of an analysis are made: as the network's own evaluation does. location: another set than its run's.
+    """Return where the validation set is, and how its images are made. location: another set than its run's.
 
     Raises UserError for a weights folder without a location.
     """
-    if network.data is not None:
-        return network.data if location is None else network.data.model_copy(update={"val": location})
-    if location is None:
+    if location is not None:
+        return network.data.model_copy(update={"val": location})
+    if network.data.val == NOWHERE:
         raise UserError(f"{network.path} does not say where the validation set is; name one with --data.")
-    return DataConfig(train=location, val=location, workers=0, **pretrained.read_origin(network.path)["input"])
-
-
-def check_comparable(network: Network, baseline: Network) -> list[str]:
-    """Raise UserError unless both networks were trained on the same classes, at the same size, with the same time steps.
-
-    Returns notes: what may make the comparison unfair.
-    """
-    if baseline.classes != network.classes:
-        raise UserError(
-            f"baseline {baseline.path} was trained on other classes than {network.path} ({len(baseline.classes)} and "
-            f"{len(network.classes)}, or other names); give a baseline of the same data."
-        )
-    for what, own, other in (
-        ("a training set of", _samples(network), _samples(baseline)),
-        ("images of size", network.image_size, baseline.image_size),
-        ("a number of time steps of", network.model.time_steps, baseline.model.time_steps),
-        ("a number of input channels of", network.model.config.backbone.in_channels, baseline.model.config.backbone.in_channels),
-    ):
-        if own != other and UNKNOWN not in (own, other):
-            raise UserError(
-                f"baseline {baseline.path} has {what} {other}, and {network.path} has {own}; give a baseline that has the same."
-            )
-    if network.trained_on and baseline.trained_on and network.trained_on != baseline.trained_on:
-        return [f"{baseline.path} was trained on other samples than {network.path}, or on the same ones in another order"]
-    return []
-
-
-def _samples(network: Network) -> str:
-    return f"{network.trained_on[0]:,} samples" if network.trained_on else UNKNOWN
+    return network.data
