@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_pipelines.errors import DataError, UserError
-from launch.commands.options import Ema, Json, Which
+from launch.commands.options import Ema, Evaluated, Json, Which
 from launch.exit_codes import EXIT_ERROR
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ STDIN = "-"
 
 
 def predict(
-    trained: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, a checkpoint, or a weights folder.")],
+    trained: Evaluated,
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE...", help="JPEG or PNG files, folders of them, patterns in quotes, or - for stdin."),

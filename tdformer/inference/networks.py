@@ -29,6 +29,7 @@ class Network:
     name: str
     model: TDFormer
     classes: list[str]
+    """Their names. Imported weights have numbers, from 0."""
     data: DataConfig
     """How its images are made. Of a weights folder without a set to evaluate on."""
     digest: str
@@ -83,22 +84,40 @@ def _from_run(path: Path, which: str, averaged: bool) -> Network:
 
 
 def _from_weights(folder: Path) -> Network:
-    model, origin = pretrained.load_pretrained(folder), pretrained.read_origin(folder)
-    image = origin.get("input")
-    if not isinstance(image, dict) or not isinstance(origin.get("classes"), list):
-        raise UserError(f"{folder} does not say which images and classes it was trained on; give its run, or export that again.")
-    made = {name: origin[name] for name in ("interpolation",) if name in origin}
-    data = checked(DataConfig, {"train": NOWHERE, "val": NOWHERE, "workers": 0, **image, **made}, f"{folder} cannot be used")
+    model, weights = pretrained.load_pretrained(folder), read_trained(folder)
+    data = checked(DataConfig, {"train": NOWHERE, "val": NOWHERE, "workers": 0, **input_of(weights)}, f"{folder} cannot be used")
     return Network(
         folder,
         folder.absolute().name,
         model,
-        list(origin["classes"]),
+        classes_of(weights) or [str(number) for number in range(weights.config.num_classes)],
         data,
         sha256(folder / pretrained.WEIGHTS),
         batch=32,
-        precision=origin.get("precision", "fp32"),
+        precision=weights.origin.get("precision", "fp32"),
     )
+
+
+def read_trained(folder: Path) -> pretrained.Weights:
+    """Read a weights folder that says how the images of its network are made. Raises UserError for another one."""
+    weights = pretrained.read_weights(folder)
+    if not isinstance(weights.origin.get("input"), dict):
+        raise UserError(f"{folder} does not say which images its network takes; give its run, or export or import it again.")
+    return weights
+
+
+def classes_of(weights: pretrained.Weights) -> list[str] | None:
+    """Return the names of the classes, or None for imported weights. Raises UserError unless there are as many as the network has."""
+    if (names := weights.origin.get("classes")) is None:
+        return None
+    if len(names) != weights.config.num_classes:
+        raise UserError(f"the weights name {len(names)} classes, and their network has {weights.config.num_classes}; export them again.")
+    return [str(name) for name in names]
+
+
+def input_of(weights: pretrained.Weights) -> dict[str, Any]:
+    """Return the keys of DataConfig that say how the images of exported weights are made."""
+    return {**weights.origin["input"], **{name: weights.origin[name] for name in ("interpolation",) if name in weights.origin}}
 
 
 def data_of(network: Network, location: str | None) -> DataConfig:

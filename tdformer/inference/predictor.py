@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipelines.errors import DataError, UserError
+from data_pipelines.errors import DataError
 from data_pipelines.formats.event_frames import NPY_MAGIC, decode_frames
 from data_pipelines.formats.images import Pixels, decode_image
 from data_pipelines.loading.single_images import SingleImages
@@ -113,10 +113,7 @@ def load_predictor(path: str | Path, which: str = "best", averaged: bool = False
 
     which: the checkpoint of a run directory, best or latest. averaged: take the averaged weights of a run with EMA. Raises UserError.
     """
-    network = load_network(Path(path), which, averaged)
-    if len(network.classes) != network.model.num_classes:
-        raise UserError(f"{path} names {len(network.classes)} classes, and its network has {network.model.num_classes}; export it again.")
-    return Predictor(network, device)
+    return Predictor(load_network(Path(path), which, averaged), device)
 
 
 def _bytes_of(path: Path) -> bytes:

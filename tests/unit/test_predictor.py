@@ -112,11 +112,16 @@ def test_event_frames_are_answered(tmp_path: Path) -> None:
         predictor.predict(png(0))
 
 
-def test_weights_without_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="names 2 classes, and its network has 3; export it again"):
+def test_weights_that_do_not_say_what_they_are_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the weights name 2 classes, and their network has 3; export them again"):
         tdformer.load(weights(tmp_path / "two", small("qkformer-cifar", num_classes=3), classes=["a", "b"]))
-    with pytest.raises(UserError, match="does not say which images and classes it was trained on"):
-        tdformer.load(weights(tmp_path / "none", small("qkformer-cifar", num_classes=3), classes=None))
+    with pytest.raises(UserError, match="does not say which images its network takes"):
+        tdformer.load(weights(tmp_path / "none", small("qkformer-cifar", num_classes=3), input=None))
+
+
+def test_imported_weights_answer_with_numbers(tmp_path: Path) -> None:
+    answers = tdformer.load(weights(tmp_path / "weights", small("qkformer-cifar", num_classes=3), classes=None)).predict(png(0))
+    assert sorted(answers[0].classes) == ["0", "1", "2"]
 
 
 @pytest.mark.slow
