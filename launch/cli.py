@@ -23,6 +23,7 @@ from launch.commands.evaluate import evaluate
 from launch.commands.models import models
 from launch.commands.options import plain_typer
 from launch.commands.plan import plan
+from launch.commands.predict import predict
 from launch.commands.recipe import recipe
 from launch.commands.runs import runs_app
 from launch.commands.slurm import slurm_app
@@ -35,7 +36,7 @@ from tdformer import garbage
 from tdformer.distributed.watchdog.diagnosis import EXIT_PEER_LOST, PeerLostError
 
 app = plain_typer(help="Train, evaluate and analyse top-down spiking transformers.")
-for command in (train, recipe, evaluate, analyze, study, describe, submit, models, configs, plan):
+for command in (train, recipe, evaluate, predict, analyze, study, describe, submit, models, configs, plan):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")

@@ -79,7 +79,7 @@ class MicroBatchDataset(torch.utils.data.Dataset):
         samples = [None if asked == PADDING else sample for (_, asked), (sample, _) in zip(request, read, strict=True)]
         labels = [PADDING_LABEL if sample is None else index.label_of(sample) for sample in samples]
         keys = ["" if sample is None else index.key_of(sample) for sample in samples]
-        return Batch(_stack([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
+        return Batch(stack([image for _, image in read]), torch.tensor(labels), keys, self.normalisation, skipped)
 
     def _read(self, draw: int, asked: int, skipped: list[str]) -> tuple[int, torch.Tensor]:
         """Read the sample asked for, or its replacement. Returns its number and its image."""
@@ -102,7 +102,7 @@ class MicroBatchDataset(torch.utils.data.Dataset):
             raise DataError(f"{self.data.describe(sample)}: the image cannot be transformed ({error}); remove it.") from None
 
 
-def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+def stack(images: list[torch.Tensor]) -> torch.Tensor:
     """Stack images [H, W, 3] to [B, 3, H, W], or event frames [T, 2, H, W] to [T, B, 2, H, W].
 
     default_collate copies into memory that a loader process shares with the training process. Images are copied in their own memory

@@ -62,11 +62,11 @@ def analyze(
         raise typer.Exit(run_processes(processes, ["analyze", str(trained), *options, *flags]))
 
     from tdformer.analysis import analyze as analysis
-    from tdformer.analysis.networks import load_network
     from tdformer.analysis.report import check_replaceable, write_report
     from tdformer.analysis.result_files import RESULT
     from tdformer.analysis.to_mlflow import log_files, mlflow_run_of
     from tdformer.distributed.context import init_distributed
+    from tdformer.inference.networks import load_network
 
     with init_distributed() as context:
         network = context.on_all_ranks(lambda: load_network(trained, which, ema))

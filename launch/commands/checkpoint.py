@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,9 +47,9 @@ def import_checkpoint(
 
     if (config is None) == (model is None):
         raise UserError("give either --config FILE (the run that is to start from it) or --model NAME.")
-    network = _model_config(config, model)
+    network, images = _network_and_images(config, model)
     imported = pretrained.read_published(file, network, head, ignore_unused, key)
-    pretrained.write_weights(out, imported.state, network, {**pretrained.origin_of(file), "head": head})
+    pretrained.write_weights(out, imported.state, network, {**pretrained.origin_of(file), "head": head, **images})
     chosen = network.backbone.without_tensors()
     if as_json:
         read = {name: getattr(imported, name) for name in ("used", "unused", "missing", "key", "other_keys")}
@@ -69,15 +69,20 @@ def import_checkpoint(
         )
 
 
-def _model_config(config: Path | None, model: str | None) -> ModelConfig:
+def _network_and_images(config: Path | None, model: str | None) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the network to import into, and how its images are made, as far as that is known."""
+    from tdformer.models.pretrained import input_described
+
     if config is not None:
         from tdformer.config.yaml_io import load_config
 
-        return load_config(config).model
-    from tdformer.models.registry import find_model
+        loaded = load_config(config)
+        return loaded.model, input_described(loaded.data)
+    from tdformer.models.registry import data_of, find_model
 
     assert model is not None
-    return find_model(model).config
+    data = data_of(model)
+    return find_model(model).config, input_described(data) if data else {}
 
 
 @checkpoint_app.command("export")

@@ -18,6 +18,7 @@ Target = Annotated[
         help="A YAML file, or a name from `tdformer configs`, starts a new run; a run directory continues its run.",
     ),
 ]
+Evaluated = Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run directory, a checkpoint, or a weights folder.")]
 Trained = Annotated[Path, typer.Argument(metavar="RUN_DIR|CHECKPOINT", help="A run directory, or the folder of one of its checkpoints.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="These replace values of the configuration; they are YAML.")

@@ -15,12 +15,13 @@ from data_pipelines.loading.dataset import DataSet
 from data_pipelines.loading.sampler import at_equal_distances
 from data_pipelines.storage.sealed_json import read_sealed, write_sealed
 from tdformer.analysis import energy, example_images, mutual_information, surrogates, time_gradients, topdown_use
+from tdformer.analysis.baseline import check_comparable
 from tdformer.analysis.corrupted_copies import CLEAN, of_keys, with_copies
 from tdformer.analysis.mutual_information import ESTIMATORS, Information, check_count
-from tdformer.analysis.networks import Network, check_comparable, data_of
 from tdformer.analysis.result_files import RESULT
 from tdformer.analysis.samples import Samples
 from tdformer.distributed.context import DistContext
+from tdformer.inference.networks import Network, data_of
 from tdformer.training.datasets import check_classes, open_set
 
 FORMAT = "tdformer analysis 1"

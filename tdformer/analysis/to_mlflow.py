@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.errors import UserError
-from tdformer.analysis.networks import Network
 from tdformer.config.yaml_io import load_config
+from tdformer.inference.networks import Network
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.client import open_client
 from tdformer.tracking.errors import explain

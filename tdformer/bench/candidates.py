@@ -21,9 +21,10 @@ from tdformer.config import FeedbackConfig, Kernels, ModelConfig, Precision, Rec
 from tdformer.config.training import ResolvedReduction
 from tdformer.config.yaml_io import checked
 from tdformer.distributed.context import DistContext
+from tdformer.models.autocast import autocast
 from tdformer.training.engine import Engine
 from tdformer.training.kernel_choice import choose_kernels
-from tdformer.training.model_with_loss import ModelWithLoss, autocast
+from tdformer.training.model_with_loss import ModelWithLoss
 
 UNDER_ENGINE: dict[str, ResolvedReduction] = {"tdformer-engine": "exact", "tdformer-engine-fast": "fast"}
 """Candidates that run as under `tdformer train`, by DeepSpeed, and their training.reduction."""

@@ -11,7 +11,7 @@ from tdformer.checkpoint.format import Checkpoint, check, load_average
 from tdformer.checkpoint.train_state import TrainState
 from tdformer.config.yaml_io import load_config
 from tdformer.models import pretrained
-from tdformer.models.pretrained import Weights, check_start, fitting, write_weights
+from tdformer.models.pretrained import Weights, check_start, fitting, input_described, write_weights
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import check_exactly, check_sound, read_safetensors
 from tdformer.rundir.run_dir import RunDir
@@ -28,14 +28,14 @@ def export(checkpoint: Checkpoint, folder: Path, *, averaged: bool = False) -> T
     check_sound(state, checkpoint.model)
     with torch.device("meta"):
         check_exactly(TDFormer(config.model), state, f"checkpoint {checkpoint}")
-    data = config.data
     origin = {
         "run": config.name,
         "step": train_state.step,
         "averaged": averaged,
         "metrics": train_state.metrics,
         "classes": train_state.classes,
-        "input": {"image_size": data.image_size, "crop_pct": data.crop_pct, "mean": data.mean, "std": data.std},
+        "precision": config.training.precision,
+        **input_described(config.data),
     }
     write_weights(folder, state, config.model, origin)
     return train_state

@@ -40,15 +40,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     path: a file, or the name of a configuration that comes with the program (`tdformer configs`).
     """
     path = find_config(path)
-    tree, keys = read_with_base(path), set[str]()
+    tree = read_with_base(path)
     tree.pop(AFTER, None)  # it says what `tdformer recipe` trains before, and nothing about this run
+    return with_overrides(tree, overrides, f"configuration {path} cannot be run")
+
+
+def with_overrides(tree: dict[str, Any], overrides: Sequence[str], what: str) -> RunConfig:
+    """Return the configuration of a tree of plain values with overrides. Raises ConfigError, which `what` begins."""
+    keys = set[str]()
     for override in overrides:
         key, _ = parse_override(override)
         if key in keys:
             raise ConfigError(f"override {override!r}: {key} is given twice")
         keys.add(key)
         _apply(tree, override)
-    return checked(RunConfig, tree, f"configuration {path} cannot be run")
+    return checked(RunConfig, tree, what)
 
 
 def read_with_base(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from data_pipelines.config import DataConfig
 from data_pipelines.errors import UserError
 from data_pipelines.storage.files import sha256
 from data_pipelines.storage.passing_trouble import is_passing, unavailable
@@ -112,10 +113,18 @@ def origin_of(path: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": sha256(path)}
 
 
+def input_described(data: DataConfig) -> dict[str, Any]:
+    """Return how images are made for a network, as the origin of a weights folder says it."""
+    return {
+        "interpolation": data.interpolation,
+        "input": {"image_size": data.image_size, "crop_pct": data.crop_pct, "mean": data.mean, "std": data.std},
+    }
+
+
 def load_pretrained(folder: str | Path) -> TDFormer:
     """Make the network of a weights folder, in evaluation mode. Raises WeightsError if the folder holds a part of one only."""
     folder = Path(folder)
-    found = _read_folder(folder)
+    found = read_weights(folder)
     config, state = found.config, found.state
     with torch.device("meta"):  # compared before anything is allocated
         model = TDFormer(config)
@@ -137,11 +146,6 @@ def is_weights_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read_origin(folder: Path) -> dict[str, Any]:
-    """Return what an exported weights folder says of its training: run, step, metrics, classes, and the input in `input`."""
-    return _read_folder(folder).origin
-
-
 def start_from(model: TDFormer, folder: Path) -> list[str]:
     """Load a weights folder into a network that is to be trained. Return the names that start fresh.
 
@@ -154,7 +158,7 @@ def start_from(model: TDFormer, folder: Path) -> list[str]:
 
 def check_start(model: TDFormer, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return what start_from would load, and the names that would start fresh. Raises what start_from raises."""
-    return fitting(model, _read_folder(folder), folder)
+    return fitting(model, read_weights(folder), folder)
 
 
 def fitting(model: TDFormer, weights: Weights, folder: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -183,7 +187,8 @@ class Weights:
     state: dict[str, torch.Tensor]
 
 
-def _read_folder(folder: Path) -> Weights:
+def read_weights(folder: Path) -> Weights:
+    """Read a weights folder, and compare it with its SHA-256. Raises WeightsError."""
     try:
         description = json.loads((folder / CONFIG).read_text())
         written_as, tree, digest = description["format"], description.get("model"), description.get("sha256")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.models import register_model
 
+from data_pipelines.config import DataConfig
 from data_pipelines.errors import UserError
 from tdformer.config import BackboneConfig, FeedbackConfig, ModelConfig, RecomputePolicy
 from tdformer.config.yaml_io import checked, did_you_mean
@@ -143,12 +144,21 @@ def create_model(name: str, *, recompute: RecomputePolicy = "none", **changes: A
     config = changed(name, keys)
     image_size = side_of(img_size, config.backbone.stride)
     model = TDFormer(config, recompute)
-    if named.dataset in STATISTICS:
-        mean, std = STATISTICS[named.dataset]
-        model.set_input(image_size, mean, std, crop_pct=0.875 if named.dataset == "ImageNet" else 1.0)
+    if data := data_of(name):
+        model.set_input(image_size, data.mean, data.std, data.crop_pct)
     if without_head:
         model.reset_classifier(0)
     return model
+
+
+def data_of(name: str) -> DataConfig | None:
+    """Return how the images of a network are made, as its public recipe has it. None for event frames. The data sets are not named."""
+    named = find_model(name)
+    if named.dataset not in STATISTICS:
+        return None
+    mean, std = STATISTICS[named.dataset]
+    crop_pct = 0.875 if named.dataset == "ImageNet" else 1.0
+    return DataConfig(train="unnamed", val="unnamed", image_size=named.image_size, mean=mean, std=std, crop_pct=crop_pct)
 
 
 def changed(name: str, changes: dict[str, Any]) -> ModelConfig:

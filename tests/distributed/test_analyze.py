@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from data_pipelines.errors import UserError
 from data_pipelines.storage.sealed_json import read_sealed, write_sealed
-from tdformer.analysis.networks import check_comparable, load_network
+from tdformer.analysis.baseline import check_comparable
+from tdformer.inference.networks import load_network
 from tdformer.rundir.run_dir import RunDir
 from tdformer.tracking.run_ids import read_run_id
 from tests.distributed.starter import tdformer

@@ -14,6 +14,7 @@ from tdformer.models.published_names import own_names
 from tests.conftest import REPOSITORY, write_config
 from tests.distributed.starter import tdformer
 from tests.distributed.test_bad_input import assert_one_sentence
+from tests.stripes import StripesSource, stored
 
 pytestmark = pytest.mark.slow
 REFERENCE = REPOSITORY / "tests" / "reference" / "qkformer_imagenet_tiny.safetensors"
@@ -75,6 +76,45 @@ def test_published_weights_to_a_fine_tuned_network_and_out_again(fine_tune: dict
 
     again = tdformer("checkpoint", "export", tmp_path / "run", exported)
     assert_one_sentence(again, "exists and is not empty; nothing is overwritten")
+    _evaluate_exported(tmp_path / "run", exported, fine_tune["data"]["val"])
+
+
+def _evaluate_exported(run: Path, exported: Path, val: str) -> None:
+    """What is exported evaluates as its run does, also at other sizes and numbers of time steps."""
+    for changes in ((), ("data.image_size=48", "model.time_steps=4")):
+        of_run, of_weights = (
+            json.loads(tdformer("evaluate", *what, "--json", "training.eval_batch=6", *changes).stdout)
+            for what in ([run], [exported, "--data", val])
+        )
+        counted = ("samples", "top1", "top5", "loss", "top1_by_segment", "step")
+        assert {name: of_run[name] for name in counted} == {name: of_weights[name] for name in counted}
+    assert_one_sentence(tdformer("evaluate", exported), "does not say where the validation set is; name one with --data")
+    other = tdformer("evaluate", exported, "--data", val, "model.backbone.mlp_ratio=2")
+    assert_one_sentence(other, f"weights {exported} is of another model")
+
+
+def test_imported_weights_are_evaluated_and_predict(published: Path, run_config: dict, tmp_path: Path) -> None:
+    """Their classes have no names: a data set must have as many."""
+    run_config["model"] = {
+        "backbone": {"embed_dims": 32, "num_heads": 2, "depths": [1, 2, 2]},
+        "segments": 1,
+        "feedback": None,
+        "num_classes": 10,
+    }
+    config, weights = write_config(run_config, tmp_path), tmp_path / "weights"
+    assert tdformer("checkpoint", "import", published, weights, "--config", config).returncode == 0
+    refused = tdformer("evaluate", weights, "--data", run_config["data"]["val"])
+    assert_one_sentence(refused, "names 3 classes, and the network has 10; give the data set that it was trained for")
+    stored(TenStripes(6, seed=1), tmp_path / "ten")
+    evaluated = json.loads(tdformer("evaluate", weights, "--data", tmp_path / "ten", "--json").stdout)
+    assert (evaluated["weights"], evaluated["samples"]) == (str(weights), 6)
+    (tmp_path / "a.png").write_bytes(TenStripes(6, seed=1)[0].data)
+    answered = json.loads(tdformer("predict", weights, tmp_path / "a.png", "--json").stdout)
+    assert set(answered["predictions"][0]["classes"]) <= {str(number) for number in range(10)}
+
+
+class TenStripes(StripesSource):
+    classes = tuple(f"class {number}" for number in range(10))
 
 
 def test_what_cannot_be_imported_or_started_from(fine_tune: dict, published: Path, tmp_path: Path) -> None:
