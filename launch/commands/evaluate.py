@@ -49,7 +49,7 @@ def evaluate(
     from tdformer.inference.subjects import OfRun, OfWeights
     from tdformer.models.pretrained import is_weights_folder
 
-    changes = [*(overrides or []), *([f"data.val={json.dumps(data)}"] if data else [])]
+    changes = [*(overrides or []), *([f"data.val={json.dumps(data, ensure_ascii=False)}"] if data else [])]
     subject = OfWeights(trained, changes) if is_weights_folder(trained) else OfRun(store.find(trained, which), ema, changes)
     if baseline and not suite:
         raise UserError("--baseline is for --suite: mCE compares errors on a suite.")

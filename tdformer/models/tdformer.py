@@ -66,13 +66,7 @@ class TDFormer(nn.Module):
         x: images [B, C, H, W], shown at every time step, or event sequences [T, B, C, H, W]. Raises ValueError for sizes that the network
         does not take.
         """
-        self._check(x)
-        recompute, topdown_TBCHW, features = ActivationCheckpointing(self.recompute, self.kept_exactly), None, []
-        for number, (frames_TBCHW, neuron_state) in enumerate(zip(self._frames(x, recompute), self._neuron_states(), strict=True), start=1):
-            run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
-            h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, neuron_state)
-            features.append(h_TBCHW)
-        return torch.cat(features)
+        return torch.cat(list(self._features(x)))
 
     def forward_head(self, h_TBCHW: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Return the logits of the last segment [B, classes], or the features [B, D] before the classifier. h_TBCHW: all features."""
@@ -81,6 +75,18 @@ class TDFormer(nn.Module):
     def forward_segments(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of every segment, [segments, B, classes], for images or event sequences. Training uses all of them."""
         return torch.stack(self._segment_outputs(self.forward_features(x)))
+
+    def stream(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the logits [B, classes] after each segment, to the bits of forward_segments. A segment runs when its logits are asked for.
+
+        Membranes and top-down spikes are carried in between. Who has seen enough leaves the loop, and saves the segments that are left:
+
+            for logits_BK in model.stream(images_BCHW):
+                if logits_BK.softmax(1).max(1).values.min() > 0.9:
+                    break
+        """
+        for h_TBCHW, neuron_state in zip(self._features(x), self._neuron_states(), strict=True):
+            yield self.backbone.forward_head(h_TBCHW, neuron_state)
 
     def forward_steps(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of every time step, [segments, T/segments, B, classes]. Their mean over a segment is that of its logits."""
@@ -165,6 +171,15 @@ class TDFormer(nn.Module):
                 module.fused = fused
 
     # --- how a pass goes --------------------------------------------------------------------------------------------
+
+    def _features(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the features H(n) of each segment, [T/segments, B, D, H/stride, W/stride]."""
+        self._check(x)
+        recompute, topdown_TBCHW = ActivationCheckpointing(self.recompute, self.kept_exactly), None
+        for number, (frames_TBCHW, neuron_state) in enumerate(zip(self._frames(x, recompute), self._neuron_states(), strict=True), start=1):
+            run = partial(self._segment, recompute, from_frames=x.dim() == 5, is_last=number == self.segments)
+            h_TBCHW, topdown_TBCHW = recompute.run("segment", run, self, frames_TBCHW, topdown_TBCHW, neuron_state)
+            yield h_TBCHW
 
     def _check(self, x: torch.Tensor) -> None:
         channels, stride = self.config.backbone.in_channels, self.backbone.stride

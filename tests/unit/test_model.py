@@ -215,6 +215,30 @@ def test_temporal_efficient_training_takes_the_cross_entropy_of_each_step(family
     torch.testing.assert_close(model_with_loss(images(2), labels), expected)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("carry", [False, True])
+@torch.no_grad()
+def test_a_stream_has_the_bits_of_a_pass_and_runs_no_segment_that_nobody_asks_for(backbone: str, carry: bool) -> None:
+    """The last block runs once for each of the four segments whose logits are asked for."""
+    torch.manual_seed(0)
+    side = IMAGE_SIZE[backbone]
+    model = lively(TDFormer(small(backbone, time_steps=8, segments=4, carry_membrane=carry)))
+    x = images(3, side, side, channels=model.config.backbone.in_channels)
+    model.train()(x)
+    model.eval()
+    expected = model.forward_segments(x)
+    assert len({tuple(logits.flatten().tolist()) for logits in expected}) > 1
+    ran: list[object] = []
+    *_, last = model.backbone.transform()
+    last.register_forward_hook(lambda *_: ran.append(None))
+    for number, logits_BK in enumerate(model.stream(x), start=1):
+        assert torch.equal(logits_BK, expected[number - 1])
+        assert len(ran) == number
+        if number == 3:
+            break
+    assert torch.equal(torch.stack(list(model.stream(x))), expected)
+
+
 # --- neurons ------------------------------------------------------------------------------------------------------
 
 
