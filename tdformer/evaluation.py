@@ -36,16 +36,21 @@ def evaluate(
     batches: Iterable[Batch],
     context: DistContext,
     should_stop: Callable[[], bool] = lambda: False,
+    on_logits: Callable[[Batch, torch.Tensor], object] | None = None,
 ) -> Evaluation:
     """Evaluate `logits_of` (images -> [segments, B, classes]) over this rank's batches and sum up over the ranks.
 
     Counts and losses are whole numbers, the losses in LOSS_UNIT, and are added in float64. So the result is the same on any number of
     ranks, to the bit. Every rank must bring equally many batches. Raises Stopped, on all ranks, once should_stop is true on any of them.
+    on_logits: is called with each batch, padding included, and its logits.
     """
     totals = None
     for batch in _agreed(batches, context, should_stop):
         batch = batch.to(context.device)
-        counts = _count(logits_of(batch.images_BCHW).double(), batch.labels_B)
+        logits_NBK = logits_of(batch.images_BCHW)
+        if on_logits is not None:
+            on_logits(batch, logits_NBK)
+        counts = _count(logits_NBK.double(), batch.labels_B)
         totals = counts if totals is None else totals + counts
     assert totals is not None, "a data set is never empty"
     samples, loss, top5, *top1 = context.all_reduce_sum(totals.cpu()).tolist()

@@ -54,6 +54,11 @@ def show_evaluation(result: dict[str, Any], as_json: bool) -> None:
     if not as_json and "data_sets" in result:
         show_rows([{**row, "top1_by_segment": for_people(row["top1_by_segment"])} for row in result.pop("data_sets")], False, "")
         _show_errors(result)
+    if not as_json and "exit" in result:
+        exit_report = result.pop("exit")
+        rows = [{**point, "share_by_segment": for_people(point["share_by_segment"])} for point in exit_report.pop("curve")]
+        show_rows(rows[:: max(1, len(rows) // 12)], False, "")
+        result |= {f"exit_{name}": value for name, value in exit_report.items()}
     show(result, as_json)
 
 

@@ -45,6 +45,24 @@ def read_analysis(run: Path) -> dict[str, Any]:
     return {"samples": analysis["data"]["asked"], **parts, **({CORRUPTIONS: suite} if suite else {})}
 
 
+def read_energy(path: Path, segments: int) -> list[dict[str, Any]]:
+    """Return what the segments of a network cost, from an analysis: its file, or its folder. The first row is what all segments share.
+
+    Raises UserError if it has none, or that of a network with another number of segments.
+    """
+    file = path / RESULT if path.is_dir() else path
+    try:
+        rows = read_sealed(file)["parts"]["energy"]["network"]["segments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it has no part energy" if isinstance(error, KeyError) else error
+        raise UserError(f"{file} holds no energy ({reason}); make it: tdformer analyze RUN --only energy --out {path}") from None
+    if len(rows) != segments + 1:
+        raise UserError(
+            f"{file} is of a network of {len(rows) - 1} segments, and this one has {segments}; give an analysis of this network."
+        )
+    return rows
+
+
 def with_own_analysis(record: StudyRecord, run: Path) -> StudyRecord:
     """Return a record with the analysis that lies in its run directory, if it holds none."""
     return record if record.analysis else with_analysis(record, read_analysis(run))

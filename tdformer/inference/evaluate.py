@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,16 @@ from tdformer.distributed.context import DistContext, init_distributed
 from tdformer.distributed.idle_gpus import notes_on_idle_gpus
 from tdformer.distributed.watchdog.diagnosis import Timeouts
 from tdformer.evaluation import evaluate
+from tdformer.inference.early_exit import Answers, Rule, costs_of, report
 from tdformer.inference.subjects import Known, Subject
 from tdformer.models.autocast import autocast
 from tdformer.models.tdformer import TDFormer
 from tdformer.training.datasets import check_classes, open_val
 from tdformer.training.faults.waiting import patience_of
 from tdformer.training.kernel_choice import choose_kernels
+
+Energy = Sequence[dict[str, Any]] | None
+"""The `segments` of an energy analysis, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,19 @@ class Trained:
     context: DistContext
 
 
-def evaluate_subject(subject: Subject) -> dict[str, Any] | None:
+def evaluate_subject(subject: Subject, leaving: Rule | None = None, energy: Energy = None) -> dict[str, Any] | None:
     """Join the other processes and evaluate a network on the validation set of its configuration.
 
-    Returns the result on rank 0, ready for JSON.
+    leaving: also report what early exit by this rule gives. energy: what each segment costs, from an analysis. Returns the result on rank
+    0, ready for JSON.
     """
     with _trained(subject) as trained:
-        result = _evaluate_on(trained.config.data.val, trained)
+        answers = Answers(leaving.criterion) if leaving else None
+        result = _evaluate_on(trained.config.data.val, trained, answers)
+        if leaving and answers:
+            right_SN, sure_SN = answers.on_all_ranks(trained.context)
+            costs = costs_of(trained.model.time_steps, trained.model.segments, energy)
+            result["exit"] = report(right_SN, sure_SN, leaving, costs)
         return {**trained.known.described, **result} if trained.context.is_rank0 else None
 
 
@@ -90,7 +100,7 @@ def data_sets_in(suite: Path) -> list[Path]:
     raise UserError(f"{suite} holds no data set; write some there with: tdformer data prepare SOURCE {suite}")
 
 
-def _evaluate_on(location: str, trained: Trained) -> dict[str, Any]:
+def _evaluate_on(location: str, trained: Trained, answers: Answers | None = None) -> dict[str, Any]:
     config, context = trained.config, trained.context
     data = config.data.model_copy(update={"val": location})
     patience = patience_of(config, context)
@@ -101,7 +111,7 @@ def _evaluate_on(location: str, trained: Trained) -> dict[str, Any]:
     )
     start = time.perf_counter()
     with autocast(context.device, config.training.precision):
-        result = evaluate(trained.model.forward_segments, batches, context)
+        result = evaluate(trained.model.forward_segments, batches, context, on_logits=answers.add if answers else None)
     return {**asdict(result), "images_per_s": result.samples / (time.perf_counter() - start)}
 
 
