@@ -136,7 +136,7 @@ def load_pretrained(folder: str | Path) -> TDFormer:
     check_exactly(model, state, f"weights {folder}")
     model = TDFormer(config)
     model.load_state_dict(state)
-    if "input" in found.origin:
+    if isinstance(found.origin.get("input"), dict):
         model.set_input(**found.origin["input"])
     return model.eval()
 

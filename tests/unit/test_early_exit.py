@@ -36,7 +36,7 @@ def test_certainties_are_those_of_their_definitions() -> None:
 
 
 def test_a_threshold_lets_sure_samples_leave() -> None:
-    """Of four samples, the first leaves after the first segment, the second after the second, and the others at the end."""
+    """One sample leaves after the first segment, one after the second, and two leave at the end."""
     sure = np.array([[0.9, 0.1, 0.1], [0.2, 0.8, 0.9], [0.1, 0.1, 0.1], [0.1, 0.2, 0.99]])
     right = np.array([[True, False, False], [False, True, False], [True, True, False], [False, False, True]])
     energy = [{"paper_mj": value, "strict_mj": 10 * value} for value in (1, 2, 3, 4)]
