@@ -1,5 +1,5 @@
 # Everything a newcomer runs. Each target does its own set-up; .venv is the only thing installed.
-#   make demo        data, training in two processes, evaluation
+#   make demo        data, training in two processes, evaluation, five digits answered and drawn
 #   make test        the whole suite, system packages included
 #   make test-fast   the developer's loop
 #   make test-oldest the developer's loop on the oldest torch that is supported, in an environment of its own
@@ -29,7 +29,8 @@ OLDEST := "torch==2.11.*" "torchvision==0.26.*" "numpy==2.3.*"
 demo: .venv/.installed
 	$(BIN)/tdformer data prepare mnist data/mnist
 	$(BIN)/tdformer train configs/demo.yaml --processes 2
-	$(BIN)/tdformer evaluate "$$(ls -td runs/demo-* | head -n 1)" --processes 2
+	run="$$(ls -td runs/demo-* | head -n 1)"; $(BIN)/tdformer evaluate "$$run" --processes 2 && \
+	$(BIN)/tdformer predict "$$run" data/mnist/val --samples 5 --top 2 --maps "$$run/maps"
 
 test: .venv/.installed-ffcv
 	TDFORMER_REQUIRE_ALL=1 $(BIN)/pytest $(SIDE_BY_SIDE)

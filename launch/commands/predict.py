@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,19 +16,23 @@ from launch.exit_codes import EXIT_ERROR
 if TYPE_CHECKING:
     import torch
 
+    from tdformer.inference.named_images import NamedImage
     from tdformer.inference.predictor import Prediction, Predictor
-
-STDIN = "-"
 
 
 def predict(
     trained: Evaluated,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="JPEG or PNG files, folders of them, patterns in quotes, or - for stdin."),
+        typer.Argument(
+            metavar="IMAGE...", help="JPEG or PNG files, folders of them, patterns in quotes, a prepared data set, or - for stdin."
+        ),
     ],
     top: Annotated[int, typer.Option(min=1, help="The number of classes in an answer.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Of a prepared data set: so many samples, at equal distances.", show_default="all")
+    ] = None,
     maps: Annotated[Path | None, typer.Option(help="A new folder for pictures of where the attention looks in each pass.")] = None,
     which: Which = "best",
     ema: Ema = False,
@@ -40,50 +43,26 @@ def predict(
     An image that cannot be read is named, and the others are answered; the exit code is then 2. Event frames are .npy files.
     """
     import tdformer
+    from tdformer.inference.named_images import named_images
 
-    files = list(_files(images))
+    named = list(named_images(images, samples))
     folder = _new_folder(maps)
     predictor = tdformer.load(trained, which, ema)
     unreadable: list[dict[str, str]] = []
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch):
-        names, tensors = _readable(predictor, files[start : start + batch], unreadable)
-        for name, answer in zip(names, predictor.answers(tensors, top, batch), strict=True):
-            rows.append(_described(name, answer))
+    for start in range(0, len(named), batch):
+        readable, tensors = _readable(predictor, named[start : start + batch], unreadable)
+        for image, answer in zip(readable, predictor.answers(tensors, top, batch), strict=True):
+            rows.append(_described(image, answer))
             if not as_json:
                 typer.echo(_line(rows[-1]))
         if folder and tensors:
-            _draw(predictor, names, tensors, folder, first=len(rows) - len(names))
+            _draw(predictor, readable, tensors, folder, first=len(rows) - len(readable))
     if as_json:
         typer.echo(json.dumps({"predictions": rows, "unreadable": unreadable}))
     if unreadable:
-        typer.echo(f"error: {len(unreadable)} of {len(files)} images could not be read; they are named above", err=True)
+        typer.echo(f"error: {len(unreadable)} of {len(named)} images could not be read; they are named above", err=True)
         raise typer.Exit(EXIT_ERROR)
-
-
-def _files(images: Sequence[str]) -> Iterator[str]:
-    """Yield what the user named: files, the images in folders and of patterns, and STDIN. Raises UserError for what is not there."""
-    from data_pipelines.formats.images import EXTENSION_OF
-
-    for name in images:
-        path = Path(name)
-        if name == STDIN or path.is_file():
-            yield name
-        elif path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in {*EXTENSION_OF, ".npy"} and file.is_file())
-            if not found:
-                raise UserError(f"{name} holds no image: no file ends in .jpg, .jpeg, .png or .npy; give another folder, or files.")
-            yield from map(str, found)
-        elif matching := sorted(_matching(path)):
-            yield from matching
-        else:
-            raise UserError(f"there is no image {name}; give JPEG or PNG files, folders of them, patterns in quotes, or - for stdin.")
-
-
-def _matching(path: Path) -> list[str]:
-    from glob import glob
-
-    return [name for name in glob(str(path), recursive=True) if Path(name).is_file()]
 
 
 def _new_folder(maps: Path | None) -> Path | None:
@@ -98,33 +77,37 @@ def _new_folder(maps: Path | None) -> Path | None:
     return maps
 
 
-def _readable(predictor: Predictor, files: Sequence[str], unreadable: list[dict[str, str]]) -> tuple[list[str], list[torch.Tensor]]:
+def _readable(
+    predictor: Predictor, images: Sequence[NamedImage], unreadable: list[dict[str, str]]
+) -> tuple[list[NamedImage], list[torch.Tensor]]:
     """Read images. Those that cannot be read are named on stderr, and added to `unreadable`."""
-    names, tensors = [], []
-    for name in files:
+    readable, tensors = [], []
+    for image in images:
         try:
-            tensors.append(predictor.tensor(sys.stdin.buffer.read() if name == STDIN else name))
-            names.append(name)
+            tensors.append(predictor.tensor(image.read()))
+            readable.append(image)
         except DataError as error:
-            typer.echo(f"warning: {error}", err=True)
-            unreadable.append({"image": name, "reason": str(error)})
-    return names, tensors
+            reason = str(error) if image.name in str(error) else f"{image.name}: {error}"
+            typer.echo(f"warning: {reason}", err=True)
+            unreadable.append({"image": image.name, "reason": reason})
+    return readable, tensors
 
 
-def _described(name: str, answer: Prediction) -> dict[str, Any]:
-    return {"image": name, "classes": answer.classes, "probabilities": answer.probabilities, "by_segment": answer.by_segment}
+def _described(image: NamedImage, answer: Prediction) -> dict[str, Any]:
+    label = {} if image.label is None else {"label": image.label}
+    answered = {"classes": answer.classes, "probabilities": answer.probabilities, "by_segment": answer.by_segment}
+    return {"image": image.name, **label, **answered}
 
 
 def _line(row: dict[str, Any]) -> str:
+    label = f" (of class {row['label']})" if "label" in row else ""
     answers = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(row["classes"], row["probabilities"], strict=True))
     first, last = row["by_segment"][0], row["by_segment"][-1]
-    return f"{row['image']}: {answers}" + (f"   (before feedback: {first})" if first != last else "")
+    return f"{row['image']}{label}: {answers}" + (f"   (before feedback: {first})" if first != last else "")
 
 
-def _draw(predictor: Predictor, names: Sequence[str], tensors: Sequence[torch.Tensor], folder: Path, first: int) -> None:
+def _draw(predictor: Predictor, images: Sequence[NamedImage], tensors: Sequence[torch.Tensor], folder: Path, first: int) -> None:
     from tdformer.analysis.map_pictures import draw_maps
 
-    pictures = draw_maps(predictor, tensors)
-    for number, (name, picture) in enumerate(zip(names, pictures, strict=True), start=first):
-        stem = "stdin" if name == STDIN else Path(name).stem
-        picture.save(folder / f"{number:04d}_{stem}.png")
+    for number, (image, picture) in enumerate(zip(images, draw_maps(predictor, tensors), strict=True), start=first):
+        picture.save(folder / f"{number:04d}_{image.stem}.png")

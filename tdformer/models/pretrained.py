@@ -32,6 +32,7 @@ from tdformer.config.yaml_io import checked
 from tdformer.models.published_files import read_tensors
 from tdformer.models.published_names import own_names
 from tdformer.models.tdformer import TDFormer
+from tdformer.models.timm_folder import timm_description
 from tdformer.models.weights import WeightsError, check_exactly, check_sound, match, printable, read_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -101,7 +102,8 @@ def write_weights(folder: Path, state: Mapping[str, torch.Tensor], config: Model
             save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, whole / WEIGHTS)
             (whole / WEIGHTS).chmod(0o644)  # safetensors makes it for its owner alone
             digest = sha256(whole / WEIGHTS)
-            description = {"format": FORMAT, "model": config.model_dump(mode="json"), "sha256": digest, "origin": origin}
+            own = {"format": FORMAT, "model": config.model_dump(mode="json"), "sha256": digest, "origin": origin}
+            description = own | timm_description(config, origin)
             (whole / CONFIG).write_text(json.dumps(description, indent=1))
             whole.replace(folder)
     except OSError as error:

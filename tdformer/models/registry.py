@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import PretrainedCfg, load_pretrained, register_model
 
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import UserError
@@ -184,12 +184,22 @@ def parameter_counts(config: ModelConfig) -> tuple[int, int]:
 
 
 def _register(name: str) -> None:
-    def entry_point(pretrained: bool = False, **changes: Any) -> TDFormer:
-        if pretrained:
-            raise UserError(f"no weights of {name} are published; give checkpoint_path, or use tdformer.models.load_pretrained(folder)")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes these to every model
+    def entry_point(pretrained: bool = False, pretrained_cfg: Any = None, **changes: Any) -> TDFormer:
+        """Make the network as timm does. pretrained_cfg: timm's description of weights, from `local-dir:FOLDER` or a hub."""
+        described = asdict(pretrained_cfg) if isinstance(pretrained_cfg, PretrainedCfg) else pretrained_cfg
+        if pretrained and not (isinstance(described, dict) and described.get("source") in ("local-dir", "hf-hub")):
+            raise UserError(
+                f"no weights of {name} are published; give local-dir:FOLDER as the name, or checkpoint_path, or use "
+                f"tdformer.models.load_pretrained(folder)"
+            )
+        for key in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):  # timm passes these to every model
             changes.pop(key, None)
-        return create_model(name, **changes)
+        model = create_model(name, **changes)
+        if isinstance(described, dict):
+            model.pretrained_cfg = model.default_cfg = {**getattr(model, "default_cfg", {}), **described}
+        if pretrained:
+            load_pretrained(model, pretrained_cfg=model.pretrained_cfg, num_classes=model.num_classes, in_chans=model.config.backbone.in_channels)
+        return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     register_model(entry_point)

@@ -137,7 +137,9 @@ def test_nothing_of_the_training_system_is_loaded(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_answers_the_others_if_one_image_cannot_be_read(folder: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_the_command_answers_the_others_if_one_image_cannot_be_read(
+    folder: Path, predictor: Predictor, stripes: Path, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     (images / "deeper").mkdir(parents=True)
     for index, name in enumerate(("a.png", "b.png", "deeper/c.png")):
@@ -157,6 +159,12 @@ def test_the_command_answers_the_others_if_one_image_cannot_be_read(folder: Path
     shown = command("predict", folder, str(images / "*.png"))
     assert shown.returncode == 0
     assert shown.stdout.count(" %, ") == 2 * 2
+
+    of_set = json.loads(command("predict", folder, stripes / "val", "--samples", 3, "--json").stdout)["predictions"]
+    data = open_dataset(stripes / "val")
+    chosen = [sample * len(data) // 3 for sample in range(3)]
+    assert [row["image"] for row in of_set] == [f"{stripes / 'val'}/{data.index.key_of(sample)}" for sample in chosen]
+    assert [row["label"] for row in of_set] == [CLASSES[data.index.label_of(sample)] for sample in chosen]
 
     for arguments, sentence in (
         ([images / "nowhere.png"], "there is no image"),
