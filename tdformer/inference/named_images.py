@@ -57,7 +57,7 @@ def named_images(names: Sequence[str], samples: int | None) -> Iterator[NamedIma
             yield from map(_of_file, matching)
         else:
             raise UserError(
-                f"there is no image {name}; give JPEG or PNG files, folders of them, patterns in quotes, a prepared data set, or - for stdin."
+                f"there is no image {name}; give JPEG or PNG files, folders, patterns in quotes, a prepared data set, or - for stdin."
             )
 
 

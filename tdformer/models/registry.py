@@ -196,9 +196,10 @@ def _register(name: str) -> None:
             changes.pop(key, None)
         model = create_model(name, **changes)
         if isinstance(described, dict):
-            model.pretrained_cfg = model.default_cfg = {**getattr(model, "default_cfg", {}), **described}
+            model.pretrained_cfg = model.default_cfg = {**getattr(model, "default_cfg", {}), **described, "architecture": name}
         if pretrained:
-            load_pretrained(model, pretrained_cfg=model.pretrained_cfg, num_classes=model.num_classes, in_chans=model.config.backbone.in_channels)
+            in_chans = model.config.backbone.in_channels
+            load_pretrained(model, pretrained_cfg=model.pretrained_cfg, num_classes=model.num_classes, in_chans=in_chans)
         return model
 
     entry_point.__name__ = entry_point.__qualname__ = name

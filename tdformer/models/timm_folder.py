@@ -36,7 +36,7 @@ def timm_description(config: ModelConfig, origin: dict[str, Any]) -> dict[str, A
 
 
 def nearest_name(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Return the registered network that differs least from a configuration, and the keys in which it differs, as create_model takes them."""
+    """Return the registered network that differs least from a configuration, and the keys that differ, as create_model takes them."""
     candidates = {
         name: differing(named.config, config)
         for name, named in MODELS.items()
@@ -55,4 +55,3 @@ def flat(config: ModelConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     sections = [tree.pop(section) for section in SECTIONS]
     return {key: value for section in (tree, *sections) if section is not None for key, value in section.items()}
-

@@ -113,7 +113,7 @@ def test_timms_arguments_that_do_not_fit_are_refused_by_their_meaning(changes: d
 
 
 def test_timms_pretrained_is_told_what_to_do_instead() -> None:
-    with pytest.raises(UserError, match="no weights of tdformer_sdt2_256 are published; give checkpoint_path"):
+    with pytest.raises(UserError, match="no weights of tdformer_sdt2_256 are published; give local-dir:FOLDER as the name"):
         timm.create_model("tdformer_sdt2_256", pretrained=True)
 
 

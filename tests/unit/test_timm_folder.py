@@ -41,7 +41,7 @@ def test_timm_reads_a_weights_folder(tmp_path: Path) -> None:
     assert model(x).std() > 0
     assert model.config == expected.config
     data = resolve_model_data_config(model)
-    assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 32, 32), 0.8, "bilinear")
+    assert (tuple(data["input_size"]), data["crop_pct"], data["interpolation"]) == ((3, 32, 32), 0.8, "bilinear")
     assert model.pretrained_cfg["label_names"] == CLASSES
     other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
     assert other(x).shape == (2, 7)
