@@ -31,7 +31,7 @@ class NamedImage:
 
     @property
     def stem(self) -> str:
-        """Its name without folders, for the file of a picture."""
+        """The name without folders, for the file of a picture."""
         return "stdin" if self.name == STDIN else Path(self.name).stem
 
 
