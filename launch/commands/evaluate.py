@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from tdformer.inference.early_exit import Rule
-
 from data_pipelines.errors import UserError
 from launch.commands.options import Ema, Evaluated, Json, Overrides, Processes, Which
 from launch.output.tables import show_evaluation
+
+if TYPE_CHECKING:
+    from tdformer.inference.early_exit import Rule
 
 
 def evaluate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from data_pipelines.errors import UserError
 from launch.commands.options import Overrides, Processes, RunDirOption, Target
 from launch.exit_codes import EXIT_ERROR, EXIT_STOPPED
 from launch.output import streams
@@ -49,7 +50,12 @@ def _note_on_stages(target: Path, overrides: list[str]) -> None:
     from tdformer.config.yaml_io import load_config
     from tdformer.distributed.launch_environment import launcher_of
 
-    if launcher_of(os.environ) or load_config(target, overrides).init is not None or len(chain := chain_of(target)) == 1:
+    if launcher_of(os.environ):
+        return
+    try:
+        if load_config(target, overrides).init is not None or len(chain := chain_of(target)) == 1:
+            return
+    except UserError:  # training says it, and waits for what cannot be read now
         return
     typer.echo(
         f"note: {target} comes after {chain[-2].name} and has no init, so that it starts from random weights here; to train what comes "

@@ -84,7 +84,8 @@ def _from_run(path: Path, which: str, averaged: bool) -> Network:
 
 
 def _from_weights(folder: Path) -> Network:
-    model, weights = pretrained.load_pretrained(folder), read_trained(folder)
+    weights = read_trained(folder)
+    model = pretrained.network_of(weights, folder)
     data = checked(DataConfig, {"train": NOWHERE, "val": NOWHERE, "workers": 0, **input_of(weights)}, f"{folder} cannot be used")
     return Network(
         folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from tdformer.checkpoint.format import Checkpoint, check, load_model
 from tdformer.config import RunConfig
 from tdformer.config.yaml_io import load_config, with_overrides
 from tdformer.inference.networks import NOWHERE, classes_of, input_of, read_trained
+from tdformer.models.pretrained import Weights
 from tdformer.models.tdformer import TDFormer
 from tdformer.models.weights import load_exactly
 
@@ -24,7 +26,7 @@ class Known:
     classes: list[str] | None
     """Their names. None for imported weights, which have none."""
     described: dict[str, Any]
-    """Where it comes from, for the result."""
+    """The result says with these entries where the network comes from."""
 
 
 class Subject(Protocol):
@@ -68,8 +70,13 @@ class OfWeights:
     folder: Path
     overrides: Sequence[str]
 
+    @cached_property
+    def _weights(self) -> Weights:
+        """The folder's content, which is read and compared with its SHA-256 once."""
+        return read_trained(self.folder)
+
     def config(self) -> RunConfig:
-        weights = read_trained(self.folder)
+        weights = self._weights
         tree = {
             "name": "evaluation",
             "data": {"train": NOWHERE, "val": NOWHERE, "workers": min(4, os.cpu_count() or 1), **input_of(weights)},
@@ -82,8 +89,8 @@ class OfWeights:
         return config
 
     def check(self) -> Known:
-        weights = read_trained(self.folder)
+        weights = self._weights
         return Known(classes_of(weights), {"weights": str(self.folder), "step": weights.origin.get("step")})
 
     def load_into(self, model: TDFormer) -> None:
-        load_exactly(model, read_trained(self.folder).state, f"weights {self.folder}")
+        load_exactly(model, self._weights.state, f"weights {self.folder}")

@@ -125,8 +125,11 @@ def input_described(data: DataConfig) -> dict[str, Any]:
 
 def load_pretrained(folder: str | Path) -> TDFormer:
     """Make the network of a weights folder, in evaluation mode. Raises WeightsError if the folder holds a part of one only."""
-    folder = Path(folder)
-    found = read_weights(folder)
+    return network_of(read_weights(Path(folder)), Path(folder))
+
+
+def network_of(found: Weights, folder: Path) -> TDFormer:
+    """Make the network of weights that were read from `folder`, as load_pretrained does."""
     config, state = found.config, found.state
     with torch.device("meta"):  # compared before anything is allocated
         model = TDFormer(config)
